@@ -1,0 +1,198 @@
+"""The annotator: triplets in, labels with confidence out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cwpo.types import (
+    Annotation,
+    FailedAnnotation,
+    ItemError,
+    ModelRef,
+    ScoreItem,
+    Triplet,
+    Truncation,
+)
+from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
+from cwpo_annotator.backends.null import NullBackend, NullEncoder
+from cwpo_annotator.confidence import confidence, preferred
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+class TextEncoder(Protocol):
+    """Turns texts into token ids, or says what is wrong with them."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens a text may have."""
+        ...
+
+    def encode_pairs(
+        self, triplets: Sequence[Triplet], truncation: Truncation
+    ) -> Sequence[EncodedPair | ItemError]:
+        """Both texts of each triplet."""
+        ...
+
+    def encode_texts(
+        self, items: Sequence[ScoreItem], truncation: Truncation
+    ) -> Sequence[EncodedText | ItemError]:
+        """The text of each item."""
+        ...
+
+
+class Annotator:
+    """A loaded annotator.
+
+    `annotate` does it all in one call. A server takes the steps apart: `encode` on one thread,
+    `score_pairs` on batches of many requests on another, `label` at the end.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        backend: Backend,
+        model: ModelRef,
+        temperature: float | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.backend = backend
+        self.model = model
+        self.temperature = temperature
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: DType = "auto",
+        device: str = "auto",
+        token_budget: int | None = None,
+    ) -> Annotator:
+        """Load a checkpoint folder or Hub id with the torch backend.
+
+        Args:
+            dtype: of the weights and activations; auto is bfloat16 on a GPU, float32 on a CPU.
+            device: cuda, mps, cpu, or auto for the best there is.
+            token_budget: tokens a forward pass, padding included; None chooses by the device.
+        Raises: CheckpointError for what is no annotator.
+        """
+        from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.torch import TorchBackend
+        from cwpo_annotator.encoding import Encoder
+
+        folder = checkpoint.resolve(path)
+        encoder = Encoder.load(folder)
+        backend = TorchBackend(
+            folder,
+            pad_token_id=encoder.pad_token_id,
+            dtype=dtype,
+            device=device,
+            token_budget=token_budget,
+        )
+        name = Path(path).resolve().name if Path(path).is_dir() else str(path)
+        model = ModelRef(name=name, revision=checkpoint.revision(folder))
+        return cls(encoder, backend, model, encoder.card.temperature)
+
+    @classmethod
+    def null(cls) -> Annotator:
+        """An annotator that scores by a hash, without a model; torch is never imported."""
+        return cls(NullEncoder(), NullBackend(), ModelRef(name="null", revision="null"))
+
+    def annotate(
+        self, triplets: Sequence[Triplet], truncation: Truncation = "error"
+    ) -> list[Annotation | FailedAnnotation]:
+        """Label the triplets, in order; a triplet without id is named by its position."""
+        ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
+        encoded = self.encode(triplets, truncation)
+        pairs = [item for item in encoded if isinstance(item, EncodedPair)]
+        return self.label(ids, encoded, self.score_pairs(pairs))
+
+    def encode(
+        self, triplets: Sequence[Triplet], truncation: Truncation = "error"
+    ) -> list[EncodedPair | ItemError]:
+        """The token ids of each triplet, or what is wrong with it."""
+        problems = [_problem(t.prompt, t.response_a, t.response_b) for t in triplets]
+        good = [t for t, problem in zip(triplets, problems, strict=True) if problem is None]
+        encoded = iter(self.encoder.encode_pairs(good, truncation))
+        return [problem or next(encoded) for problem in problems]
+
+    def encode_texts(
+        self, items: Sequence[ScoreItem], truncation: Truncation = "error"
+    ) -> list[EncodedText | ItemError]:
+        """The token ids of each item, or what is wrong with it."""
+        problems = [_problem(item.prompt, item.response) for item in items]
+        good = [item for item, problem in zip(items, problems, strict=True) if problem is None]
+        encoded = iter(self.encoder.encode_texts(good, truncation))
+        return [problem or next(encoded) for problem in problems]
+
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+        """Raw scores of a and b, shape (n, 2)."""
+        if not pairs:
+            return np.empty((0, 2), np.float32)
+        return self.backend.score_pairs(pairs)
+
+    def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
+        """Raw scores, shape (n,)."""
+        if not texts:
+            return np.empty(0, np.float32)
+        return self.backend.score_texts(texts)
+
+    def label(
+        self,
+        ids: Sequence[str],
+        encoded: Sequence[EncodedPair | ItemError],
+        scores: NDArray[np.float32],
+    ) -> list[Annotation | FailedAnnotation]:
+        """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
+        finite = np.isfinite(scores).all(axis=1)
+        safe = np.where(finite[:, None], scores, np.float32(0))
+        confidences = confidence(safe[:, 0], safe[:, 1])
+        calibrated = (
+            None
+            if self.temperature is None
+            else confidence(safe[:, 0], safe[:, 1], self.temperature).tolist()
+        )
+        rows = zip(safe.tolist(), confidences.tolist(), finite.tolist(), strict=True)
+        result: list[Annotation | FailedAnnotation] = []
+        at = 0
+        for item_id, item in zip(ids, encoded, strict=True):
+            if isinstance(item, ItemError):
+                result.append(FailedAnnotation(id=item_id, error=item))
+                continue
+            (score_a, score_b), certainty, is_finite = next(rows)
+            if is_finite:
+                result.append(
+                    Annotation(
+                        id=item_id,
+                        preferred=preferred(score_a, score_b),
+                        confidence=certainty,
+                        score_a=score_a,
+                        score_b=score_b,
+                        truncated=item.truncated,
+                        calibrated_confidence=calibrated[at] if calibrated else None,
+                    )
+                )
+            else:
+                result.append(FailedAnnotation(id=item_id, error=NON_FINITE))
+            at += 1
+        return result
+
+
+NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
+
+
+def _problem(prompt: object, *responses: str) -> ItemError | None:
+    for response, name in zip(responses, _names(len(responses)), strict=True):
+        if not response.strip():
+            return ItemError(code="empty_response", detail=f"{name} is empty")
+    return None
+
+
+def _names(count: int) -> tuple[str, ...]:
+    return ("response",) if count == 1 else ("response_a", "response_b")

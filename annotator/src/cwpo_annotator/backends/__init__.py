@@ -1,0 +1,1 @@
+"""Ways to turn token ids into scores."""

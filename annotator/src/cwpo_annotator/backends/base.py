@@ -1,0 +1,61 @@
+"""What every scoring backend offers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """The token ids of one prompt with one response."""
+
+    ids: Sequence[int]
+    truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """The token ids of one prompt with either response.
+
+    The first `shared` ids of a and b are the same.
+    """
+
+    a: Sequence[int]
+    b: Sequence[int]
+    shared: int = 0
+    truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both texts."""
+        return len(self.a) + len(self.b)
+
+
+class Backend(Protocol):
+    """Scores token ids with one loaded model. Called from one thread at a time."""
+
+    name: str
+    device: str
+    dtype: str
+
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+        """Raw scores of a and b, shape (n, 2), in input order; NaN and infinities as they come."""
+        ...
+
+    def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
+        """Raw scores, shape (n,), in input order."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...

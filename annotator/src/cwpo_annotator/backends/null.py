@@ -1,0 +1,75 @@
+"""Scores from a hash: no model, no tokens, no torch. For load tests of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cwpo.types import Prompt, ScoreItem, Triplet, Truncation
+from cwpo_annotator.backends.base import EncodedPair, EncodedText
+
+_SPAN = 8.0
+
+
+class NullEncoder:
+    """Stands for the tokenizer: one 53-bit hash a text as its only token."""
+
+    max_length = 1 << 20
+
+    def encode_pairs(
+        self, triplets: Sequence[Triplet], truncation: Truncation
+    ) -> list[EncodedPair]:
+        """One token a text; nothing is ever too long."""
+        pairs = []
+        for triplet in triplets:
+            prompt = _hash(triplet.prompt)
+            pairs.append(
+                EncodedPair(
+                    a=(_continue(prompt, triplet.response_a),),
+                    b=(_continue(prompt, triplet.response_b),),
+                )
+            )
+        return pairs
+
+    def encode_texts(self, items: Sequence[ScoreItem], truncation: Truncation) -> list[EncodedText]:
+        """One token a text."""
+        return [EncodedText(ids=(_continue(_hash(item.prompt), item.response),)) for item in items]
+
+
+class NullBackend:
+    """Maps the hash to a score, uniform in [-4, 4)."""
+
+    name = "null"
+    device = "cpu"
+    dtype = "float32"
+
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+        """Shape (n, 2)."""
+        hashes = np.array([(pair.a[0], pair.b[0]) for pair in pairs], dtype=np.float64)
+        return _score(hashes.reshape(-1, 2))
+
+    def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
+        """Shape (n,)."""
+        return _score(np.array([text.ids[0] for text in texts], dtype=np.float64))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _hash(prompt: Prompt) -> bytes:
+    if isinstance(prompt, str):
+        return blake2b(prompt.encode(), digest_size=16).digest()
+    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in prompt)
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _continue(prompt: bytes, response: str) -> int:
+    digest = blake2b(response.encode(), digest_size=8, key=prompt).digest()
+    return int.from_bytes(digest, "little") >> 11
+
+
+def _score(hashes: NDArray[np.float64]) -> NDArray[np.float32]:
+    return ((hashes / 2.0**53 - 0.5) * _SPAN).astype(np.float32)

@@ -1,0 +1,38 @@
+"""Label and confidence from two raw scores: eq. 6 and 8 of the paper."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cwpo.errors import CwpoError
+from cwpo.types import Preference
+
+
+class NonFiniteScoreError(CwpoError):
+    """A score is NaN or infinite; it can carry no label."""
+
+
+def confidence(
+    score_a: NDArray[np.floating], score_b: NDArray[np.floating], temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """Confidence of the label, eq. 8: 2 (sigmoid(margin) - 1/2) = tanh(|a - b| / 2T).
+
+    Args:
+        score_a, score_b: raw annotator scores (logits), shape (n,), any float dtype.
+        temperature: T > 0; 1 is the paper's, a calibrated one comes from the checkpoint.
+    Returns: float32, shape (n,), in [0, 1]; 0 for a tie. (1 only by rounding: margins over 18.)
+    Raises: NonFiniteScoreError where a score is NaN or infinite.
+    """
+    a = np.asarray(score_a, dtype=np.float32)
+    b = np.asarray(score_b, dtype=np.float32)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise NonFiniteScoreError("a score is NaN or infinite")
+    return np.tanh(np.abs(a - b) / np.float32(2.0 * temperature))
+
+
+def preferred(score_a: float, score_b: float) -> Preference:
+    """The label, eq. 6: the response with the higher score, or a tie."""
+    if score_a == score_b:
+        return "tie"
+    return "a" if score_a > score_b else "b"

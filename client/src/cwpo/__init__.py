@@ -1,0 +1,17 @@
+"""Confidence-weighted preference optimisation: types, SDK and datasets."""
+
+from cwpo.async_client import AsyncClient
+from cwpo.client import Client
+from cwpo.errors import CwpoError
+from cwpo.types import Annotation, FailedAnnotation, Job, Message, Triplet
+
+__all__ = [
+    "Annotation",
+    "AsyncClient",
+    "Client",
+    "CwpoError",
+    "FailedAnnotation",
+    "Job",
+    "Message",
+    "Triplet",
+]

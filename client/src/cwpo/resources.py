@@ -1,0 +1,103 @@
+"""The calls of the REST contract, built once for the sync and the async client."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from cwpo.errors import CwpoError
+from cwpo.transport import Call
+from cwpo.types import (
+    AnnotateRequest,
+    AnnotateResponse,
+    FileFormat,
+    Job,
+    JobList,
+    JobRequest,
+    JobState,
+    ModelInfo,
+    Priority,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+    Triplet,
+    Truncation,
+    Usage,
+)
+
+CONTENT_TYPES: dict[FileFormat, str] = {
+    "jsonl": "application/x-ndjson",
+    "jsonl.gz": "application/gzip",
+    "parquet": "application/vnd.apache.parquet",
+}
+
+
+def new_idempotency_key() -> str:
+    """A key that makes all retries of one submission one submission."""
+    return uuid.uuid4().hex
+
+
+def annotate(
+    triplets: Sequence[Triplet], truncation: Truncation, priority: Priority
+) -> Call[AnnotateResponse]:
+    """POST /annotate."""
+    body = AnnotateRequest(triplets=list(triplets), truncation=truncation, priority=priority)
+    return Call("POST", "/annotate", AnnotateResponse, body)
+
+
+def with_ids(triplets: Sequence[Triplet]) -> list[Triplet]:
+    """The triplets, those without an id named by their position in the whole input."""
+    return [
+        triplet if triplet.id is not None else triplet.model_copy(update={"id": str(index)})
+        for index, triplet in enumerate(triplets)
+    ]
+
+
+def joined(answers: Sequence[AnnotateResponse]) -> AnnotateResponse:
+    """One answer out of those to the parts of a long input.
+
+    Raises: CwpoError when the service changed its model in between.
+    """
+    if any(answer.model != answers[0].model for answer in answers):
+        raise CwpoError("the service changed its model between two parts of the input: ask again")
+    return AnnotateResponse(
+        annotations=[item for answer in answers for item in answer.annotations],
+        model=answers[0].model,
+        usage=Usage(
+            triplets=sum(answer.usage.triplets for answer in answers),
+            tokens=sum(answer.usage.tokens for answer in answers),
+        ),
+    )
+
+
+def score(
+    items: Sequence[ScoreItem], truncation: Truncation, priority: Priority
+) -> Call[ScoreResponse]:
+    """POST /score."""
+    body = ScoreRequest(items=list(items), truncation=truncation, priority=priority)
+    return Call("POST", "/score", ScoreResponse, body)
+
+
+def model() -> Call[ModelInfo]:
+    """GET /model."""
+    return Call("GET", "/model", ModelInfo)
+
+
+def create_job(request: JobRequest, idempotency_key: str) -> Call[Job]:
+    """POST /jobs."""
+    return Call("POST", "/jobs", Job, request, headers={"Idempotency-Key": idempotency_key})
+
+
+def list_jobs(state: JobState | None, limit: int, cursor: str | None) -> Call[JobList]:
+    """GET /jobs."""
+    return Call("GET", "/jobs", JobList, params={"state": state, "limit": limit, "cursor": cursor})
+
+
+def get_job(job_id: str) -> Call[Job]:
+    """GET /jobs/{id}."""
+    return Call("GET", f"/jobs/{job_id}", Job)
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    """POST /jobs/{id}/cancel."""
+    return Call("POST", f"/jobs/{job_id}/cancel", Job)

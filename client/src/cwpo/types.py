@@ -1,0 +1,230 @@
+"""The vocabulary of the REST contract, shared by every part: pydantic models only."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Truncation = Literal["error", "prompt_left"]
+Priority = Literal["interactive", "batch"]
+Preference = Literal["a", "b", "tie"]
+FileFormat = Literal["jsonl", "jsonl.gz", "parquet"]
+ResultFormat = Literal["parquet", "jsonl"]
+JobState = Literal[
+    "validating",
+    "queued",
+    "running",
+    "finalizing",
+    "completed",
+    "completed_with_errors",
+    "failed",
+    "cancelling",
+    "cancelled",
+]
+
+FINAL_STATES: frozenset[JobState] = frozenset(
+    {"completed", "completed_with_errors", "failed", "cancelled"}
+)
+
+
+class _Model(BaseModel):
+    # An unknown field is a misspelt one: refuse it rather than drop it.
+    model_config = ConfigDict(extra="forbid")
+
+
+class Message(_Model):
+    """One turn of a chat prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = str | Annotated[list[Message], Field(min_length=1)]
+
+
+class Triplet(_Model):
+    """A prompt and the two responses to compare."""
+
+    id: str | None = None
+    prompt: Prompt
+    response_a: str
+    response_b: str
+
+
+class Annotation(_Model):
+    """The label of one triplet and how far to trust it.
+
+    confidence is tanh(|score_a - score_b| / 2) (eq. 8) in [0, 1]; calibrated_confidence is the
+    same at the checkpoint's calibration temperature, where it has one.
+    """
+
+    id: str
+    preferred: Preference
+    confidence: float
+    score_a: float
+    score_b: float
+    truncated: bool = False
+    calibrated_confidence: float | None = None
+
+
+class ItemError(_Model):
+    """Why one item could not be annotated; the others are unharmed."""
+
+    code: Literal[
+        "invalid_row",
+        "empty_response",
+        "invalid_text",
+        "too_long",
+        "response_too_long",
+        "non_finite_score",
+    ]
+    detail: str
+
+
+class FailedAnnotation(_Model):
+    """Stands in an answer where an annotation could not be made."""
+
+    id: str
+    error: ItemError
+
+
+class ModelRef(_Model):
+    """Which annotator made an answer."""
+
+    name: str
+    revision: str
+
+
+class ModelInfo(ModelRef):
+    """What the service has loaded, and its limits."""
+
+    backend: str
+    device: str
+    dtype: str
+    max_length: int = Field(description="tokens a text, prompt and response together")
+    max_triplets: int = Field(description="triplets a request")
+    max_body_bytes: int = Field(description="bytes a request body")
+    temperature: float | None = Field(None, description="calibration temperature")
+
+
+class Usage(_Model):
+    """What a request cost."""
+
+    triplets: int
+    tokens: int
+
+
+class AnnotateRequest(_Model):
+    """The body of POST /annotate."""
+
+    triplets: Annotated[list[Triplet], Field(min_length=1)]
+    truncation: Truncation = "error"
+    priority: Priority = "interactive"
+
+
+class AnnotateResponse(_Model):
+    """The answer of POST /annotate, in input order."""
+
+    annotations: list[Annotation | FailedAnnotation]
+    model: ModelRef
+    usage: Usage
+
+
+class ScoreItem(_Model):
+    """One response to score on its own."""
+
+    prompt: Prompt
+    response: str
+
+
+class ScoreRequest(_Model):
+    """The body of POST /score."""
+
+    items: Annotated[list[ScoreItem], Field(min_length=1)]
+    truncation: Truncation = "error"
+    priority: Priority = "interactive"
+
+
+class Score(_Model):
+    """A raw annotator score (logit)."""
+
+    score: float
+    truncated: bool = False
+
+
+class FailedScore(_Model):
+    """Stands where an item could not be scored."""
+
+    error: ItemError
+
+
+class ScoreResponse(_Model):
+    """The answer of POST /score, in input order."""
+
+    scores: list[Score | FailedScore]
+    model: ModelRef
+    usage: Usage
+
+
+class File(_Model):
+    """An uploaded file of triplets."""
+
+    id: str
+    format: FileFormat
+    bytes: int
+    sha256: str
+    created_at: datetime
+
+
+class JobRequest(_Model):
+    """The body of POST /jobs."""
+
+    file_id: str
+    truncation: Truncation = "error"
+
+
+class JobProgress(_Model):
+    """How far a job is. rows_total is unknown while the input is being validated."""
+
+    rows_total: int | None = None
+    rows_done: int = 0
+    rows_annotated: int = 0
+    rows_failed: int = 0
+    rows_per_second: float | None = None
+    eta_seconds: float | None = None
+
+
+class Job(_Model):
+    """A batch job."""
+
+    id: str
+    state: JobState
+    file_id: str
+    truncation: Truncation = "error"
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    model: ModelRef | None = None
+    progress: JobProgress = JobProgress()
+    error: str | None = Field(None, description="why the job failed")
+
+
+class JobList(_Model):
+    """One page of jobs, newest first; pass next_cursor as cursor for the page after it."""
+
+    jobs: list[Job]
+    next_cursor: str | None = None
+
+
+class Problem(BaseModel):
+    """An error answer, RFC 9457 (application/problem+json)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
