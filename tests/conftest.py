@@ -1,0 +1,82 @@
+"""Fixtures that several parts share: real data, and models small enough to build in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The name is also the environment twin of `cwpo up --data-dir`: keep it from child processes.
+_DATA_DIR = os.environ.pop("CWPO_DATA_DIR", None)
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_WORDS = (
+    "the a of to and in is you that it for on are with as I be at this have from or had by not "
+    "word what some we can out other were all there when up use your how said an each she which "
+    "do their time if will way about many then them write would like so these her long make "
+    "thing see him two has look more day could go come did number sound no most people my over "
+    "know water than call first who may down side been now find Human Assistant hello why cat "
+    "Sure sorry please thanks question answer because good bad help safe rude kind"
+).split()
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real human preference data; tests that need it are skipped without."""
+    if _DATA_DIR is None:
+        pytest.skip("CWPO_DATA_DIR is not set")
+    return Path(_DATA_DIR).resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of some 500 tokens with EOS, pad and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<pad>", "<eos>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(_WORDS)] * 3, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_causal(tiny_tokenizer, tmp_path_factory) -> Path:
+    """The folder of a random two-layer Llama language model."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "causal"
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
