@@ -95,9 +95,10 @@ class Annotator:
             device=device,
             token_budget=token_budget,
         )
+        card = checkpoint.read_card(folder)
         name = Path(path).resolve().name if Path(path).is_dir() else str(path)
         model = ModelRef(name=name, revision=checkpoint.revision(folder))
-        return cls(encoder, backend, model, encoder.card.temperature)
+        return cls(encoder, backend, model, card.temperature if card else None)
 
     @classmethod
     def null(cls) -> Annotator:
@@ -150,7 +151,7 @@ class Annotator:
         scores: NDArray[np.float32],
     ) -> list[Annotation | FailedAnnotation]:
         """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
-        finite = np.isfinite(scores).all(axis=1)
+        finite = np.isfinite(scores[:, 0]) & np.isfinite(scores[:, 1])
         safe = np.where(finite[:, None], scores, np.float32(0))
         confidences = confidence(safe[:, 0], safe[:, 1])
         calibrated = (
