@@ -100,15 +100,21 @@ def test_one_bad_item_leaves_the_others_unharmed(tiny_annotator):
     bad = [
         Triplet(id="empty", prompt="why", response_a=" \n", response_b="good"),
         Triplet(id="long", prompt="why", response_a="cat " * 500, response_b="good"),
+        Triplet.model_construct(id="half", prompt="why", response_a="ok", response_b="\ud83d"),
     ]
     annotations = Annotator.load(tiny_annotator).annotate([TRIPLETS[0], *bad, TRIPLETS[1]])
     assert [type(a) for a in annotations] == [
         Annotation,
         FailedAnnotation,
         FailedAnnotation,
+        FailedAnnotation,
         Annotation,
     ]
-    assert [a.error.code for a in annotations[1:3]] == ["empty_response", "too_long"]
+    assert [a.error.code for a in annotations[1:4]] == [
+        "empty_response",
+        "too_long",
+        "invalid_text",
+    ]
     assert "response_a" in annotations[1].error.detail
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 
 from cwpo import Message, Triplet
@@ -9,7 +11,7 @@ from cwpo_annotator.encoding import Encoder
 
 @pytest.fixture
 def encoder(tiny_tokenizer):
-    return Encoder(tiny_tokenizer, EncodingSpec(max_length=64, pad_token="<pad>"))
+    return Encoder(copy.deepcopy(tiny_tokenizer), EncodingSpec(max_length=64, pad_token="<pad>"))
 
 
 def text_of(encoder, prompt, response):
@@ -42,8 +44,6 @@ def test_chat_prompts_go_through_the_chat_template(encoder):
 
 
 def test_chat_prompts_without_a_template_become_a_transcript(tiny_tokenizer):
-    import copy
-
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = None
     encoder = Encoder(tokenizer, EncodingSpec(max_length=64, pad_token="<pad>"))
@@ -96,14 +96,15 @@ def test_a_response_is_never_cut(encoder):
     assert result.code == "response_too_long"
 
 
-def test_half_a_surrogate_pair_is_that_items_error_alone(encoder):
-    bad = ScoreItem.model_construct(prompt="why", response="\ud83d")
-    good = ScoreItem(prompt="why", response="🐈 because")
-    first, second = encoder.encode_texts([bad, good])
+def test_a_chat_template_that_refuses_is_that_items_error_alone(encoder):
+    encoder.tokenizer.chat_template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}x"
+    )
+    refused = ScoreItem(prompt=[Message(role="assistant", content="no")], response="good")
+    first, second = encoder.encode_texts([refused, ScoreItem(prompt="why", response="because")])
     assert isinstance(first, ItemError)
-    assert first.code == "invalid_text"
+    assert "user first" in first.detail
     assert isinstance(second, EncodedText)
-    assert encoder.tokenizer.decode(second.ids) == "why\n\n🐈 because<eos>"
 
 
 def test_the_pad_token_may_not_be_the_end_of_sequence(tiny_tokenizer):

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cwpo.texts import text_problem
 from cwpo.types import (
     Annotation,
     FailedAnnotation,
@@ -118,7 +119,10 @@ class Annotator:
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[EncodedPair | ItemError]:
         """The token ids of each triplet, or what is wrong with it."""
-        problems = [_problem(t.prompt, t.response_a, t.response_b) for t in triplets]
+        problems = [
+            text_problem(t.prompt, response_a=t.response_a, response_b=t.response_b)
+            for t in triplets
+        ]
         good = [t for t, problem in zip(triplets, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_pairs(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -127,7 +131,7 @@ class Annotator:
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
     ) -> list[EncodedText | ItemError]:
         """The token ids of each item, or what is wrong with it."""
-        problems = [_problem(item.prompt, item.response) for item in items]
+        problems = [text_problem(item.prompt, response=item.response) for item in items]
         good = [item for item, problem in zip(items, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_texts(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -186,14 +190,3 @@ class Annotator:
 
 
 NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
-
-
-def _problem(prompt: object, *responses: str) -> ItemError | None:
-    for response, name in zip(responses, _names(len(responses)), strict=True):
-        if not response.strip():
-            return ItemError(code="empty_response", detail=f"{name} is empty")
-    return None
-
-
-def _names(count: int) -> tuple[str, ...]:
-    return ("response",) if count == 1 else ("response_a", "response_b")

@@ -136,16 +136,10 @@ class Encoder:
 
     def _text(self, prompt: Prompt, response: str) -> _Text | ItemError:
         try:
-            text = self._join(prompt, response)
-            text.text.encode()
-        except UnicodeEncodeError:
-            return ItemError(
-                code="invalid_text", detail="the text holds half of a surrogate pair: no Unicode"
-            )
+            return self._join(prompt, response)
         except Exception as error:
             # Chat templates are programs that come with the model and may refuse a conversation.
             return ItemError(code="invalid_row", detail=f"the chat template refuses it: {error}")
-        return text
 
     def _join(self, prompt: Prompt, response: str) -> _Text:
         if isinstance(prompt, str):
