@@ -1,0 +1,19 @@
+"""Trains annotators and aligns strong models on confidence-weighted preferences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
+
+__all__ = ["ConfidenceDPOConfig", "ConfidenceDPOTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing TRL takes seconds: `cwpo --help`, which passes here, must not wait for it.
+    if name in __all__:
+        from cwpo_trainer import confidence_dpo  # noqa: PLC0415
+
+        return getattr(confidence_dpo, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
