@@ -39,23 +39,26 @@ def dataset(weights=WEIGHTS, **columns) -> Dataset:
 
 
 def options(folder, **overrides):
-    return dict(
-        output_dir=str(folder),
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        per_device_train_batch_size=4,
-        per_device_eval_batch_size=4,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        beta=0.5,
-        seed=3,
-    ) | overrides
+    return (
+        dict(
+            output_dir=str(folder),
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=4,
+            per_device_eval_batch_size=4,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            beta=0.5,
+            seed=3,
+        )
+        | overrides
+    )
 
 
 def build(kind, config, folder, model_folder, tokenizer, data, *, shifted=True, lora=None, **more):
@@ -66,7 +69,7 @@ def build(kind, config, folder, model_folder, tokenizer, data, *, shifted=True, 
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in policy.parameters():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
     return kind(
         model=policy,
         ref_model=reference,
@@ -100,9 +103,7 @@ LOSSES = [("sigmoid", {}), ("ipo", {}), ("robust", {"label_smoothing": 0.2})]
 def test_weight_one_is_trls_own_loss(loss, extra, tiny_causal, tiny_tokenizer, tmp_path):
     arguments = options(tmp_path, loss_type=loss, **extra)
     data = dataset([1.0] * 8)
-    theirs = build(
-        DPOTrainer, DPOConfig(**arguments), tmp_path, tiny_causal, tiny_tokenizer, data
-    )
+    theirs = build(DPOTrainer, DPOConfig(**arguments), tmp_path, tiny_causal, tiny_tokenizer, data)
     ours = build(
         ConfidenceDPOTrainer,
         ConfidenceDPOConfig(**arguments),
@@ -186,7 +187,14 @@ def test_ipo_can_sum_its_log_ratios(tiny_causal, tiny_tokenizer, tmp_path):
 def trained(folder, model_folder, tokenizer, data, *, lora=None, **overrides):
     config = ConfidenceDPOConfig(**options(folder, **overrides))
     trainer = build(
-        ConfidenceDPOTrainer, config, folder, model_folder, tokenizer, data, shifted=False, lora=lora
+        ConfidenceDPOTrainer,
+        config,
+        folder,
+        model_folder,
+        tokenizer,
+        data,
+        shifted=False,
+        lora=lora,
     )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
@@ -200,9 +208,7 @@ def moved(before, after):
 
 def test_a_batch_of_zero_weights_moves_nothing(tiny_causal, tiny_tokenizer, tmp_path):
     config = ConfidenceDPOConfig(**options(tmp_path, weight_decay=0.0))
-    trainer = build(
-        ConfidenceDPOTrainer, config, tmp_path, tiny_causal, tiny_tokenizer, dataset()
-    )
+    trainer = build(ConfidenceDPOTrainer, config, tmp_path, tiny_causal, tiny_tokenizer, dataset())
     zero = batch_of(trainer, [3, 3, 3, 3])
     _, gradient = gradients(trainer, zero)
     trainer.create_optimizer()
@@ -214,9 +220,7 @@ def test_a_batch_of_zero_weights_moves_nothing(tiny_causal, tiny_tokenizer, tmp_
 
 def test_a_zero_weight_only_dilutes_the_batch(tiny_causal, tiny_tokenizer, tmp_path):
     config = ConfidenceDPOConfig(**options(tmp_path))
-    trainer = build(
-        ConfidenceDPOTrainer, config, tmp_path, tiny_causal, tiny_tokenizer, dataset()
-    )
+    trainer = build(ConfidenceDPOTrainer, config, tmp_path, tiny_causal, tiny_tokenizer, dataset())
     with_zero = gradients(trainer, batch_of(trainer, [0, 1, 2, 3]))
     without = gradients(trainer, batch_of(trainer, [0, 1, 2]))
     torch.testing.assert_close(with_zero[0], without[0] * 3 / 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# TRL and the Hub's client report usage over the network unless told not to before they are imported.
+# TRL and the Hub's client report usage over the network unless told not to before import.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ __all__ = ["ConfidenceDPOConfig", "ConfidenceDPOTrainer"]
 def __getattr__(name: str) -> Any:
     # Importing TRL takes seconds: `cwpo --help`, which passes here, must not wait for it.
     if name in __all__:
-        from cwpo_trainer import confidence_dpo  # noqa: PLC0415
+        from cwpo_trainer import confidence_dpo
 
         return getattr(confidence_dpo, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

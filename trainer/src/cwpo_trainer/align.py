@@ -6,7 +6,6 @@ Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.align`, with the flags
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,8 +50,7 @@ def run(settings: Align) -> None:
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        with output.open_log() if runtime.is_main() else nullcontext() as log:
-            policy.train(trainer, log, f"{settings.loss}, weight {settings.weight}")
+        policy.train(trainer, output, f"{settings.loss}, weight {settings.weight}")
         policy.save(trainer, settings, output.folder)
 
 
@@ -94,7 +92,7 @@ def tokenised(
 def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
     return ConfidenceDPOConfig(
         **policy.training_arguments(settings, output.folder, rows),
-        loss_type=_LOSS_TYPES[settings.loss],
+        loss_type=[_LOSS_TYPES[settings.loss]],
         beta=settings.tau if settings.loss == "ipo" else settings.beta,
         label_smoothing=settings.epsilon if settings.loss == "rdpo" else 0.0,
         ipo_length_normalised=settings.ipo_length_normalised,

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from cwpo.errors import ConfigError, DatasetError
 from cwpo_trainer import losses, weights
@@ -25,7 +26,7 @@ _WEIGHT = "pair_weight"
 
 
 @dataclass
-class ConfidenceDPOConfig(DPOConfig):  # type: ignore[misc]
+class ConfidenceDPOConfig(DPOConfig):
     """TRL's DPOConfig for one loss out of sigmoid (CW-DPO), ipo (CW-IPO) and robust (CW-rDPO).
 
     `beta` is tau under ipo, and `label_smoothing` is epsilon under robust, as in TRL.
@@ -42,7 +43,7 @@ class ConfidenceDPOConfig(DPOConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         for problem in self._problems():
             raise ConfigError(f"confidence-weighted DPO: {problem}")
 
@@ -65,7 +66,7 @@ class ConfidenceDPOConfig(DPOConfig):  # type: ignore[misc]
         yield from (f"{name} is not supported" for name, is_set in unsupported.items() if is_set)
 
 
-class ConfidenceDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class ConfidenceDPOTrainer(DPOTrainer):
     """Trains a policy by the mean of weight * loss over the pairs.
 
     Datasets are those of DPOTrainer with one more column, `args.weight_column`, or already
@@ -74,7 +75,9 @@ class ConfidenceDPOTrainer(DPOTrainer):  # type: ignore[misc]
     model or option that the weighted loss does not cover.
     """
 
-    _tag_names = ("trl", "cwpo", "cw-dpo")
+    args: ConfidenceDPOConfig
+    model: Any
+    _tag_names = ["trl", "cwpo", "cw-dpo"]  # noqa: RUF012
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("compute_metrics") is not None:
@@ -100,13 +103,16 @@ class ConfidenceDPOTrainer(DPOTrainer):  # type: ignore[misc]
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if self.args.weight_column not in self._signature_columns:
-            self._signature_columns.append(self.args.weight_column)
+        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+        columns: Any = self._signature_columns
+        if self.args.weight_column not in columns:
+            columns.append(self.args.weight_column)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         """Log-probabilities of both responses under the reference, each shape (n,)."""
-        return super().compute_ref_log_probs(model, _without_weight(inputs))
+        return super().compute_ref_log_probs(  # type: ignore[no-untyped-call]
+            model, _without_weight(inputs)
+        )
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Tensor:
         if return_outputs:
@@ -142,9 +148,7 @@ class ConfidenceDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if loss == "robust":
             return losses.rdpo(*log_probs, beta=self.beta, epsilon=self.label_smoothing)
         chosen, rejected = tokens if self.args.ipo_length_normalised else (None, None)
-        return losses.ipo(
-            *log_probs, tau=self.beta, chosen_tokens=chosen, rejected_tokens=rejected
-        )
+        return losses.ipo(*log_probs, tau=self.beta, chosen_tokens=chosen, rejected_tokens=rejected)
 
     def _record(
         self,

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cwpo.datasets import (
     JsonlWriter,
@@ -187,17 +187,17 @@ def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and len(value) > 1
 
 
 def _looks_like_hub_id(source: str) -> bool:
-    parts = source.split("@")[0].split("/")
+    parts = source.split("@", maxsplit=1)[0].split("/")
     return len(parts) >= 2 and all(parts) and parts[0] not in (".", "..", "~")
 
 
 def _hub_rows(source: str) -> Iterator[Row]:
-    from datasets import load_dataset  # noqa: PLC0415
+    from datasets import load_dataset
 
     where, _, part = source.partition("@")
     owner, name, *folder = where.split("/")

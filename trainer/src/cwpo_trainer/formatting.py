@@ -48,9 +48,7 @@ class Formatter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
-    def tokenise(
-        self, prompts: Sequence[Prompt], responses: Sequence[str]
-    ) -> list[TokenisedText]:
+    def tokenise(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenisedText]:
         """Token ids of each prompt with its response.
 
         The response starts where prompt alone and prompt with response part ways, as in TRL.
@@ -73,7 +71,7 @@ class Formatter:
         """A generated text as the response to its prompt, in the form that training data has."""
         if not self._is_transcript(prompt):
             return text.strip()
-        return " " + text.split(transcript.HUMAN)[0].strip()
+        return " " + text.split(transcript.HUMAN, maxsplit=1)[0].strip()
 
     def _is_transcript(self, prompt: Prompt) -> bool:
         if isinstance(prompt, str):

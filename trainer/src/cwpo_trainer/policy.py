@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
@@ -22,6 +19,8 @@ from transformers import (
 
 from cwpo_annotator.checkpoint import CheckpointError, resolve
 from cwpo_trainer import runtime
+from cwpo_trainer.record import LOG_NAME, Output
+from cwpo_trainer.training_log import TrainingLog
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import PolicyTraining
@@ -29,18 +28,17 @@ if TYPE_CHECKING:
 WARMUP_SHARE = 0.1
 
 
-def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model, from safetensors and without code of its own.
 
     Raises: CheckpointError for a folder that holds none.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: no causal language model: {_line(error)}") from error
-    return model  # type: ignore[no-any-return]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -56,10 +54,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"{folder}: the tokenizer has no EOS to end a response with")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
-def load_for_training(settings: PolicyTraining) -> PreTrainedModel:
+def load_for_training(settings: PolicyTraining) -> Any:
     """The start model: frozen bfloat16 weights under LoRA where it computes so, else float32."""
     frozen = settings.lora and runtime.use_bfloat16(settings.dtype)
     return load(resolve(settings.model), dtype=torch.bfloat16 if frozen else torch.float32)
@@ -110,12 +108,15 @@ def total_steps(settings: PolicyTraining, rows: int) -> int:
     return math.ceil(math.ceil(rows / pairs_a_step) * settings.epochs)
 
 
-def train(trainer: Any, log: TextIO | None, title: str) -> None:
-    """Run a TRL trainer with a progress bar, its log going to `log` as JSON lines."""
+def train(trainer: Any, output: Output, title: str) -> None:
+    """Run a TRL trainer, with progress and training log on the first rank."""
     trainer.remove_callback(PrinterCallback)
-    if log is not None:
-        trainer.add_callback(_TrainingLog(log, title))
-    trainer.train()
+    if not runtime.is_main():
+        trainer.train()
+        return
+    with TrainingLog(output.folder / LOG_NAME, title) as log:
+        trainer.add_callback(_Steps(log))
+        trainer.train()
 
 
 def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
@@ -138,29 +139,20 @@ def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
     trainer.processing_class.save_pretrained(folder)
 
 
-class _TrainingLog(TrainerCallback):
-    def __init__(self, log: TextIO, title: str) -> None:
+class _Steps(TrainerCallback):
+    """Leads what TRL logs into our log, the learning rate as `lr`."""
+
+    def __init__(self, log: TrainingLog) -> None:
         self._log = log
-        self._bar = tqdm(desc=title, unit="step", dynamic_ncols=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.reset(total=state.max_steps)
+        self._log.start(state.max_steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update()
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
-        if "loss" not in logs:
-            return
-        values = {name: value for name, value in logs.items() if name != "learning_rate"}
-        line = {"step": state.global_step, **values, "lr": logs["learning_rate"]}
-        self._log.write(json.dumps(line) + "\n")
-        self._bar.set_postfix(loss=f"{logs['loss']:.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        values: dict[str, float] = dict(kwargs["logs"])
+        if "loss" in values:
+            lr = values.pop("learning_rate")
+            self._log.step(step=state.global_step, lr=lr, **values)
 
 
 def _line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -55,10 +55,6 @@ class Output:
         self.folder = folder
         self.results: dict[str, JsonValue] = {}
         self._started = datetime.now(UTC)
-
-    def open_log(self) -> TextIO:
-        """The training log, JSON lines with step, loss and lr, flushed line by line."""
-        return (self.folder / LOG_NAME).open("w", buffering=1)
 
     def write_record(self) -> None:
         """Write run.json."""

@@ -35,23 +35,23 @@ def prepare(*, seed: int, threads: int | None) -> None:
     Args:
         threads: of torch; None shares the CPUs that the machine lets us use among its processes.
     """
-    import torch  # noqa: PLC0415
-    from datasets import disable_progress_bars  # noqa: PLC0415
-    from transformers import set_seed  # noqa: PLC0415
-    from transformers.utils import logging  # noqa: PLC0415
+    import torch
+    from datasets import disable_progress_bars
+    from transformers import set_seed
+    from transformers.utils import logging
 
     siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
     set_seed(seed)
     disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def use_bfloat16(dtype: DType) -> bool:
     """Whether to compute in bfloat16; auto does on a GPU."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if dtype == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

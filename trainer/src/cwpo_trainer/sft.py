@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from cwpo import cli
 from cwpo.errors import DatasetError
@@ -40,8 +40,7 @@ def run(settings: Sft) -> None:
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        with output.open_log() if runtime.is_main() else nullcontext() as log:
-            policy.train(trainer, log, "SFT")
+        policy.train(trainer, output, "SFT")
         policy.save(trainer, settings, output.folder)
 
 

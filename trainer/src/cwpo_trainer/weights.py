@@ -28,7 +28,7 @@ def normalise(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     Dividing by one constant keeps the form of eq. 7 and brings the gradient back to the size that
     the learning rate was chosen for, however unsure the annotator is on the whole.
     """
-    return (weights / weights.mean(dtype=np.float64)).astype(np.float32)
+    return np.asarray(weights / weights.mean(dtype=np.float64), dtype=np.float32)
 
 
 def checked(weights: NDArray[np.float32]) -> NDArray[np.float32]:
