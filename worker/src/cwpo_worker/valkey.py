@@ -136,7 +136,6 @@ class EmbeddedValkey:
             port=port, password=password, socket_timeout=STOP_SECONDS, retry=Retry(NoBackoff(), 0)
         )
         try:
-            client.ping()
             client.shutdown()
         except redis.RedisError:
             return  # Nobody there, or somebody else.
@@ -153,6 +152,7 @@ class EmbeddedValkey:
                 f"requirepass {self._password}\n"
                 "dir ./\n"
                 "appendonly yes\n"
+                'save ""\n'
                 "maxmemory-policy noeviction\n"
             )
 
