@@ -235,6 +235,10 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             scores = await loop.run_in_executor(self.device, parts[0].entry.score, items)
+        except asyncio.CancelledError:
+            for part in parts:
+                part.fail(_stopped())
+            raise
         except Exception as error:
             logger.error("a batch of %d items failed", len(items), exc_info=error)
             if len(parts) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 from pydantic import Field
@@ -26,7 +27,11 @@ class Serve(ServeSettings):
         listener = listen(self.host, self.port)
         # Requests make many objects and no cycles: looking for some every 700 is wasted time.
         gc.set_threshold(*_GC_THRESHOLDS)
-        Server(create_app(self, self.load_annotator), self).serve_on(listener)
+        app = create_app(self, self.load_annotator)
+        Server(app, self).serve_on(listener)
+        if not app.state.service.inference.is_idle:
+            # Python would wait for a thread that still loads or scores, and nobody else does.
+            os._exit(0)
 
 
 class Up(ServeSettings):

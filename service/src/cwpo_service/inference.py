@@ -86,6 +86,11 @@ class Inference:
         self._tokeniser.shutdown(wait=False, cancel_futures=True)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether none of the threads is at work."""
+        return self._annotator is not None and self._idle.is_set()
+
+    @property
     def is_alive(self) -> bool:
         """False once requests can never be answered again."""
         return not self._batcher.is_dead

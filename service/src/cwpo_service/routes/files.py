@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Depends, Header, Request
 from starlette.concurrency import run_in_threadpool
 
 from cwpo.resources import CONTENT_TYPES
 from cwpo.types import File
-from cwpo_service.auth import Owner
+from cwpo_service.auth import Owner, authenticated
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentJobs, CurrentService
 
-router = APIRouter(tags=["files"])
+router = APIRouter(tags=["files"], dependencies=[Depends(authenticated)])
 
 IdempotencyKey = Annotated[
     str | None,

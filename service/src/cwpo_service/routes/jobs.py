@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from cwpo.types import FINAL_STATES, Job, JobList, JobRequest, JobState, ResultFormat
-from cwpo_service.auth import Owner
+from cwpo_service.auth import Owner, authenticated
 from cwpo_service.body import accepts, json_body
 from cwpo_service.download import file_response
 from cwpo_service.jobs import Jobs
@@ -19,7 +19,7 @@ from cwpo_service.problems import documented
 from cwpo_service.routes.files import IdempotencyKey
 from cwpo_service.service import CurrentJobs, CurrentService, Service
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(authenticated)])
 
 _POLL_SECONDS = 0.5
 _POLLS_A_HEARTBEAT = 30
