@@ -16,14 +16,14 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_WORDS = (
+_TEXT = (
     "the a of to and in is you that it for on are with as I be at this have from or had by not "
     "word what some we can out other were all there when up use your how said an each she which "
     "do their time if will way about many then them write would like so these her long make "
     "thing see him two has look more day could go come did number sound no most people my over "
     "know water than call first who may down side been now find Human Assistant hello why cat "
     "Sure sorry please thanks question answer because good bad help safe rude kind"
-).split()
+)
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +49,8 @@ def tiny_tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(_WORDS)] * 3, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>"
-    )
+    tokenizer.train_from_iterator([_TEXT] * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -80,3 +78,47 @@ def tiny_causal(tiny_tokenizer, tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_annotator(tiny_tokenizer, tmp_path_factory) -> Path:
+    """The folder of an annotator checkpoint over a random two-layer Llama."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from cwpo_annotator.checkpoint import Card, EncodingSpec, write_card
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tiny") / "annotator"
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        num_labels=1,
+        initializer_range=0.5,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    write_card(folder, Card(encoding=EncodingSpec(max_length=128, pad_token="<pad>")))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_models(request) -> Path:
+    """The folder models/ with the real SmolLM2-135M and MiniLM, unpacked where they are not yet."""
+    import importlib.util
+
+    root = request.config.rootpath
+    spec = importlib.util.spec_from_file_location("models", root / "examples" / "models.py")
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    for name in models.UNPACK:
+        models.unpacked(name, root / "models")
+    return root / "models"

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cwpo.texts import text_problem
 from cwpo.types import (
     Annotation,
     FailedAnnotation,
@@ -95,9 +96,10 @@ class Annotator:
             device=device,
             token_budget=token_budget,
         )
+        card = checkpoint.read_card(folder)
         name = Path(path).resolve().name if Path(path).is_dir() else str(path)
         model = ModelRef(name=name, revision=checkpoint.revision(folder))
-        return cls(encoder, backend, model, encoder.card.temperature)
+        return cls(encoder, backend, model, card.temperature if card else None)
 
     @classmethod
     def null(cls) -> Annotator:
@@ -117,7 +119,10 @@ class Annotator:
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[EncodedPair | ItemError]:
         """The token ids of each triplet, or what is wrong with it."""
-        problems = [_problem(t.prompt, t.response_a, t.response_b) for t in triplets]
+        problems = [
+            text_problem(t.prompt, response_a=t.response_a, response_b=t.response_b)
+            for t in triplets
+        ]
         good = [t for t, problem in zip(triplets, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_pairs(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -126,7 +131,7 @@ class Annotator:
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
     ) -> list[EncodedText | ItemError]:
         """The token ids of each item, or what is wrong with it."""
-        problems = [_problem(item.prompt, item.response) for item in items]
+        problems = [text_problem(item.prompt, response=item.response) for item in items]
         good = [item for item, problem in zip(items, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_texts(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -150,7 +155,7 @@ class Annotator:
         scores: NDArray[np.float32],
     ) -> list[Annotation | FailedAnnotation]:
         """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
-        finite = np.isfinite(scores).all(axis=1)
+        finite = np.isfinite(scores[:, 0]) & np.isfinite(scores[:, 1])
         safe = np.where(finite[:, None], scores, np.float32(0))
         confidences = confidence(safe[:, 0], safe[:, 1])
         calibrated = (
@@ -185,14 +190,3 @@ class Annotator:
 
 
 NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
-
-
-def _problem(prompt: object, *responses: str) -> ItemError | None:
-    for response, name in zip(responses, _names(len(responses)), strict=True):
-        if not response.strip():
-            return ItemError(code="empty_response", detail=f"{name} is empty")
-    return None
-
-
-def _names(count: int) -> tuple[str, ...]:
-    return ("response",) if count == 1 else ("response_a", "response_b")

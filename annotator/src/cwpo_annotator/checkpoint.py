@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cwpo.errors import CwpoError
 
 CARD_NAME = "annotator.json"
-FORMAT_VERSION = 1
 _CHUNK = 1 << 22
 
 
@@ -30,17 +29,25 @@ class HeldOut(BaseModel):
     mean_confidence: float
 
 
+class EncodingSpec(BaseModel):
+    """What fixes how prompt and response become token ids, beside the tokenizer itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    join: str = Field("\n\n", description="put between a text prompt and its response")
+    max_length: int = Field(gt=1, description="tokens a text, prompt and response together")
+    pad_token: str = Field(description="a token of its own, never the end of sequence")
+
+
 class Card(BaseModel):
     """annotator.json: how texts were encoded in training, and what is known of the result."""
 
     model_config = ConfigDict(extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     base_model: str | None = None
     objective: Literal["bt"] | None = None
-    join: str = Field("\n\n", description="put between a text prompt and its response")
-    max_length: int = Field(description="tokens a text, prompt and response together")
-    pad_token: str
+    encoding: EncodingSpec
     data_fingerprint: str | None = None
     labelled_pairs: int | None = None
     held_out: HeldOut | None = None

@@ -28,7 +28,8 @@ def confidence(
     b = np.asarray(score_b, dtype=np.float32)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise NonFiniteScoreError("a score is NaN or infinite")
-    return np.tanh(np.abs(a - b) / np.float32(2.0 * temperature))
+    result: NDArray[np.float32] = np.tanh(np.abs(a - b) / np.float32(2.0 * temperature))
+    return result
 
 
 def preferred(score_a: float, score_b: float) -> Preference:

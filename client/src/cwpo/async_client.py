@@ -66,7 +66,7 @@ class AsyncClient:
         batch_size: int = 256,
         concurrency: int = 4,
     ) -> AnnotateResponse:
-        """Label the triplets, in order; long inputs go in requests of batch_size, some at a time."""
+        """Label the triplets, in order; long inputs go in several requests at a time."""
         named = resources.with_ids(triplets)
         gate = asyncio.Semaphore(concurrency)
 

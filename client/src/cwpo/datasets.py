@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from cwpo.errors import DatasetError
+from cwpo.texts import text_problem
 from cwpo.types import (
     Annotation,
     FileFormat,
@@ -130,18 +131,12 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
         )
     except ValidationError as error:
         return _rejected(number, row_id, _reason(error))
-    problem = text_problem(triplet)
+    problem = text_problem(
+        triplet.prompt, response_a=triplet.response_a, response_b=triplet.response_b
+    )
     if problem is not None:
         return RejectedRow(number, row_id, problem)
     return NumberedTriplet(number, triplet)
-
-
-def text_problem(triplet: Triplet) -> ItemError | None:
-    """What is wrong with the texts themselves, if anything: empty, or not Unicode."""
-    for name, response in (("response_a", triplet.response_a), ("response_b", triplet.response_b)):
-        if not response.strip():
-            return ItemError(code="empty_response", detail=f"{name} is empty")
-    return None
 
 
 class RowWriter(Protocol):
@@ -322,8 +317,11 @@ def _response(value: Any) -> Any:
 
 
 def _reason(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    # A prompt is text or messages: the deepest error is of the kind that was meant.
+    deepest = max(errors, key=lambda item: len(item["loc"]))
+    place = [str(part) for part in deepest["loc"] if "[" not in str(part) and part != "str"]
+    return f"{'.'.join(place)}: {deepest['msg']}"
 
 
 def _rejected(number: int, row_id: str | None, detail: str) -> RejectedRow:

@@ -108,6 +108,10 @@ class ModelInfo(ModelRef):
     max_body_bytes: int = Field(description="bytes a request body")
     temperature: float | None = Field(None, description="calibration temperature")
 
+    def ref(self) -> ModelRef:
+        """Which annotator this is, without its limits."""
+        return ModelRef(name=self.name, revision=self.revision)
+
 
 class Usage(_Model):
     """What a request cost."""

