@@ -16,10 +16,15 @@ RUN groupadd --gid 10001 cwpo \
     && install --directory --owner 10001 --group 10001 /cache /data
 
 
-# An empty environment outside the final images; pip stays in this stage.
+# An empty environment outside the final images; pip stays in this stage. The images hold the
+# versions that are tested together, but for torch, which is chosen below, and python-dateutil, which
+# the driver of S3 wants older.
 FROM base AS build
 WORKDIR /src
-RUN python -m venv --without-pip /opt/cwpo
+COPY constraints.txt constraints.txt
+RUN python -m venv --without-pip /opt/cwpo \
+    && sed --in-place --regexp-extended '/^(torch|python-dateutil)==/d' constraints.txt
+ENV PIP_CONSTRAINT=/src/constraints.txt
 
 
 FROM build AS build-worker
