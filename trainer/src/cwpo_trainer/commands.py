@@ -22,7 +22,7 @@ class _Training(Command):
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps")
     warmup_steps: int = Field(100, ge=0, description="at most; never over a tenth of the steps")
     seed: int = Field(0, description="of the split, the order of the pairs and new weights")
-    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 on a GPU")
+    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 where it is native")
     threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
 
 

@@ -50,9 +50,12 @@ def prepare(*, seed: int, threads: int | None) -> None:
 
 
 def use_bfloat16(dtype: DType) -> bool:
-    """Whether to compute in bfloat16; auto does on a GPU."""
+    """Whether to compute in bfloat16; auto does where the device multiplies it natively."""
     import torch
 
-    if dtype == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return dtype == "bfloat16"
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    cpu = torch.cpu.get_capabilities()
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
