@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse
 
 from cwpo import Client, Triplet
 from cwpo.datasets import weighted_row
-from cwpo.types import FINAL_STATES, AnnotateRequest, AnnotateResponse, JobRequest, ModelRef, Usage
+from cwpo.types import FINAL_STATES, AnnotateRequest, AnnotateResponse, JobRequest, Usage
 from cwpo_annotator import Annotator
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.store import BlobStore

@@ -80,9 +80,7 @@ def test_chat_prompts_give_chat_rows(open_house):
     (row,) = open_house.results(job.id)
     assert row["prompt"] == prompt
     assert sorted(turn["content"] for turn in row["chosen"] + row["rejected"]) == ["a", "b"]
-    triplet = Triplet(
-        id="c", prompt=[Message(**m) for m in prompt], response_a="a", response_b="b"
-    )
+    triplet = Triplet(id="c", prompt=[Message(**m) for m in prompt], response_a="a", response_b="b")
     (label,) = open_house.service.annotator.annotate([triplet])
     assert row["preferred"] == label.preferred
 

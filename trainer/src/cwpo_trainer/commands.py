@@ -42,6 +42,9 @@ class TrainAnnotator(_Training):
         "owner/name[/folder][@split]"
     )
     objective: Literal["bt"] = Field("bt", description="bt: Bradley-Terry, eq. 5")
+    max_pairs: int | None = Field(
+        None, ge=1, description="use at most so many pairs, drawn at random by the seed"
+    )
     labelled_fraction: float = Field(
         1.0, gt=0, le=1, description="share to train on of what is not held out; 0.3 in the paper"
     )

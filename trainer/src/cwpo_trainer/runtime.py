@@ -56,6 +56,6 @@ def use_bfloat16(dtype: DType) -> bool:
     if dtype != "auto":
         return dtype == "bfloat16"
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     cpu = torch.cpu.get_capabilities()
     return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
