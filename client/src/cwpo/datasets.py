@@ -239,7 +239,8 @@ class JsonlWriter:
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append the rows, a line each."""
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        self._sink.write("".join(lines).encode())
+        # A lone surrogate (a rejected row's id may hold one) becomes its JSON escape.
+        self._sink.write("".join(lines).encode(errors="backslashreplace"))
 
     def close(self) -> None:
         """Nothing is buffered."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cwpo_worker.files import FileCatalog
-from cwpo_worker.ledger import Ledger
-from cwpo_worker.store import BlobStore
 from redis import Redis
 
 from cwpo_service.settings import ServeSettings
+from cwpo_worker.files import FileCatalog
+from cwpo_worker.ledger import Ledger
+from cwpo_worker.store import BlobStore
 
 _REDIS_SECONDS = 5.0
 

@@ -17,7 +17,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import httpx
-from cwpo_worker.valkey import EmbeddedValkey
 from pydantic import SecretStr
 
 from cwpo.errors import ConfigError, CwpoError
@@ -25,6 +24,7 @@ from cwpo_annotator import checkpoint
 from cwpo_service.auth import Keyring
 from cwpo_service.server import listen
 from cwpo_service.settings import ServeSettings
+from cwpo_worker.valkey import EmbeddedValkey
 
 _TICK_SECONDS = 0.1
 _WORKER_STOP_SECONDS = 10.0

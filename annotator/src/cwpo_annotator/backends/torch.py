@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from cwpo_annotator import checkpoint
+from cwpo_annotator.backends import shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches.
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 
 
 class TorchBackend:
-    """Length-sorted batches under a token budget, right-padded.
+    """Packed rows with shared prompts for decoders; padded, length-sorted batches for the rest.
 
     Args:
         folder: a checkpoint with one output, in safetensors.
-        pad_token_id: of the encoder; the score is read at the last other token.
+        pad_token_id: of the encoder; a padded text's score is read at its last other token.
         dtype: auto is bfloat16 on a GPU and float32 on a CPU. The head is float32 always: a
             bfloat16 score has eight bits, and would tie most close pairs.
         device: cuda, mps, cpu, or auto for the best there is.
@@ -51,40 +53,43 @@ class TorchBackend:
         self.model = _load(folder, getattr(torch, self.dtype)).to(self.device).eval()
         self.model.config.pad_token_id = pad_token_id
         _keep_head_in_float32(self.model)
+        self.shares_prompts = _can_share(self.model)
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         """Shape (n, 2); see Backend."""
+        if self.shares_prompts:
+            rows = pack_pairs(pairs, self.token_budget)
+            return self._score_packed(rows, 2 * len(pairs)).reshape(-1, 2)
         sequences = [ids for pair in pairs for ids in (pair.a, pair.b)]
-        return self._score(sequences).reshape(-1, 2)
+        return self._score_padded(sequences).reshape(-1, 2)
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Shape (n,); see Backend."""
-        return self._score([text.ids for text in texts])
+        sequences = [text.ids for text in texts]
+        if self.shares_prompts:
+            return self._score_packed(pack_texts(sequences, self.token_budget), len(texts))
+        return self._score_padded(sequences)
 
     def close(self) -> None:
         """Free the model."""
         del self.model
 
     @torch.inference_mode()
-    def _score(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def _score_packed(self, rows: Iterable[Row], count: int) -> NDArray[np.float32]:
+        scores = np.empty(count, np.float32)
+        for row in rows:
+            hidden = _read_row(self.model, row)
+            scores[row.texts] = self.model.score(hidden[row.last])[:, 0].cpu().numpy()
+        return scores
+
+    @torch.inference_mode()
+    def _score_padded(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         scores = np.empty(len(sequences), np.float32)
-        for rows in self._batches([len(ids) for ids in sequences]):
+        for rows in length_sorted([len(ids) for ids in sequences], self.token_budget):
             ids, mask = self._padded([sequences[row] for row in rows])
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             scores[rows] = logits[:, 0].float().cpu().numpy()
         return scores
-
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices of like lengths, longest first, so many that they fit the budget."""
-        batches: list[list[int]] = []
-        width = 0
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-            if batches and (len(batches[-1]) + 1) * width <= self.token_budget:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-                width = lengths[index]
-        return batches
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(ids) for ids in sequences)
@@ -123,3 +128,41 @@ def _keep_head_in_float32(model: torch.nn.Module) -> None:
     for head in heads:
         head.float()
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+
+
+def _read_row(model: Any, row: Row) -> torch.Tensor:
+    """Hidden states of a packed row, shape (tokens, width)."""
+    with shared_prefix.layout(row.segments):
+        output = model.base_model(
+            input_ids=torch.tensor([row.ids], device=model.device),
+            position_ids=torch.tensor([row.positions], device=model.device),
+            use_cache=False,
+        )
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+@torch.inference_mode()
+def _can_share(model: Any) -> bool:
+    """Switch a decoder to shared prompts, where its hidden states then prove to be the same.
+
+    Encoders, and decoders whose attention goes its own ways, stay as they are.
+    """
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        return False
+    before = model.config._attn_implementation
+    texts = torch.arange(3, 15), torch.cat((torch.arange(3, 9), torch.arange(20, 24)))
+    (row,) = pack_pairs([EncodedPair(texts[0].tolist(), texts[1].tolist(), shared=6)], 1024)
+    ids = (texts[index] for index in row.texts)
+    own = [model.base_model(input_ids=text[None].to(model.device)) for text in ids]
+    expected = torch.stack([output.last_hidden_state[0, -1] for output in own]).float()
+    try:
+        model.set_attn_implementation(shared_prefix.NAME)
+        error = (_read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
+    except (TypeError, ValueError, RuntimeError, LookupError):
+        error = torch.tensor(torch.inf)
+    # Another mask or other positions change hidden states by the order of their size.
+    if error < (1e-3 if model.dtype == torch.float32 else 0.1):
+        return True
+    model.set_attn_implementation(before)
+    return False

@@ -1,0 +1,122 @@
+"""Whole jobs: an upload in, the weighted dataset and the errors out."""
+
+import gzip
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cwpo import Message, Triplet
+
+
+def encoded(rows, format):
+    if format == "parquet":
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), sink)
+        return sink.getvalue()
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return gzip.compress(data) if format == "jsonl.gz" else data
+
+
+@pytest.mark.parametrize("format", ["jsonl", "jsonl.gz", "parquet"])
+def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, format):
+    rows = open_house.rows(5000)  # Three shards.
+    job = open_house.wait(open_house.submit(encoded(rows, format), format))
+    assert job.state == "completed", job.error
+    assert job.progress.model_dump(include={"rows_total", "rows_done", "rows_annotated"}) == {
+        "rows_total": 5000,
+        "rows_done": 5000,
+        "rows_annotated": 5000,
+    }
+    assert open_house.results(job.id) == open_house.expected(rows)
+    assert open_house.errors(job.id) == []
+    assert job.model.name == "null"
+    assert job.created_at <= job.started_at <= job.finished_at
+
+
+def test_bad_rows_are_named_with_their_lines_and_the_others_are_unharmed(open_house):
+    good = {"prompt": "p", "response_a": "a", "response_b": "b"}
+    lines = [
+        json.dumps(good),
+        "{broken",
+        "",
+        json.dumps({**good, "response_b": "  "}),
+        json.dumps({"prompt": "p"}),
+        "[1]",
+        json.dumps({**good, "id": 7, "prompt": "😀 ünï"}),
+        '{"id": "\\ud800", "prompt": "\\ud800", "response_a": "a", "response_b": "b"}',
+        json.dumps({**good, "prompt": [{"role": "user", "content": "hi"}]}),
+    ]
+    data = "\n".join(lines).encode() + b"\n\xff\xfe\n"
+    job = open_house.wait(open_house.submit(data))
+    assert job.state == "completed_with_errors", job.error
+    assert [row["id"] for row in open_house.results(job.id)] == ["1", "7"]
+    errors = open_house.errors(job.id)
+    assert [error["row"] for error in errors] == [2, 4, 5, 6, 8, 9, 10]
+    assert all(error["detail"] and error["code"] for error in errors)
+    assert errors[1]["code"] == "empty_response"
+    assert job.progress.rows_total == job.progress.rows_done == 9
+    assert (job.progress.rows_annotated, job.progress.rows_failed) == (2, 7)
+
+
+def test_rows_that_the_service_refuses_are_errors_with_their_lines(open_house, service):
+    service.max_body_bytes = 20_000
+    rows = open_house.rows(300)
+    rows[41]["prompt"] = "long " * 5000
+    job = open_house.wait(open_house.submit(rows))
+    assert job.state == "completed_with_errors", job.error
+    (error,) = open_house.errors(job.id)
+    assert (error["row"], error["id"], error["code"]) == (42, "row-41", "too_long")
+    del rows[41]
+    assert open_house.results(job.id) == open_house.expected(rows)
+
+
+def test_chat_prompts_give_chat_rows(open_house):
+    prompt = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi 😀"}]
+    rows = [{"id": "c", "prompt": prompt, "response_a": "a", "response_b": "b"}]
+    job = open_house.wait(open_house.submit(rows))
+    (row,) = open_house.results(job.id)
+    assert row["prompt"] == prompt
+    assert sorted(turn["content"] for turn in row["chosen"] + row["rejected"]) == ["a", "b"]
+    triplet = Triplet(id="c", prompt=[Message(**m) for m in prompt], response_a="a", response_b="b")
+    (label,) = open_house.service.annotator.annotate([triplet])
+    assert row["preferred"] == label.preferred
+
+
+def test_a_job_without_a_single_good_row_completes_with_errors(open_house):
+    job = open_house.wait(open_house.submit(b"nonsense\n"))
+    assert (job.state, job.progress.rows_failed) == ("completed_with_errors", 1)
+    assert open_house.results(job.id) == []
+    assert len(open_house.errors(job.id)) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "format", "reason"),
+    [
+        (b"", "jsonl", "no rows"),
+        (b"\n\n", "jsonl", "no rows"),
+        (b"PAR1 or so", "parquet", "Parquet"),
+        (gzip.compress(b'{"prompt": "p"}\n' * 99)[:-9], "jsonl.gz", "breaks off"),
+    ],
+)
+def test_an_unreadable_input_fails_the_job_with_the_reason(open_house, data, format, reason):
+    job = open_house.wait(open_house.submit(data, format))
+    assert job.state == "failed"
+    assert reason in job.error
+    assert "\n" not in job.error
+
+
+def test_real_preferences_come_back_row_for_row(open_house, data_dir):
+    path = data_dir / "hhh_alignment.jsonl.gz"
+    job = open_house.wait(open_house.submit(path.read_bytes(), "jsonl.gz"))
+    assert job.state in ("completed", "completed_with_errors"), job.error
+    lines = [json.loads(line) for line in gzip.open(path)]
+    done = {row["id"]: row for row in open_house.results(job.id)}
+    failed = {error["id"] for error in open_house.errors(job.id)}
+    assert list(done) == [line["id"] for line in lines if line["id"] not in failed]
+    assert len(done) + len(failed) == len(lines)
+    for line in lines:
+        if line["id"] in done:
+            assert done[line["id"]]["prompt"] == line["prompt"]

@@ -1,0 +1,106 @@
+"""Step (iii), second half: alignment of the strong model with CW-DPO, CW-IPO or CW-rDPO.
+
+Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.align`, with the flags of `cwpo align`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from cwpo import cli
+from cwpo_annotator.checkpoint import resolve
+from cwpo_trainer import policy, runtime
+from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
+from cwpo_trainer.formatting import Formatter
+from cwpo_trainer.record import Output, new_output
+from cwpo_trainer.sft import report_left_out
+from cwpo_trainer.weighted import WeightedPair, read_weighted, weights_of
+
+if TYPE_CHECKING:
+    from cwpo_trainer.commands import Align
+
+_LOSS_TYPES = {"dpo": "sigmoid", "ipo": "ipo", "rdpo": "robust"}
+_WEIGHT_COLUMN = "weight"
+
+
+def run(settings: Align) -> None:
+    """Align and write the model folder; the reference is the start model.
+
+    Raises: DatasetError, CheckpointError or ConfigError, before any training.
+    """
+    runtime.expect_world_size(settings.world_size)
+    pairs = read_weighted(settings.data, calibrated=settings.calibrated)
+    weights = weights_of(pairs, settings.weight, normalise=settings.normalise)
+    folder = resolve(settings.model)
+    with new_output("align", settings.output, settings.model_dump(mode="json")) as output:
+        runtime.prepare(seed=settings.seed, threads=settings.threads)
+        tokenizer = policy.load_tokenizer(folder)
+        dataset = tokenised(pairs, weights, Formatter(tokenizer), settings.max_length, output)
+        trainer = ConfidenceDPOTrainer(
+            model=policy.load_for_training(settings),
+            # Under LoRA the reference is the policy itself with its adapter switched off.
+            ref_model=None if settings.lora else policy.load_for_training(settings),
+            args=_config(settings, output, len(dataset)),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=policy.lora_config(settings),
+        )
+        policy.train(trainer, output, f"{settings.loss}, weight {settings.weight}")
+        policy.save(trainer, settings, output.folder)
+
+
+def tokenised(
+    pairs: list[WeightedPair],
+    weights: NDArray[np.float32],
+    formatter: Formatter,
+    max_length: int,
+    output: Output,
+) -> Dataset:
+    """The columns prompt_ids, chosen_ids, rejected_ids and weight.
+
+    Pairs with a text over max_length tokens are left out rather than cut, and counted in the
+    results. Raises: DatasetError when none is left.
+    """
+    prompts = [pair.prompt for pair in pairs]
+    chosen = formatter.tokenise(prompts, [pair.chosen for pair in pairs])
+    rejected = formatter.tokenise(prompts, [pair.rejected for pair in pairs])
+    rows: list[dict[str, Any]] = []
+    for of_chosen, of_rejected, weight in zip(chosen, rejected, weights.tolist(), strict=True):
+        if max(of_chosen.tokens, of_rejected.tokens) > max_length:
+            continue
+        # Where tokens merge across the seam, both responses start at the earlier place.
+        shared = min(len(of_chosen.prompt_ids), len(of_rejected.prompt_ids))
+        rows.append(
+            {
+                "prompt_ids": of_chosen.prompt_ids[:shared],
+                "chosen_ids": of_chosen.prompt_ids[shared:] + of_chosen.response_ids,
+                "rejected_ids": of_rejected.prompt_ids[shared:] + of_rejected.response_ids,
+                _WEIGHT_COLUMN: weight,
+            }
+        )
+    report_left_out(output, len(pairs), len(rows), max_length)
+    used = [row[_WEIGHT_COLUMN] for row in rows]
+    output.results |= {"mean_weight": float(np.mean(used)), "max_weight": max(used)}
+    return Dataset.from_list(rows)
+
+
+def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
+    return ConfidenceDPOConfig(
+        **policy.training_arguments(settings, output.folder, rows),
+        loss_type=[_LOSS_TYPES[settings.loss]],
+        beta=settings.tau if settings.loss == "ipo" else settings.beta,
+        label_smoothing=settings.epsilon if settings.loss == "rdpo" else 0.0,
+        ipo_length_normalised=settings.ipo_length_normalised,
+        weight_column=_WEIGHT_COLUMN,
+    )
+
+
+if __name__ == "__main__":
+    from cwpo_trainer.commands import Align
+
+    cli.run(Align, sys.argv[1:], "python -m cwpo_trainer.align")

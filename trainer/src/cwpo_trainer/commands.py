@@ -1,0 +1,221 @@
+"""`cwpo train-annotator`, `sft`, `align`, `evaluate` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg, CliSubCommand
+
+from cwpo.cli import Command
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+class _Training(Command):
+    """What all training commands share."""
+
+    config: Path | None = Field(None, description="YAML file of these settings; flags win over it")
+    model: str = Field(description="folder or Hub id of the model to start from")
+    output: Path = Field(description="folder to create")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps")
+    warmup_steps: int = Field(100, ge=0, description="at most; never over a tenth of the steps")
+    seed: int = Field(0, description="of the split, the order of the pairs and new weights")
+    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 where it is native")
+    threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
+
+
+class TrainAnnotator(_Training):
+    """Train a small model on human labels as a Bradley-Terry annotator.
+
+    DATA holds labelled pairs; all pairs of one prompt stay on one side of every split. A share is
+    held out and measured at the end; --labelled-fraction below 1 leaves the rest unlabelled, and
+    --splits writes the three parts for the next steps.
+
+    Example:
+        cwpo train-annotator --model models/minilm --data pairs.jsonl --output runs/annotator
+    """
+
+    data: str = Field(
+        description=".jsonl, .jsonl.gz or .parquet of labelled pairs, or a Hub id "
+        "owner/name[/folder][@split]"
+    )
+    objective: Literal["bt"] = Field("bt", description="bt: Bradley-Terry, eq. 5")
+    max_pairs: int | None = Field(
+        None, ge=1, description="use at most so many pairs, drawn at random by the seed"
+    )
+    labelled_fraction: float = Field(
+        1.0, gt=0, le=1, description="share to train on of what is not held out; 0.3 in the paper"
+    )
+    held_out_fraction: float = Field(0.1, ge=0, lt=1, description="share to measure on")
+    splits: Path | None = Field(
+        None, description="folder for labelled.jsonl, unlabelled.jsonl and held_out.jsonl"
+    )
+    epochs: float = Field(5, gt=0, description="passes over the pairs")
+    batch_size: int = Field(32, ge=1, description="pairs a step")
+    learning_rate: float = Field(2e-5, gt=0, description="peak of AdamW's")
+    schedule: Literal["linear", "cosine"] = Field("cosine", description="after the warm-up")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    max_length: int = Field(1024, ge=2, description="tokens a text; longer prompts are cut")
+
+    def cli_cmd(self) -> None:
+        """Train."""
+        from cwpo_trainer.annotators import bradley_terry
+
+        bradley_terry.run(self)
+
+
+class PolicyTraining(_Training):
+    """What sft and align share."""
+
+    data: Path = Field(description="weighted dataset, .parquet or .jsonl")
+    epochs: float = Field(5, gt=0, description="passes over the pairs")
+    batch_size: int = Field(16, ge=1, description="pairs a device and forward pass")
+    gradient_accumulation: int = Field(4, ge=1, description="forward passes a step")
+    learning_rate: float = Field(2e-5, gt=0, description="peak of AdamW's, before a cosine")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW")
+    max_length: int = Field(1024, ge=2, description="tokens a text; longer pairs are left out")
+    gradient_checkpointing: bool = Field(False, description="slower, with less memory")
+    lora: bool = Field(False, description="train a low-rank adapter, merged at the end")
+    lora_rank: int = Field(8, ge=1, description="r of LoRA")
+    lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
+    lora_dropout: float = Field(
+        0.05, ge=0, lt=1, description="of LoRA in SFT; in alignment TRL turns all dropout off"
+    )
+    world_size: int | None = Field(
+        None, ge=1, description="processes that have to take part, checked at the start"
+    )
+
+
+class Sft(PolicyTraining):
+    """Fine-tune the strong model on the chosen responses of the weighted dataset.
+
+    The loss is on the response alone. The output is a plain model, with any LoRA adapter merged,
+    and the start and reference of `cwpo align`.
+
+    Example:
+        cwpo sft --model models/smollm2 --data weighted.parquet --output runs/sft --lora
+    """
+
+    epochs: float = Field(3, gt=0, description="passes over the pairs")
+
+    def cli_cmd(self) -> None:
+        """Train."""
+        from cwpo_trainer import sft
+
+        sft.run(self)
+
+
+class Align(PolicyTraining):
+    """Align the strong model on preferences weighted by confidence (CW-DPO, CW-IPO, CW-rDPO).
+
+    The reference is the model that it starts from: give it the output of `cwpo sft`.
+
+    Example:
+        cwpo align --model runs/sft --data weighted.parquet --loss dpo --output runs/cw-dpo --lora
+    """
+
+    loss: Literal["dpo", "ipo", "rdpo"] = Field("dpo", description="eq. 9, 10 or 11")
+    weight: Literal["confidence", "none"] = Field(
+        "confidence", description="of each pair; none is the unweighted loss"
+    )
+    calibrated: bool = Field(False, description="weight by the column calibrated_confidence")
+    normalise: bool = Field(
+        False, description="divide the weights by their mean, which keeps the size of the steps"
+    )
+    learning_rate: float = Field(5e-6, gt=0, description="peak of AdamW's, before a cosine")
+    beta: float = Field(0.5, gt=0, description="of dpo and rdpo: how dear it is to leave SFT")
+    tau: float = Field(0.5, gt=0, description="of ipo: the margin aimed at is 1 / (2 tau)")
+    ipo_length_normalised: bool = Field(
+        True, description="log-ratios a token as in TRL, or else their sum as in eq. 10"
+    )
+    epsilon: float = Field(0.1, ge=0, lt=0.5, description="of rdpo: share of flipped labels")
+
+    def cli_cmd(self) -> None:
+        """Train."""
+        from cwpo_trainer import align
+
+        align.run(self)
+
+
+class EvaluateAnnotator(Command):
+    """Measure an annotator's agreement with human labels, overall and by confidence.
+
+    Example:
+        cwpo evaluate annotator --annotator runs/annotator --data held_out.jsonl -o runs/accuracy
+    """
+
+    annotator: str = Field(description="folder or Hub id")
+    data: str = Field(description="labelled pairs, as for train-annotator")
+    output: Path = Field(description="folder to create")
+    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 on a GPU")
+    threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
+
+    def cli_cmd(self) -> None:
+        """Measure."""
+        from cwpo_trainer.evaluation import annotator
+
+        annotator.run(self)
+
+
+class EvaluatePolicy(Command):
+    """Compare aligned policies with the model that they started from.
+
+    On labelled pairs: how often the chosen response has the higher implicit reward. On their
+    prompts: how often the policy's sampled answer scores above the reference's.
+
+    Example:
+        cwpo evaluate policy --reference runs/sft --policy runs/cw-dpo --policy runs/dpo
+        --annotator runs/annotator --data held_out.jsonl --output runs/evaluation
+    """
+
+    reference: str = Field(description="folder of the SFT model")
+    policy: list[str] = Field(min_length=1, description="folder of an aligned model; repeatable")
+    annotator: str = Field(description="folder or Hub id of the judge")
+    data: str = Field(description="labelled pairs, as for train-annotator")
+    output: Path = Field(description="folder to create")
+    prompts: int = Field(100, ge=1, description="to sample answers for, from the first on")
+    max_new_tokens: int = Field(256, ge=1, description="of an answer")
+    temperature: float = Field(0.7, ge=0, description="of sampling; 0 is greedy")
+    batch_size: int = Field(8, ge=1, description="texts a forward pass")
+    beta: float = Field(0.5, gt=0, description="of the implicit reward; as in align")
+    seed: int = Field(0, description="of sampling, the same for every policy")
+    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 on a GPU")
+    threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
+
+    def cli_cmd(self) -> None:
+        """Measure."""
+        from cwpo_trainer.evaluation import policy
+
+        policy.run(self)
+
+
+class Evaluate(Command):
+    """Measure annotators and aligned policies.
+
+    Example:
+        cwpo evaluate annotator --annotator runs/annotator --data held_out.jsonl -o runs/accuracy
+    """
+
+    annotator: CliSubCommand[EvaluateAnnotator]
+    policy: CliSubCommand[EvaluatePolicy]
+
+
+class Report(Command):
+    """Draw what the commands left under a run folder as one HTML page.
+
+    Example:
+        cwpo report runs/demo
+    """
+
+    run: CliPositionalArg[Path] = Field(description="folder that holds the commands' outputs")
+    weighted: Path | None = Field(
+        None, description="weighted dataset for the histogram; RUN/weighted.parquet by default"
+    )
+
+    def cli_cmd(self) -> None:
+        """Write RUN/report.html and say where."""
+        from cwpo_trainer import report
+
+        print(report.write(self.run, self.weighted))

@@ -1,0 +1,1 @@
+"""Measures of annotators and of aligned policies."""

@@ -1,0 +1,81 @@
+"""Preference losses of one pair, eq. 9, 10 and 11 without the confidence in front.
+
+Pure functions of log-probabilities: of the policy and of the reference, of the chosen and of the
+rejected response, each shape (n,), summed over the tokens of the response. All return shape (n,).
+The confidence comes in at one place only, `weighted_mean` (eq. 7).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """DPO, eq. 9: -log sigmoid(beta * h), with h the difference of the two log-ratios."""
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return -F.logsigmoid(beta * h)
+
+
+def ipo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    tau: float,
+    chosen_tokens: Tensor | None = None,
+    rejected_tokens: Tensor | None = None,
+) -> Tensor:
+    """IPO, eq. 10: (h - 1 / (2 tau))^2.
+
+    Args:
+        tau: the regularisation strength; TRL calls it `beta`.
+        chosen_tokens, rejected_tokens: tokens of each response, shape (n,). With them the log-ratio
+            of a response is its mean over the tokens, as in TRL; without, its sum, as eq. 10 reads.
+    """
+    chosen = policy_chosen - reference_chosen
+    rejected = policy_rejected - reference_rejected
+    if chosen_tokens is not None and rejected_tokens is not None:
+        chosen = chosen / chosen_tokens
+        rejected = rejected / rejected_tokens
+    return (chosen - rejected - 1 / (2 * tau)) ** 2
+
+
+def rdpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    epsilon: float,
+) -> Tensor:
+    """Robust DPO, eq. 11: DPO made unbiased where a share epsilon of the labels is flipped.
+
+    Equal to -log sigmoid(beta h) - epsilon / (1 - 2 epsilon) * beta h: unbounded below.
+    Raises: ValueError unless 0 <= epsilon < 1/2.
+    """
+    if not 0 <= epsilon < 0.5:
+        raise ValueError(f"epsilon must be in [0, 0.5), not {epsilon}")
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    clean = (1 - epsilon) * -F.logsigmoid(beta * h)
+    flipped = epsilon * -F.logsigmoid(-beta * h)
+    return (clean - flipped) / (1 - 2 * epsilon)
+
+
+def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
+    """Eq. 7: the plain mean of c * loss, both shape (n,).
+
+    Not divided by the sum of the weights: that would cancel the weight of a pair that is alone in
+    its micro-batch, and gradient accumulation would change the result.
+    """
+    return torch.mean(weights * losses)

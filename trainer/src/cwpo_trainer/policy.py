@@ -1,0 +1,159 @@
+"""The strong model: loading it, training it with TRL, and saving it as a plain model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+
+from cwpo_annotator.checkpoint import CheckpointError, resolve
+from cwpo_trainer import runtime
+from cwpo_trainer.record import LOG_NAME, Output
+from cwpo_trainer.training_log import TrainingLog
+
+if TYPE_CHECKING:
+    from cwpo_trainer.commands import PolicyTraining
+
+WARMUP_SHARE = 0.1
+
+
+def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model, from safetensors and without code of its own.
+
+    Raises: CheckpointError for a folder that holds none.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: no causal language model: {_line(error)}") from error
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding with a token of its own or else with EOS.
+
+    Raises: CheckpointError where there is none, or it has no EOS to end a response with.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer: {_line(error)}") from error
+    if tokenizer.eos_token is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no EOS to end a response with")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_for_training(settings: PolicyTraining) -> Any:
+    """The start model: frozen bfloat16 weights under LoRA where it computes so, else float32."""
+    frozen = settings.lora and runtime.use_bfloat16(settings.dtype)
+    return load(resolve(settings.model), dtype=torch.bfloat16 if frozen else torch.float32)
+
+
+def lora_config(settings: PolicyTraining) -> LoraConfig | None:
+    """LoRA on all linear layers but the head; None without --lora."""
+    if not settings.lora:
+        return None
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dict[str, Any]:
+    """What SFTConfig and DPOConfig share, for a dataset of `rows` rows."""
+    steps = settings.max_steps or total_steps(settings, rows)
+    return dict(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(settings.warmup_steps, int(WARMUP_SHARE * steps)),
+        weight_decay=settings.weight_decay,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=runtime.use_bfloat16(settings.dtype),
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        seed=settings.seed,
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def total_steps(settings: PolicyTraining, rows: int) -> int:
+    """Optimiser steps over all epochs."""
+    pairs_a_step = settings.batch_size * settings.gradient_accumulation * runtime.world_size()
+    return math.ceil(math.ceil(rows / pairs_a_step) * settings.epochs)
+
+
+def train(trainer: Any, output: Output, title: str) -> None:
+    """Run a TRL trainer, with progress and training log on the first rank."""
+    trainer.remove_callback(PrinterCallback)
+    if not runtime.is_main():
+        trainer.train()
+        return
+    with TrainingLog(output.folder / LOG_NAME, title) as log:
+        trainer.add_callback(_Steps(log))
+        trainer.train()
+
+
+def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
+    """Write the trained model as a plain one; a LoRA adapter is merged into its start model.
+
+    The merge is in float32 on the start model as it was stored, so that small changes survive, and
+    the result has the start model's own dtype.
+    """
+    if not settings.lora:
+        trainer.save_model(str(folder))
+        return
+    adapter = folder / "adapter"
+    trainer.save_model(str(adapter))
+    if not runtime.is_main():
+        return
+    start = resolve(settings.model)
+    merged = PeftModel.from_pretrained(load(start), adapter).merge_and_unload()
+    stored = AutoConfig.from_pretrained(start, trust_remote_code=False).dtype or torch.float32
+    merged.to(stored).save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+
+
+class _Steps(TrainerCallback):
+    """Leads what TRL logs into our log, the learning rate as `lr`."""
+
+    def __init__(self, log: TrainingLog) -> None:
+        self._log = log
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._log.start(state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        values: dict[str, float] = dict(kwargs["logs"])
+        if "loss" in values:
+            lr = values.pop("learning_rate")
+            self._log.step(step=state.global_step, lr=lr, **values)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,111 @@
+"""What a command leaves in its output folder, for `cwpo report` and for people.
+
+The names of these files are defined here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from cwpo.errors import ConfigError, DatasetError
+from cwpo_trainer import runtime
+
+RECORD_NAME = "run.json"
+LOG_NAME = "training.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+REPORT_NAME = "report.html"
+
+Kind = Literal["train-annotator", "sft", "align", "evaluate-annotator", "evaluate-policy"]
+_LIBRARIES = ("cwpo-trainer", "torch", "transformers", "trl", "peft")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES}
+
+
+class Record(BaseModel):
+    """run.json: what was run, with which settings and versions, and what came of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind
+    settings: dict[str, JsonValue]
+    results: dict[str, JsonValue]
+    seconds: float
+    started_at: datetime
+    versions: dict[str, str] = Field(default_factory=_versions)
+
+
+class Output:
+    """The folder of one command while it is being written."""
+
+    def __init__(self, kind: Kind, settings: dict[str, JsonValue], folder: Path) -> None:
+        self.kind = kind
+        self.settings = settings
+        self.folder = folder
+        self.results: dict[str, JsonValue] = {}
+        self._started = datetime.now(UTC)
+
+    def write_record(self) -> None:
+        """Write run.json."""
+        record = Record(
+            kind=self.kind,
+            settings=self.settings,
+            results=self.results,
+            started_at=self._started,
+            seconds=round((datetime.now(UTC) - self._started).total_seconds(), 1),
+        )
+        (self.folder / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n")
+
+
+@contextmanager
+def new_output(kind: Kind, path: Path, settings: dict[str, JsonValue]) -> Iterator[Output]:
+    """An output folder that appears under its name only when it is complete.
+
+    Until the block has ended well its files stand in `.NAME.partial` beside it. Of several ranks
+    only the first touches the disk.
+    Raises: ConfigError, before any work, where the folder exists already.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} exists already: remove it, or choose another --output")
+    partial = path.with_name(f".{path.name}.partial")
+    if runtime.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    output = Output(kind, settings, partial)
+    try:
+        yield output
+        if runtime.is_main():
+            output.write_record()
+            partial.rename(path)
+    finally:
+        if runtime.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_record(folder: Path) -> Record:
+    """The folder's run.json. Raises: DatasetError where there is none that can be read."""
+    path = folder / RECORD_NAME
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {error.errors(include_url=False)[0]['msg']}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file that a command left; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]

@@ -1,0 +1,61 @@
+"""The process that training runs in: its rank, threads, seed, device and arithmetic."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from cwpo.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+def world_size() -> int:
+    """Processes that train together, as torchrun says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def expect_world_size(expected: int | None) -> None:
+    """Raises: ConfigError unless as many processes take part as were meant to."""
+    if expected is not None and expected != world_size():
+        raise ConfigError(
+            f"{world_size()} processes train, --world-size says {expected}: start them with "
+            f"`torchrun --nproc-per-node ... -m cwpo_trainer.align`"
+        )
+
+
+def prepare(*, seed: int, threads: int | None) -> None:
+    """Seed everything, and give this process its share of the CPU.
+
+    Args:
+        threads: of torch; None shares the CPUs that the machine lets us use among its processes.
+    """
+    import torch
+    from datasets import disable_progress_bars
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
+    set_seed(seed)
+    disable_progress_bars()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def use_bfloat16(dtype: DType) -> bool:
+    """Whether to compute in bfloat16; auto does where the device multiplies it natively."""
+    import torch
+
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    cpu = torch.cpu.get_capabilities()
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))

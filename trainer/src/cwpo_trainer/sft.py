@@ -1,0 +1,84 @@
+"""Step (iii), first half: supervised fine-tuning of the strong model on the chosen responses."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from cwpo import cli
+from cwpo.errors import DatasetError
+from cwpo_annotator.checkpoint import resolve
+from cwpo_trainer import policy, runtime
+from cwpo_trainer.formatting import Formatter
+from cwpo_trainer.record import Output, new_output
+from cwpo_trainer.weighted import WeightedPair, read_weighted
+
+if TYPE_CHECKING:
+    from cwpo_trainer.commands import Sft
+
+
+def run(settings: Sft) -> None:
+    """Fine-tune and write the model folder.
+
+    Raises: DatasetError, CheckpointError or ConfigError, before any training.
+    """
+    runtime.expect_world_size(settings.world_size)
+    pairs = read_weighted(settings.data)
+    folder = resolve(settings.model)
+    with new_output("sft", settings.output, settings.model_dump(mode="json")) as output:
+        runtime.prepare(seed=settings.seed, threads=settings.threads)
+        tokenizer = policy.load_tokenizer(folder)
+        dataset = tokenised(pairs, Formatter(tokenizer), settings.max_length, output)
+        trainer = SFTTrainer(
+            model=policy.load_for_training(settings),
+            args=SFTConfig(**policy.training_arguments(settings, output.folder, len(dataset))),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=policy.lora_config(settings),
+        )
+        policy.train(trainer, output, "SFT")
+        policy.save(trainer, settings, output.folder)
+
+
+def tokenised(
+    pairs: list[WeightedPair], formatter: Formatter, max_length: int, output: Output
+) -> Dataset:
+    """The columns input_ids and labels; the prompt carries no loss.
+
+    Texts over max_length tokens are left out rather than cut, and counted in the results.
+    Raises: DatasetError when none is left.
+    """
+    texts = formatter.tokenise([pair.prompt for pair in pairs], [pair.chosen for pair in pairs])
+    rows: list[dict[str, Any]] = [
+        {
+            "input_ids": text.prompt_ids + text.response_ids,
+            "labels": [-100] * len(text.prompt_ids) + text.response_ids,
+        }
+        for text in texts
+        if text.tokens <= max_length
+    ]
+    report_left_out(output, len(pairs), len(rows), max_length)
+    return Dataset.from_list(rows)
+
+
+def report_left_out(output: Output, pairs: int, used: int, max_length: int) -> None:
+    """Say how many pairs are too long. Raises: DatasetError if all are."""
+    output.results |= {"pairs": used, "pairs_too_long": pairs - used}
+    if used == 0:
+        raise DatasetError(f"all {pairs:,} pairs are longer than --max-length {max_length:,}")
+    if used < pairs and runtime.is_main():
+        print(
+            f"{pairs - used:,} of {pairs:,} pairs are longer than --max-length {max_length:,} "
+            "tokens and left out",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    from cwpo_trainer.commands import Sft
+
+    cli.run(Sft, sys.argv[1:], "python -m cwpo_trainer.sft")

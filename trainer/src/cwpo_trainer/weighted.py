@@ -1,0 +1,81 @@
+"""Reading the weighted dataset that `cwpo annotate` and batch jobs write."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cwpo.datasets import NumberedTriplet, file_format, parse_triplet, read_rows
+from cwpo.errors import DatasetError
+from cwpo.types import Prompt
+from cwpo_trainer import weights
+from cwpo_trainer.weights import Weighting
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPair:
+    """A row of the weighted dataset; chosen is what the annotator prefers."""
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    confidence: float
+
+
+def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]:
+    """All rows, in order.
+
+    Args:
+        path: Parquet, JSONL or JSONL.gz.
+        calibrated: take `calibrated_confidence` rather than `confidence`.
+    Raises: DatasetError naming the row of the first missing or unusable value.
+    """
+    column = "calibrated_confidence" if calibrated else "confidence"
+    try:
+        with path.open("rb") as stream:
+            rows = read_rows(stream, file_format(path))
+            pairs = [_pair(path, number, row, column) for number, row in rows]
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from error
+    if not pairs:
+        raise DatasetError(f"{path}: holds no pairs")
+    return pairs
+
+
+def weights_of(
+    pairs: list[WeightedPair], weighting: Weighting, *, normalise: bool
+) -> NDArray[np.float32]:
+    """The weight of each pair in the loss, shape (pairs,). Raises: DatasetError if all are 0."""
+    if weighting == "none":
+        return weights.none(len(pairs))
+    values = weights.confidence([pair.confidence for pair in pairs])
+    return weights.normalise(values) if normalise else values
+
+
+def _pair(path: Path, number: int, row: dict[str, Any] | str, column: str) -> WeightedPair:
+    parsed = parse_triplet(number, row)
+    if not isinstance(parsed, NumberedTriplet):
+        raise DatasetError(f"{path}: row {number}: {parsed.error.detail}")
+    value = row.get(column) if isinstance(row, dict) else None
+    if value is None:
+        raise DatasetError(f"{path}: row {number}: {column} is missing{_hint(column)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DatasetError(f"{path}: row {number}: {column} is no number: {value!r}")
+    if not 0 <= value <= 1:
+        raise DatasetError(f"{path}: row {number}: {column} is {value}; it lies in [0, 1]")
+    triplet = parsed.triplet
+    return WeightedPair(
+        str(triplet.id), triplet.prompt, triplet.response_a, triplet.response_b, float(value)
+    )
+
+
+def _hint(column: str) -> str:
+    if column == "confidence":
+        return "; `cwpo annotate` writes it"
+    return "; the annotator that wrote this file has no calibration temperature"

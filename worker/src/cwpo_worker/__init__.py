@@ -1,0 +1,1 @@
+"""Batch annotation jobs: plan, shard, merge, reconcile."""

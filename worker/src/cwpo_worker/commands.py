@@ -1,0 +1,35 @@
+"""`cwpo worker`: one process that carries out batch jobs."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cwpo.commands import ServiceCommand
+
+
+class Worker(ServiceCommand):
+    """Carry out batch jobs: plan, annotate through the service, merge.
+
+    Start as many as you like, on any machine that reaches the service, Redis and the store.
+    SIGTERM or Ctrl-C ends it after the task at hand; what a killed one had is done by another.
+
+    Example:
+        cwpo worker --url http://127.0.0.1:8000 --redis-url redis://127.0.0.1:6379/0 \\
+            --store-url s3://bucket/cwpo
+    """
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="of Redis or Valkey")
+    store_url: str = Field(description="folder or fsspec URL (s3://...) that the service uses too")
+    burst: bool = Field(False, description="end when the queue is empty")
+    heartbeat_seconds: int = Field(
+        30, ge=3, description="a worker silent for so long loses its task to another"
+    )
+
+    def cli_cmd(self) -> None:
+        """Work until stopped."""
+        from cwpo_worker.process import WorkerProcess
+
+        with self.client() as client:
+            WorkerProcess(
+                client, self.redis_url, self.store_url, heartbeat_seconds=self.heartbeat_seconds
+            ).run(burst=self.burst)

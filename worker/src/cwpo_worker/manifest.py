@@ -1,0 +1,70 @@
+"""What a job was cut into; published last, so that what it lists is there."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from cwpo.types import Truncation
+from cwpo_worker.store import BlobStore
+
+
+class Shard(BaseModel):
+    """The rows of one shard: how many, and the numbers of the first and the last."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: int
+    rows: int
+    first_row: int
+    last_row: int
+
+
+class Manifest(BaseModel):
+    """The plan of a job.
+
+    rejected: rows that are in no shard, with their reasons in the job's rejected rows.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    job_id: str
+    input_sha256: str
+    truncation: Truncation
+    rejected: int
+    shards: list[Shard]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input, blank lines aside."""
+        return self.rejected + sum(shard.rows for shard in self.shards)
+
+
+class JobFolder:
+    """The keys of a job's blobs."""
+
+    def __init__(self, job_id: str) -> None:
+        self.path = f"jobs/{job_id}"
+        self.manifest = f"{self.path}/manifest.json"
+        self.rejected = f"{self.path}/rejected.jsonl"
+        self.parts = f"{self.path}/parts"
+        self.errors = f"{self.path}/errors.jsonl"
+
+    def shard(self, index: int) -> str:
+        """The rows that the shard task reads."""
+        return f"{self.path}/shards/{index:05d}.jsonl"
+
+    def part(self, index: int) -> str:
+        """The weighted rows that it writes; their existence says that the shard is done."""
+        return f"{self.parts}/{index:05d}.parquet"
+
+    def part_errors(self, index: int) -> str:
+        """The rows of the shard that could not be annotated."""
+        return f"{self.parts}/{index:05d}.errors.jsonl"
+
+    def results(self, format: str) -> str:
+        """The weighted dataset."""
+        return f"{self.path}/results.{format}"
+
+    def read_manifest(self, store: BlobStore) -> Manifest:
+        """Raises: BlobNotFoundError while the job is not planned."""
+        return Manifest.model_validate_json(store.read(self.manifest))

@@ -1,0 +1,107 @@
+"""Task 1: cut the input into shards and put aside the rows that cannot be annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow, read_triplets
+from cwpo.errors import DatasetError
+from cwpo_worker import rows
+from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
+from cwpo_worker.job import JobRecord
+from cwpo_worker.ledger import Ledger
+from cwpo_worker.manifest import JobFolder, Manifest, Shard
+from cwpo_worker.queue import Task
+
+# A shard of long texts is closed before its rows are too much for a worker's memory.
+SHARD_BYTES = 32 << 20
+
+
+def plan(ledger: Ledger, job_id: str) -> None:
+    """Write the shards and the manifest, and queue the shards.
+
+    Raises: DatasetError when the input cannot be read as a whole or has no rows; JobStoppedError
+    when the job was cancelled; StoreError.
+    """
+    record = ledger.records.expect(job_id, "validating")
+    folder = JobFolder(job_id)
+    if ledger.store.exists(folder.manifest):
+        manifest = folder.read_manifest(ledger.store)
+    else:
+        manifest = _cut(ledger, record, folder)
+    if manifest.rows == 0:
+        raise DatasetError("the input has no rows")
+    _start(ledger, manifest)
+
+
+def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
+    file = ledger.files.get(record.file_id, owner=None)
+    rejected = 0
+    shards: list[Shard] = []
+    with ledger.store.create(folder.rejected) as sink, ledger.files.open(file.id) as source:
+        errors = JsonlWriter(sink)
+        for item in _shards(ledger, record, read_triplets(source, file.format)):
+            if isinstance(item, RejectedRow):
+                errors.write([item.as_dict()])
+                rejected += 1
+            else:
+                shards.append(item)
+                ledger.records.expect(record.id, "validating")
+    manifest = Manifest(
+        job_id=record.id,
+        input_sha256=file.sha256,
+        truncation=record.truncation,
+        rejected=rejected,
+        shards=shards,
+    )
+    with ledger.store.create(folder.manifest) as blob:
+        blob.write(manifest.model_dump_json().encode())
+    return manifest
+
+
+def _shards(
+    ledger: Ledger, record: JobRecord, items: Iterable[NumberedTriplet | RejectedRow]
+) -> Iterator[Shard | RejectedRow]:
+    """Each shard when it has been written, and the rejected rows in between."""
+    folder = JobFolder(record.id)
+    index = size = 0
+    numbers: list[int] = []
+    lines: list[bytes] = []
+
+    def written() -> Shard:
+        with ledger.store.create(folder.shard(index)) as blob:
+            blob.write(b"".join(lines))
+        return Shard(index=index, rows=len(lines), first_row=numbers[0], last_row=numbers[-1])
+
+    for item in items:
+        if isinstance(item, RejectedRow):
+            yield item
+            continue
+        numbers.append(item.row)
+        lines.append(rows.encode(item))
+        size += len(lines[-1])
+        if len(lines) == record.shard_rows or size >= SHARD_BYTES:
+            yield written()
+            index, size = index + 1, 0
+            numbers.clear()
+            lines.clear()
+    if lines:
+        yield written()
+
+
+def _start(ledger: Ledger, manifest: Manifest) -> None:
+    record = ledger.records.expect(manifest.job_id, "validating")
+    progress = record.progress.model_copy(update={"rows_total": manifest.rows})
+    try:
+        ledger.records.move(
+            manifest.job_id,
+            "queued",
+            progress=progress,
+            rejected=manifest.rejected,
+            shards=len(manifest.shards),
+        )
+    except IllegalTransitionError as error:
+        raise JobStoppedError(str(error)) from error
+    ledger.queue.enqueue(Task(manifest.job_id, "shard", shard.index) for shard in manifest.shards)
+    if not manifest.shards:
+        ledger.finalize(manifest.job_id)

@@ -1,0 +1,57 @@
+"""A worker process: RQ's worker, the tools of its tasks, and the reconciler beside it."""
+
+from __future__ import annotations
+
+import logging
+
+import redis
+
+from cwpo import Client
+from cwpo_worker import tasks
+from cwpo_worker.errors import QueueUnavailableError
+from cwpo_worker.ledger import Ledger, queue_errors
+from cwpo_worker.queue import TaskWorker
+from cwpo_worker.reconciler import Reconciler, reconcile
+from cwpo_worker.store import BlobStore
+
+
+class WorkerProcess:
+    """Everything is imported and built here, before RQ forks a child for each task.
+
+    The client opens no connection before its first request, which a child makes.
+    Raises: QueueUnavailableError, StoreError when Redis or the store cannot be used.
+    """
+
+    def __init__(
+        self, client: Client, redis_url: str, store_url: str, *, heartbeat_seconds: int
+    ) -> None:
+        store = BlobStore(store_url)
+        store.check()
+        self._ledger = Ledger(_connect(redis_url), store)
+        self._ledger.check()
+        self._reconciler = Reconciler(Ledger(_connect(redis_url), store))
+        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds)
+        tasks.equip(tasks.Tools(self._ledger, client))
+
+    def run(self, *, burst: bool) -> None:
+        """Work until SIGTERM or SIGINT, or until the queue is empty.
+
+        Raises: QueueUnavailableError when Redis is lost for good.
+        """
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        with queue_errors():
+            if burst:
+                reconcile(self._ledger)
+            else:
+                self._reconciler.start()
+            self._worker.work(burst=burst, logging_level="WARNING")
+        self._reconciler.stop()
+        if not burst and not self._worker.was_stopped:
+            raise QueueUnavailableError("the worker lost its job queue; the log says how")
+
+
+def _connect(url: str) -> redis.Redis:
+    try:
+        return redis.Redis.from_url(url)
+    except ValueError as error:
+        raise QueueUnavailableError(f"--redis-url: {error}") from error

@@ -1,0 +1,109 @@
+"""Puts right what a crash, a kill or a lost Redis left behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+import redis
+from redis.exceptions import LockError
+
+from cwpo.errors import CwpoError
+from cwpo_worker.errors import UnknownJobError
+from cwpo_worker.ledger import Ledger
+from cwpo_worker.queue import Census, Task
+
+INTERVAL_SECONDS = 2.0
+LOCK = "cwpo:reconciler"
+LOCK_SECONDS = 60.0
+# Set to the server's run id once the store's jobs are known to it: a restart or a flush unsets it.
+RESTORED = "cwpo:restored"
+
+log = logging.getLogger(__name__)
+
+
+def reconcile(ledger: Ledger) -> None:
+    """One round; returns at once where another process is at it.
+
+    Restores lost records, gives abandoned tasks and due retries to the workers, fails the jobs of
+    tasks that were given up, ends cancelled jobs, and queues every task that an active job needs
+    and nobody has. Raises: redis.RedisError, StoreError.
+    """
+    lock = ledger.redis.lock(LOCK, timeout=LOCK_SECONDS)
+    if not lock.acquire(blocking=False):
+        return
+    try:
+        _restore(ledger)
+        ledger.queue.requeue_abandoned()
+        ledger.queue.enqueue_due()
+        for task, reason in ledger.queue.exhausted():
+            with suppress(UnknownJobError):
+                ledger.records.fail(task.job_id, f"{task} was given up: {reason}")
+        active = ledger.records.active()
+        census = ledger.queue.census()
+        for job_id in active:
+            with suppress(UnknownJobError):
+                _advance(ledger, job_id, census)
+        ledger.store.sweep()
+    finally:
+        with suppress(LockError):
+            lock.release()
+
+
+def _restore(ledger: Ledger) -> None:
+    info = ledger.redis.info("server")
+    run_id = str(info["run_id"]).encode()
+    if ledger.redis.get(RESTORED) == run_id:
+        return
+    for record in ledger.records.mirrored():
+        ledger.records.restore(record)
+    ledger.redis.set(RESTORED, run_id)
+
+
+def _advance(ledger: Ledger, job_id: str, census: Census) -> None:
+    record = ledger.records.get(job_id)
+    if Task(job_id, "plan") in census.waiting | census.running:
+        return  # It may be about to queue the very shards that seem to be missing.
+    needed: Iterable[Task] = ()
+    if record.state == "validating":
+        needed = [Task(job_id, "plan")]
+    elif record.state in ("queued", "running"):
+        parts = ledger.records.parts(job_id)
+        needed = [
+            Task(job_id, "shard", index)
+            for index in range(record.shards or 0)
+            if index not in parts
+        ]
+        if not needed:
+            ledger.finalize(job_id)
+    elif record.state == "finalizing":
+        needed = [Task(job_id, "merge")]
+    elif record.state == "cancelling":
+        ledger.settle(job_id, census)
+    lost = [task for task in needed if task not in census.waiting | census.running]
+    if lost:
+        log.info("job %s: %d tasks that nobody has are queued", job_id, len(lost))
+        ledger.queue.enqueue(lost)
+
+
+class Reconciler(threading.Thread):
+    """Reconciles again and again, in the background of a worker, with a connection of its own."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(name="reconciler", daemon=True)
+        self._ledger = ledger
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Until `stop`; a round that fails is logged and the next one tries again."""
+        while not self._stopped.wait(INTERVAL_SECONDS):
+            try:
+                reconcile(self._ledger)
+            except (redis.RedisError, CwpoError) as error:
+                log.warning("could not reconcile: %s", error)
+
+    def stop(self) -> None:
+        """End after the round that is under way."""
+        self._stopped.set()

@@ -1,0 +1,152 @@
+"""Task 2: have the service annotate the rows of one shard, and keep the answers as a part."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from cwpo import Client
+from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow, weighted_row, weighted_writer
+from cwpo.errors import APIError, CwpoError, InvalidRequestError, TooLargeError
+from cwpo.types import (
+    Annotation,
+    FailedAnnotation,
+    ItemError,
+    ModelRef,
+    Truncation,
+)
+from cwpo_worker import rows as shard_rows
+from cwpo_worker.errors import IllegalTransitionError, ModelChangedError, StoreError
+from cwpo_worker.job import now
+from cwpo_worker.ledger import Ledger
+from cwpo_worker.manifest import JobFolder, Manifest, Shard
+from cwpo_worker.records import PartCounts
+
+REQUEST_ROWS = 256
+IN_FLIGHT = 4
+
+Label = Annotation | FailedAnnotation
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The labels of one request's rows; no model where the service refused all of them."""
+
+    rows: Sequence[NumberedTriplet]
+    labels: Sequence[Label]
+    model: ModelRef | None
+
+
+def annotate(ledger: Ledger, client: Client, job_id: str, index: int) -> None:
+    """Annotate one shard; nothing to do if its part is there already.
+
+    Raises: ModelChangedError when the service answers with another annotator than the job's first;
+    APIError or ConnectionFailedError as the client does; JobStoppedError when the job was
+    cancelled; StoreError.
+    """
+    record = ledger.records.expect(job_id, "queued", "running")
+    if record.state == "queued":
+        with suppress(IllegalTransitionError):
+            ledger.records.move(job_id, "running", started_at=now())
+    folder = JobFolder(job_id)
+    manifest = folder.read_manifest(ledger.store)
+    shard = manifest.shards[index]
+    if not ledger.store.exists(folder.part(index)):
+        _write_part(ledger, client, folder, manifest, shard)
+    with ledger.store.open(folder.part(index)) as part:
+        annotated = pq.read_metadata(part).num_rows
+    ledger.finish_part(job_id, index, PartCounts(annotated, shard.rows - annotated))
+
+
+def _write_part(
+    ledger: Ledger, client: Client, folder: JobFolder, manifest: Manifest, shard: Shard
+) -> None:
+    good: list[dict[str, Any]] = []
+    bad: list[dict[str, Any]] = []
+    model: ModelRef | None = None
+    for answer in _answers(ledger, client, manifest, _requests(ledger, folder, shard)):
+        if answer.model is not None:
+            model = model or ledger.records.pin_model(manifest.job_id, answer.model)
+            _check_model(model, answer.model)
+        for row, label in zip(answer.rows, answer.labels, strict=True):
+            if isinstance(label, FailedAnnotation):
+                bad.append(RejectedRow(row.row, row.triplet.id, label.error).as_dict())
+            else:
+                good.append(weighted_row(row.triplet, label))
+    if bad:
+        with ledger.store.create(folder.part_errors(shard.index)) as sink:
+            JsonlWriter(sink).write(bad)
+    # Last, since the existence of this one says that the shard is done.
+    with (
+        ledger.store.create(folder.part(shard.index)) as sink,
+        weighted_writer(sink, "parquet", model) as writer,
+    ):
+        writer.write(good)
+
+
+def _requests(ledger: Ledger, folder: JobFolder, shard: Shard) -> list[list[NumberedTriplet]]:
+    key = folder.shard(shard.index)
+    with ledger.store.open(key) as lines:
+        rows = shard_rows.decode(lines)
+    if len(rows) != shard.rows:
+        raise StoreError(f"{key} has {len(rows):,} rows where the manifest says {shard.rows:,}")
+    return [rows[at : at + REQUEST_ROWS] for at in range(0, len(rows), REQUEST_ROWS)]
+
+
+def _answers(
+    ledger: Ledger, client: Client, manifest: Manifest, requests: list[list[NumberedTriplet]]
+) -> Iterator[Answer]:
+    """The answer to each request, in order, with some requests in flight at a time."""
+    pending: deque[Future[Answer]] = deque()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for request in requests:
+            if len(pending) == IN_FLIGHT:
+                yield pending.popleft().result()
+            ledger.records.expect(manifest.job_id, "running")
+            pending.append(pool.submit(_ask, client, request, manifest.truncation))
+        while pending:
+            yield pending.popleft().result()
+
+
+def _ask(client: Client, rows: Sequence[NumberedTriplet], truncation: Truncation) -> Answer:
+    """One request; where the service refuses it whole, its halves, down to the row at fault."""
+    try:
+        answer = client.annotate(
+            [row.triplet for row in rows], truncation=truncation, priority="batch"
+        )
+    except (TooLargeError, InvalidRequestError) as error:
+        if len(rows) == 1:
+            return Answer(rows, [_refused(rows[0], error)], None)
+    else:
+        if [label.id for label in answer.annotations] != [row.triplet.id for row in rows]:
+            raise CwpoError("the service answered other rows than it was asked about")
+        return Answer(rows, answer.annotations, answer.model)
+    middle = len(rows) // 2
+    first = _ask(client, rows[:middle], truncation)
+    second = _ask(client, rows[middle:], truncation)
+    if first.model is not None and second.model is not None:
+        _check_model(first.model, second.model)
+    return Answer(rows, [*first.labels, *second.labels], first.model or second.model)
+
+
+def _refused(row: NumberedTriplet, error: APIError) -> FailedAnnotation:
+    code: Literal["too_long", "invalid_row"] = (
+        "too_long" if isinstance(error, TooLargeError) else "invalid_row"
+    )
+    return FailedAnnotation(
+        id=row.triplet.id or str(row.row), error=ItemError(code=code, detail=error.problem.detail)
+    )
+
+
+def _check_model(pinned: ModelRef, answered_by: ModelRef) -> None:
+    if answered_by.revision != pinned.revision:
+        raise ModelChangedError(
+            f"the service changed its annotator from {pinned.name} {pinned.revision} to "
+            f"{answered_by.name} {answered_by.revision} during the job: submit it again"
+        )

@@ -1,0 +1,227 @@
+"""The blob store: whole files under keys, in a local folder or an object store."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cwpo_worker.errors import BlobNotFoundError, StoreError
+
+PARTIAL_FOLDER = ".partial"
+STALE_SECONDS = 24 * 3600
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+class BlobStore:
+    """Blobs by key, such as `jobs/<id>/results.parquet`.
+
+    Args:
+        url: a folder, `file://`, or any URL of fsspec such as `s3://bucket/prefix` (its package,
+            here s3fs, has to be installed).
+
+    A blob appears under its key complete or not at all, and is never changed but by `put`. Every
+    method raises StoreError, one line that says what cannot be done and why.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            # A listing that is cached would hide what other processes have published.
+            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"the store {url} cannot be used: {error}") from error
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[Draft]:
+        """A new blob to write; it takes its key when the `with` block ends well.
+
+        If there is a blob of that key by then, that one stays: `published` says which it was.
+        """
+        draft = self.draft(key)
+        try:
+            yield draft
+            draft.publish(key)
+        finally:
+            draft.abort()
+
+    def draft(self, name: str) -> Draft:
+        """A blob to write that gets its key later; `name` is for messages."""
+        with self._errors("write", name):
+            handle, partial = tempfile.mkstemp(dir=self._partial_folder())
+        return Draft(self, name, handle, partial)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Set a small blob, in place of the one that may be there."""
+        draft = self.draft(key)
+        try:
+            draft.write(data)
+            draft.publish(key, replace=True)
+        finally:
+            draft.abort()
+
+    def open(self, key: str) -> BinaryIO:
+        """The blob as a seekable binary stream. Raises: BlobNotFoundError if there is none."""
+        with self._errors("read", key):
+            stream: BinaryIO = self._fs.open(self._path(key), "rb")
+            return stream
+
+    def read(self, key: str) -> bytes:
+        """A small blob as a whole. Raises: BlobNotFoundError if there is none."""
+        with self.open(key) as stream, self._errors("read", key):
+            return stream.read()
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such a blob."""
+        with self._errors("read", key):
+            return bool(self._fs.exists(self._path(key)))
+
+    def size(self, key: str) -> int:
+        """Bytes of the blob. Raises: BlobNotFoundError if there is none."""
+        with self._errors("read", key):
+            return int(self._fs.size(self._path(key)))
+
+    def list(self, prefix: str) -> list[str]:
+        """The keys (and folders of keys) directly under the folder `prefix`, sorted."""
+        folder = prefix.rstrip("/")
+        try:
+            with self._errors("read", folder):
+                names = self._fs.ls(self._path(folder), detail=False)
+        except BlobNotFoundError:
+            return []
+        return sorted(f"{folder}/{name.rstrip('/').rsplit('/', 1)[-1]}" for name in names)
+
+    def delete(self, key: str) -> None:
+        """Remove the blob; nothing happens if there is none."""
+        with suppress(BlobNotFoundError), self._errors("delete", key):
+            self._fs.rm_file(self._path(key))
+
+    def check(self) -> None:
+        """Raises: StoreError when the store cannot be written."""
+        self.put("check", b"\n")
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half-written a day ago or before."""
+        folder = Path(self._root) / PARTIAL_FOLDER
+        if not self._is_local or not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+    def _path(self, key: str) -> str:
+        if not _KEY.fullmatch(key):
+            raise StoreError(f"{key!r} is no key of a blob")
+        return f"{self._root}/{key}"
+
+    def _partial_folder(self) -> str | None:
+        """Where drafts lie: in a local store itself, since links do not cross file systems."""
+        if not self._is_local:
+            return None
+        folder = f"{self._root}/{PARTIAL_FOLDER}"
+        os.makedirs(folder, exist_ok=True)
+        return folder
+
+    def _publish(self, partial: str, path: str, replace: bool) -> bool:
+        if not self._is_local:
+            return self._upload(partial, path, replace)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        if replace:
+            os.replace(partial, path)
+            return True
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        _sync_folder(folder)
+        return True
+
+    def _upload(self, partial: str, path: str, replace: bool) -> bool:
+        try:
+            self._fs.put_file(partial, path, mode="overwrite" if replace else "create")
+        except FileExistsError:
+            return False
+        return True
+
+    @contextmanager
+    def _errors(self, verb: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BlobNotFoundError(f"the store {self.url} has no {key}") from error
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise StoreError(f"cannot {verb} {key} in the store {self.url}: {reason}") from error
+        except Exception as error:
+            # Object stores have their own exceptions for lost connections and credentials.
+            if self._is_local or isinstance(error, StoreError):
+                raise
+            raise StoreError(f"cannot {verb} {key} in the store {self.url}: {error}") from error
+
+
+class Draft(io.BufferedWriter):
+    """A blob being written. `published` is True when it took its key, False when one was there."""
+
+    published: bool | None = None
+
+    def __init__(self, store: BlobStore, name: str, handle: int, partial: str) -> None:
+        super().__init__(io.FileIO(handle, "wb"), buffer_size=1 << 18)
+        self._store = store
+        self._name = name
+        self._partial = partial
+
+    def write(self, data: Any, /) -> int:
+        """Append bytes."""
+        with self._store._errors("write", self._name):
+            return super().write(data)
+
+    def flush(self) -> None:
+        """Hand what is buffered to the operating system."""
+        with self._store._errors("write", self._name):
+            super().flush()
+
+    def publish(self, key: str, *, replace: bool = False) -> bool:
+        """Give it its key, unless there is a blob of that key; returns `published`."""
+        path = self._store._path(key)
+        try:
+            with self._store._errors("write", key):
+                self.flush()
+                os.fsync(self.fileno())
+                super().close()
+                self.published = self._store._publish(self._partial, path, replace)
+        finally:
+            self.abort()
+        return self.published
+
+    def abort(self) -> None:
+        """Drop what was written; a no-op after publish."""
+        with suppress(OSError, StoreError):
+            # Closing flushes, which fails again on a full disk.
+            super().close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._partial)
+
+    def close(self) -> None:
+        """Drop what was not published."""
+        self.abort()
+
+
+def _sync_folder(path: str) -> None:
+    """Make a new name in the folder survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

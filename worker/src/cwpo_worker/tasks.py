@@ -1,0 +1,86 @@
+"""What the queue may run: the three steps of a job, with what each kind of failure means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from rq.job import Retry
+
+from cwpo import Client
+from cwpo.errors import APIError, ConnectionFailedError, DatasetError
+from cwpo_worker import merge as merging
+from cwpo_worker import planner
+from cwpo_worker import shard as annotating
+from cwpo_worker.errors import (
+    IncompleteJobError,
+    JobStoppedError,
+    ModelChangedError,
+    UnknownJobError,
+)
+from cwpo_worker.ledger import Ledger
+
+UNAVAILABLE_STATUS = frozenset({429, 502, 503, 504})
+# A service that is away is waited for, however long; the last interval repeats.
+_WAIT = Retry(max=1_000_000_000, interval=[2, 5, 10, 20, 30])
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the tasks of a worker process work with."""
+
+    ledger: Ledger
+    client: Client
+
+
+_tools: ContextVar[Tools] = ContextVar("tools")
+
+
+def equip(tools: Tools) -> None:
+    """Give the tools to the tasks of this process and of those that it forks."""
+    _tools.set(tools)
+
+
+def plan(job_id: str) -> None:
+    """Cut the job's input into shards."""
+    with _verdict(job_id):
+        planner.plan(_tools.get().ledger, job_id)
+
+
+def shard(job_id: str, index: int) -> Retry | None:
+    """Annotate one shard; a Retry asks the queue to call again later."""
+    tools = _tools.get()
+    try:
+        with _verdict(job_id):
+            annotating.annotate(tools.ledger, tools.client, job_id, index)
+    except (APIError, ConnectionFailedError) as error:
+        if isinstance(error, APIError) and error.status not in UNAVAILABLE_STATUS:
+            raise
+        log.warning("shard %d of %s waits for the service: %s", index, job_id, error)
+        return _WAIT
+    return None
+
+
+def merge(job_id: str) -> None:
+    """Put the parts together into the results."""
+    with _verdict(job_id):
+        merging.merge(_tools.get().ledger, job_id)
+
+
+@contextmanager
+def _verdict(job_id: str) -> Iterator[None]:
+    """Fail the job for what a second try would not mend, and stop quietly if it was stopped.
+
+    Everything else is raised: the queue tries again, and fails the job in the end.
+    """
+    try:
+        yield
+    except (JobStoppedError, UnknownJobError) as error:
+        log.info("nothing to do: %s", error)
+    except (DatasetError, ModelChangedError, IncompleteJobError) as error:
+        _tools.get().ledger.records.fail(job_id, str(error))
