@@ -46,10 +46,7 @@ def test_chat_prompts_are_taken(service, triplet):
 def test_scores_are_those_of_annotate(service, triplet):
     asked = triplet(7)
     annotation = service.annotate(asked).json()["annotations"][0]
-    items = [
-        {"prompt": asked["prompt"], "response": asked[name]}
-        for name in ("response_a", "response_b")
-    ]
+    items = [{"prompt": asked["prompt"], "response": asked[f"response_{which}"]} for which in "ab"]
     answer = service.http.post("/score", json={"items": [*items, {"prompt": "", "response": ""}]})
     a, b, empty = answer.json()["scores"]
     assert (a["score"], b["score"]) == (annotation["score_a"], annotation["score_b"])

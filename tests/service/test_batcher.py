@@ -90,12 +90,8 @@ def test_a_big_request_is_split_and_comes_back_whole_and_in_order():
 
 def test_an_item_over_the_budget_is_scored_alone():
     async def scenario(batcher, device, submit):
-        return await opened(
-            device,
-            await submit(*words(1)),
-            await submit(*words(2, tokens=99)),
-            await submit(*words(3)),
-        )
+        tasks = [await submit(*words(n, tokens=99 if n == 2 else 1)) for n in (1, 2, 3)]
+        return await opened(device, *tasks)
 
     batches, scores = batched(scenario)
     assert batches == [[1], [2], [3]]

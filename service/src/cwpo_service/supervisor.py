@@ -119,6 +119,7 @@ class Supervisor:
         settings = self._checked()
         with ExitStack() as stack:
             stack.enter_context(self._signals())
+            valkey = None
             if settings.redis_url is None:
                 valkey = stack.enter_context(EmbeddedValkey(self._data_dir / "valkey"))
                 settings.redis_url = SecretStr(valkey.url)
@@ -138,6 +139,8 @@ class Supervisor:
                 worker.start()
             print(self._ready_line(), flush=True)
             while not self._stopping.wait(_TICK_SECONDS):
+                if valkey is not None and valkey.poll() is not None:
+                    valkey.start()
                 for child in (service, *workers):
                     child.watch()
 
