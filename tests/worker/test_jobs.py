@@ -112,7 +112,7 @@ def test_real_preferences_come_back_row_for_row(open_house, data_dir):
     path = data_dir / "hhh_alignment.jsonl.gz"
     job = open_house.wait(open_house.submit(path.read_bytes(), "jsonl.gz"))
     assert job.state in ("completed", "completed_with_errors"), job.error
-    lines = [json.loads(line) for line in gzip.open(path)]
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     done = {row["id"]: row for row in open_house.results(job.id)}
     failed = {error["id"] for error in open_house.errors(job.id)}
     assert list(done) == [line["id"] for line in lines if line["id"] not in failed]

@@ -181,7 +181,11 @@ class EvaluatePolicy(Command):
     batch_size: int = Field(8, ge=1, description="texts a forward pass")
     beta: float = Field(0.5, gt=0, description="of the implicit reward; as in align")
     seed: int = Field(0, description="of sampling, the same for every policy")
-    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 on a GPU")
+    dtype: DType = Field(
+        "auto",
+        description="of the models; auto: as they are stored, since a short alignment changes "
+        "weights by less than bfloat16 resolves",
+    )
     threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
 
     def cli_cmd(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Literal
 
 from cwpo.errors import ConfigError
@@ -47,6 +48,8 @@ def prepare(*, seed: int, threads: int | None) -> None:
     disable_progress_bars()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # What transformers will rename one day is between it and TRL.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def use_bfloat16(dtype: DType) -> bool:
