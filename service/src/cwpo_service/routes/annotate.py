@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic_core import to_json
 
 from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
 from cwpo_service.auth import authenticated
@@ -41,7 +42,8 @@ async def annotate(
     cannot be annotated has an `error` in place of a label, and the others are unharmed.
     """
     answer = await while_connected(request, service.inference.annotate(body))
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+    # A list of models is written twice as fast as the field's list of a union of models.
+    return Response(to_json(dict(answer), exclude_none=True), media_type="application/json")
 
 
 @router.post(
