@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from cwpo.types import ModelRef
 from cwpo_annotator.annotator import Annotator
@@ -41,6 +42,7 @@ class Running:
     """A service that listens."""
 
     url: str
+    app: FastAPI
     server: Server
     thread: threading.Thread
     http: httpx.Client
@@ -61,11 +63,12 @@ def running(
     chosen = ServeSettings(backend="null", port=0, **settings)
     with listen(chosen.host, chosen.port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = Server(create_app(chosen, factory), chosen)
+        app = create_app(chosen, factory)
+        server = Server(app, chosen)
         thread = threading.Thread(target=server.serve_on, args=[listener], daemon=True)
         thread.start()
         with httpx.Client(base_url=url, timeout=TIMEOUT) as http:
-            service = Running(url, server, thread, http)
+            service = Running(url, app, server, thread, http)
             try:
                 while wait and http.get("/health/ready").status_code != 200:
                     assert thread.is_alive()

@@ -150,7 +150,7 @@ def test_model_tells_the_limits(serve):
 
 
 class Picky(NullBackend):
-    """Fails on batches of more pairs than it likes, and forgets one score."""
+    """Fails on batches of more pairs than it likes."""
 
     def __init__(self, limit):
         self.limit = limit
@@ -205,6 +205,17 @@ def test_a_request_that_breaks_its_batch_fails_alone(serve, annotator_with, gate
     # The two waited together and were scored together before they were scored alone.
     assert backend.batches[:2] == [1, 3]
     assert sorted(backend.batches[2:]) == [1, 2]
+
+
+class Forgetful(NullBackend):
+    def score_pairs(self, pairs):
+        return super().score_pairs(pairs)[1:]
+
+
+def test_a_backend_that_loses_scores_fails_the_request(serve, annotator_with, triplet):
+    with serve(lambda: annotator_with(Forgetful())) as service:
+        assert service.annotate(triplet(0), triplet(1)).status_code == 500
+        assert service.http.get("/health/live").status_code == 200
 
 
 class NotFinite(NullBackend):

@@ -137,8 +137,9 @@ def test_serve_serves_until_a_signal_and_exits_with_0(command, triplet, number):
     answer = httpx.post(f"{url}/annotate", json={"triplets": [triplet()]})
     assert answer.status_code == 200
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, "")
+    assert stdout == f"cwpo serve: null is ready at {url} (null on cpu in float32)\n"
 
 
 def test_a_busy_port_is_one_line(command):
@@ -212,3 +213,13 @@ def test_the_store_being_away_is_seen_by_readiness(serve, tmp_path, problem):
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
         assert service.http.get("/health/live").status_code == 200
+
+
+def test_a_dead_batcher_is_seen_by_liveness_and_keeps_nobody_waiting(serve, triplet, problem):
+    with serve() as service:
+        service.app.state.service.inference.close()
+        while service.http.get("/health/live").status_code == 200:
+            pass
+        answer = service.annotate(triplet())
+        assert answer.status_code == 503
+        assert "stopped" in problem(answer)["detail"]

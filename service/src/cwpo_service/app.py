@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from operator import attrgetter
 
 from fastapi import FastAPI
 
@@ -62,6 +63,7 @@ def create_app(settings: ServeSettings, annotator_factory: Callable[[], Annotato
         version=version("cwpo-service"),
         lifespan=lifespan,
         openapi_tags=contract.TAGS,
+        generate_unique_id_function=attrgetter("name"),
     )
     app.state.service = service
     app.add_middleware(Envelope, settings=settings, metrics=metrics)

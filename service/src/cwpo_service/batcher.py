@@ -183,8 +183,10 @@ class Batcher:
     def check_room(self, tokens: int = 0) -> None:
         """Whether so many tokens may join the queue; an empty one takes any request.
 
-        Raises: ProblemError, 429, with the time in which the queue drains.
+        Raises: ProblemError, 429, with the time in which the queue drains; 503 for a dead batcher.
         """
+        if self.is_dead:
+            raise _stopped()
         waiting = self._queue.tokens
         if waiting and waiting + tokens > self._bound:
             seconds = waiting / self._tokens_per_second if self._tokens_per_second else 1.0
@@ -235,6 +237,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             scores = await loop.run_in_executor(self.device, parts[0].entry.score, items)
+            if len(scores) != len(items):
+                raise RuntimeError(f"{len(scores)} scores came for {len(items)} items")
         except asyncio.CancelledError:
             for part in parts:
                 part.fail(_stopped())

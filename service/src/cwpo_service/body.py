@@ -43,3 +43,8 @@ def accepts(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     content = {"application/json": {"schema": schema, "example": example}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The part of a route's `responses=` that shows what its answer is like."""
+    return {200: {"content": {"application/json": {"example": example}}}}

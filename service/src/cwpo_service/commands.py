@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from cwpo.types import ModelInfo
 from cwpo_service.settings import ServeSettings
 
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -27,11 +28,16 @@ class Serve(ServeSettings):
         listener = listen(self.host, self.port)
         # Requests make many objects and no cycles: looking for some every 700 is wasted time.
         gc.set_threshold(*_GC_THRESHOLDS)
+        self.port = listener.getsockname()[1]
         app = create_app(self, self.load_annotator)
-        Server(app, self).serve_on(listener)
+        Server(app, self, on_ready=self._announce).serve_on(listener)
         if not app.state.service.inference.is_idle:
             # Python would wait for a thread that still loads or scores, and nobody else does.
             os._exit(0)
+
+    def _announce(self, model: ModelInfo) -> None:
+        how = f"{model.backend} on {model.device} in {model.dtype}"
+        print(f"cwpo serve: {model.name} is ready at {self.url} ({how})", flush=True)
 
 
 class Up(ServeSettings):

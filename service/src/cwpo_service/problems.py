@@ -66,9 +66,7 @@ def answer(
     mistakes: Sequence[Mistake] = (),
 ) -> Response:
     """The problem as a response."""
-    problem = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, instance=request.url.path
-    )
+    problem = Problem(title=_title(status), status=status, detail=detail, instance=request.url.path)
     body = problem.model_dump(exclude_none=True)
     if mistakes:
         body["errors"] = [mistake.model_dump() for mistake in mistakes]
@@ -158,6 +156,13 @@ def install(app: FastAPI, statuses: dict[type[CwpoError], tuple[int, str]]) -> N
     app.add_exception_handler(HTTPException, on_http)
 
 
+def _title(status: int) -> str:
+    return _RENAMED.get(status) or HTTPStatus(status).phrase
+
+
+# As in RFC 9110; Python knows these names from 3.13 on.
+_RENAMED = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
 _DOCUMENTED: dict[int, str] = {
     400: "The request is not well-formed.",
     401: "The API key is missing or unknown.",
@@ -174,12 +179,12 @@ _DOCUMENTED: dict[int, str] = {
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route that may answer with these statuses."""
+    """The `responses=` of a route or router that may answer with these statuses."""
     result: dict[int | str, dict[str, Any]] = {}
-    for status in sorted({*statuses, 401, 422, 500}):
+    for status in statuses:
         example = {
             "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
+            "title": _title(status),
             "status": status,
             "detail": _DOCUMENTED[status],
         }

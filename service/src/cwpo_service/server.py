@@ -8,13 +8,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
 from cwpo.errors import CwpoError
+from cwpo.types import ModelInfo
 from cwpo_service.service import Service
 from cwpo_service.settings import ServeSettings
 
@@ -50,14 +51,21 @@ class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT, answers what it accepted, and returns.
 
     While it drains it still listens, so that probes see it as not ready rather than as broken.
+    `on_ready` is called once, when the annotator is loaded.
     """
 
-    def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: ServeSettings,
+        on_ready: Callable[[ModelInfo], None] | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
         )
         self._service: Service = app.state.service
         self._drain_seconds = settings.drain_seconds
+        self._on_ready = on_ready
 
     def serve_on(self, listener: socket.socket) -> None:
         """Serve. Raises: CwpoError when the annotator cannot be loaded."""
@@ -67,7 +75,11 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop: on a signal, or with an annotator that cannot be loaded."""
-        return await super().on_tick(counter) or self._service.inference.failure is not None
+        inference = self._service.inference
+        if self._on_ready is not None and inference.phase == "ready":
+            self._on_ready(inference.info())
+            self._on_ready = None
+        return await super().on_tick(counter) or inference.failure is not None
 
     async def main_loop(self) -> None:
         """Serve, then drain."""

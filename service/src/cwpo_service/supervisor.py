@@ -57,6 +57,8 @@ class Child:
             self._arguments,
             env=self._environment,
             stdin=subprocess.DEVNULL,
+            # What it has to say besides errors is said by the supervisor.
+            stdout=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_die_with_parent,  # noqa: PLW1509
         )

@@ -13,7 +13,9 @@ from cwpo_service.auth import Owner, authenticated
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentJobs, CurrentService
 
-router = APIRouter(tags=["files"], dependencies=[Depends(authenticated)])
+router = APIRouter(
+    tags=["files"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -38,7 +40,7 @@ _UPLOAD = {
     responses=documented(409, 413, 415, 503),
     openapi_extra=_UPLOAD,
 )
-async def upload(
+async def upload_file(
     request: Request,
     service: CurrentService,
     jobs: CurrentJobs,
@@ -68,6 +70,6 @@ async def upload(
 
 
 @router.get("/files/{file_id}", summary="A file", responses=documented(404, 503))
-async def get(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
+async def get_file(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
     """What is known of an uploaded file."""
     return await run_in_threadpool(jobs.files.get, file_id, owner=owner)

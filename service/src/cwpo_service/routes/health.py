@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentService
 
-router = APIRouter(tags=["operate"])
+router = APIRouter(tags=["operate"], responses=documented(500))
 
 
 class Health(BaseModel):

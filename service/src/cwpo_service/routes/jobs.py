@@ -19,7 +19,12 @@ from cwpo_service.problems import documented
 from cwpo_service.routes.files import IdempotencyKey
 from cwpo_service.service import CurrentJobs, CurrentService, Service
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(authenticated)])
+router = APIRouter(
+    prefix="/jobs",
+    tags=["jobs"],
+    dependencies=[Depends(authenticated)],
+    responses=documented(401, 422, 500),
+)
 
 _POLL_SECONDS = 0.5
 _POLLS_A_HEARTBEAT = 30
@@ -44,7 +49,7 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
     responses=documented(404, 409, 413, 415, 503),
     openapi_extra=accepts(JobRequest, {"file_id": "file_0123456789abcdef"}),
 )
-async def submit(
+async def submit_job(
     body: Annotated[JobRequest, Depends(json_body(JobRequest))],
     service: CurrentService,
     jobs: CurrentJobs,
@@ -73,13 +78,13 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", summary="A job", responses=documented(404, 503))
-async def get(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+async def get_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     """The job as it stands."""
     return await run_in_threadpool(jobs.ledger.get, job_id, owner=owner)
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409, 503))
-async def cancel(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     """Stop the job. A job that has ended already cannot be cancelled."""
     return await run_in_threadpool(jobs.ledger.cancel, job_id, owner=owner)
 
@@ -90,7 +95,7 @@ async def cancel(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     response_class=Response,
     responses={**documented(404, 409, 416, 503), **_file(*_MEDIA_TYPES.values())},
 )
-async def results(
+async def download_results(
     job_id: str,
     jobs: CurrentJobs,
     owner: Owner,
@@ -109,7 +114,9 @@ async def results(
     response_class=Response,
     responses={**documented(404, 409, 416, 503), **_file("application/x-ndjson")},
 )
-async def errors(job_id: str, jobs: CurrentJobs, owner: Owner, request: Request) -> Response:
+async def download_errors(
+    job_id: str, jobs: CurrentJobs, owner: Owner, request: Request
+) -> Response:
     """The rows that could not be annotated: row, id, code and detail, a JSON line each."""
     stream, size = await run_in_threadpool(jobs.ledger.open_errors, job_id, owner=owner)
     name = f"{job_id}.errors.jsonl"
@@ -128,7 +135,7 @@ async def errors(job_id: str, jobs: CurrentJobs, owner: Owner, request: Request)
         },
     },
 )
-async def events(
+async def follow_job(
     job_id: str, service: CurrentService, jobs: CurrentJobs, owner: Owner
 ) -> StreamingResponse:
     """The job now, again after every change, and at last as it ended."""

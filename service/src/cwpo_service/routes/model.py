@@ -9,7 +9,9 @@ from cwpo_service.auth import authenticated
 from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
 
-router = APIRouter(tags=["annotate"], dependencies=[Depends(authenticated)])
+router = APIRouter(
+    tags=["annotate"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+)
 
 
 @router.get("/model", summary="What is loaded", responses=documented(503))

@@ -9,12 +9,14 @@ from pydantic import BaseModel, Field, model_validator
 
 from cwpo.types import FailedScore, ScoreItem, ScoreRequest, Truncation
 from cwpo_service.auth import authenticated
-from cwpo_service.body import accepts, json_body
+from cwpo_service.body import accepts, answers, json_body
 from cwpo_service.connection import while_connected
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentService
 
-router = APIRouter(tags=["openrlhf"], dependencies=[Depends(authenticated)])
+router = APIRouter(
+    tags=["openrlhf"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+)
 
 
 class RewardRequest(BaseModel):
@@ -54,7 +56,10 @@ class RewardResponse(BaseModel):
     "/get_reward",
     summary="Reward rollouts",
     response_model=RewardResponse,
-    responses=documented(413, 415, 429, 503),
+    responses={
+        **documented(413, 415, 429, 503),
+        **answers({"rewards": [1.5], "scores": [1.5], "extra_logs": {"truncated": [0.0]}}),
+    },
     openapi_extra=accepts(
         RewardRequest,
         {"query": ["How are you? Well, thank you."], "prompts": ["How are you?"]},
