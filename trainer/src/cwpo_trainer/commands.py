@@ -22,7 +22,7 @@ class _Training(Command):
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps")
     warmup_steps: int = Field(100, ge=0, description="at most; never over a tenth of the steps")
     seed: int = Field(0, description="of the split, the order of the pairs and new weights")
-    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 on a GPU")
+    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 where it is native")
     threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
 
 
@@ -42,6 +42,9 @@ class TrainAnnotator(_Training):
         "owner/name[/folder][@split]"
     )
     objective: Literal["bt"] = Field("bt", description="bt: Bradley-Terry, eq. 5")
+    max_pairs: int | None = Field(
+        None, ge=1, description="use at most so many pairs, drawn at random by the seed"
+    )
     labelled_fraction: float = Field(
         1.0, gt=0, le=1, description="share to train on of what is not held out; 0.3 in the paper"
     )
@@ -178,7 +181,11 @@ class EvaluatePolicy(Command):
     batch_size: int = Field(8, ge=1, description="texts a forward pass")
     beta: float = Field(0.5, gt=0, description="of the implicit reward; as in align")
     seed: int = Field(0, description="of sampling, the same for every policy")
-    dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 on a GPU")
+    dtype: DType = Field(
+        "auto",
+        description="of the models; auto: as they are stored, since a short alignment changes "
+        "weights by less than bfloat16 resolves",
+    )
     threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
 
     def cli_cmd(self) -> None:

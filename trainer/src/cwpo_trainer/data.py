@@ -77,6 +77,14 @@ def pairs_of(rows: Iterable[Row], source: str) -> list[LabelledPair]:
     return pairs
 
 
+def sample(pairs: Sequence[LabelledPair], count: int | None, *, seed: int) -> list[LabelledPair]:
+    """At most `count` of the pairs, drawn at random, in their order; all of them for None."""
+    if count is None or count >= len(pairs):
+        return list(pairs)
+    kept = random.Random(seed).sample(range(len(pairs)), count)  # noqa: S311
+    return [pairs[at] for at in sorted(kept)]
+
+
 def split(
     pairs: Sequence[LabelledPair],
     *,

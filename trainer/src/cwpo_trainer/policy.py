@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WARMUP_SHARE = 0.1
 
 
-def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def load(folder: Path, *, dtype: torch.dtype | str = torch.float32) -> Any:
     """A causal language model, from safetensors and without code of its own.
 
     Raises: CheckpointError for a folder that holds none.

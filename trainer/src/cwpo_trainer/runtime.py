@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Literal
 
 from cwpo.errors import ConfigError
@@ -47,12 +48,17 @@ def prepare(*, seed: int, threads: int | None) -> None:
     disable_progress_bars()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # What transformers will rename one day is between it and TRL.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def use_bfloat16(dtype: DType) -> bool:
-    """Whether to compute in bfloat16; auto does on a GPU."""
+    """Whether to compute in bfloat16; auto does where the device multiplies it natively."""
     import torch
 
-    if dtype == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return dtype == "bfloat16"
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    cpu = torch.cpu.get_capabilities()
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))

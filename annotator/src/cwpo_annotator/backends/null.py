@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ _SPAN = 8.0
 
 
 class NullEncoder:
-    """Stands for the tokenizer: one 53-bit hash a text as its only token."""
+    """Stands for the tokenizer: one 32-bit hash a text as its only token."""
 
     max_length = 1 << 20
 
@@ -26,17 +26,14 @@ class NullEncoder:
         pairs = []
         for triplet in triplets:
             prompt = _hash(triplet.prompt)
-            pairs.append(
-                EncodedPair(
-                    a=(_continue(prompt, triplet.response_a),),
-                    b=(_continue(prompt, triplet.response_b),),
-                )
-            )
+            a = crc32(triplet.response_a.encode(), prompt)
+            b = crc32(triplet.response_b.encode(), prompt)
+            pairs.append(EncodedPair((a,), (b,)))
         return pairs
 
     def encode_texts(self, items: Sequence[ScoreItem], truncation: Truncation) -> list[EncodedText]:
         """One token a text."""
-        return [EncodedText(ids=(_continue(_hash(item.prompt), item.response),)) for item in items]
+        return [EncodedText((crc32(item.response.encode(), _hash(item.prompt)),)) for item in items]
 
 
 class NullBackend:
@@ -59,17 +56,12 @@ class NullBackend:
         """Nothing is held."""
 
 
-def _hash(prompt: Prompt) -> bytes:
+def _hash(prompt: Prompt) -> int:
     if isinstance(prompt, str):
-        return blake2b(prompt.encode(), digest_size=16).digest()
+        return crc32(prompt.encode())
     text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in prompt)
-    return blake2b(text.encode(), digest_size=16).digest()
-
-
-def _continue(prompt: bytes, response: str) -> int:
-    digest = blake2b(response.encode(), digest_size=8, key=prompt).digest()
-    return int.from_bytes(digest, "little") >> 11
+    return crc32(text.encode())
 
 
 def _score(hashes: NDArray[np.float64]) -> NDArray[np.float32]:
-    return ((hashes / 2.0**53 - 0.5) * _SPAN).astype(np.float32)
+    return ((hashes / 2.0**32 - 0.5) * _SPAN).astype(np.float32)

@@ -41,7 +41,7 @@ def run(settings: TrainAnnotator) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     parts = data.split(
-        data.read_pairs(settings.data),
+        data.sample(data.read_pairs(settings.data), settings.max_pairs, seed=settings.seed),
         labelled_fraction=settings.labelled_fraction,
         held_out_fraction=settings.held_out_fraction,
         seed=settings.seed,

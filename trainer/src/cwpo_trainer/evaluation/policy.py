@@ -55,9 +55,8 @@ class PolicyMetrics(BaseModel):
 class _Model:
     """A loaded policy with its formatter."""
 
-    def __init__(self, path: str, bfloat16: bool) -> None:
+    def __init__(self, path: str, dtype: runtime.DType) -> None:
         folder = resolve(path)
-        dtype = torch.bfloat16 if bfloat16 else torch.float32
         self.tokenizer = policy.load_tokenizer(folder)
         self.model: Any = policy.load(folder, dtype=dtype).to(best_device()).eval()
         self.formatter = Formatter(self.tokenizer)
@@ -76,7 +75,7 @@ def run(settings: EvaluatePolicy) -> None:
         rewards: dict[str, NDArray[np.float64]] = {}
         answers: dict[str, list[str]] = {}
         for name, path in {REFERENCE: settings.reference, **paths}.items():
-            one = _Model(path, runtime.use_bfloat16(settings.dtype))
+            one = _Model(path, settings.dtype)
             rewards[name] = response_log_probs(one, pairs, settings)
             answers[name] = sample(one, prompts, settings, name)
         scores = judge(Annotator.load(settings.annotator), prompts, answers)

@@ -1,0 +1,109 @@
+# syntax=docker/dockerfile:1.10
+# Three images from one file: docker build --target service|worker|trainer -t cwpo-service:0.1.0 .
+#
+# The base is pinned by tag, so that rebuilding takes in Python and Debian security fixes. For
+# builds that are the same to the bit, pin its digest: FROM python:3.12-slim-bookworm@sha256:...
+
+FROM python:3.12-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    HF_HOME=/cache/huggingface \
+    HOME=/tmp \
+    PATH=/opt/cwpo/bin:$PATH
+RUN groupadd --gid 10001 cwpo \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin cwpo \
+    && install --directory --owner 10001 --group 10001 /cache /data
+
+
+# An empty environment outside the final images; pip stays in this stage. The images hold the
+# versions that are tested together, but for torch, which is chosen below, and python-dateutil, which
+# the driver of S3 wants older.
+FROM base AS build
+WORKDIR /src
+COPY constraints.txt constraints.txt
+RUN python -m venv --without-pip /opt/cwpo \
+    && sed --in-place --regexp-extended '/^(torch|python-dateutil)==/d' constraints.txt
+ENV PIP_CONSTRAINT=/src/constraints.txt
+
+
+FROM build AS build-worker
+# fsspec's drivers for the stores that CWPO_STORE_URL may name, for instance "s3fs gcsfs".
+ARG STORE_DRIVERS=s3fs
+COPY client client
+COPY worker worker
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    python -m pip --python /opt/cwpo/bin/python install ./client ./worker ${STORE_DRIVERS}
+
+
+# On x86_64 the default torch brings CUDA. An image for CPUs:
+#   --build-arg TORCH=torch==2.13.0+cpu
+#   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+FROM build AS build-torch
+ARG TORCH=torch==2.13.0
+ARG PIP_EXTRA_INDEX_URL
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    python -m pip --python /opt/cwpo/bin/python install "${TORCH}"
+
+
+FROM build-torch AS build-service
+ARG STORE_DRIVERS=s3fs
+COPY client client
+COPY annotator annotator
+COPY worker worker
+COPY service service
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    python -m pip --python /opt/cwpo/bin/python install \
+        ./client ./annotator ./worker ./service "${TORCH}" ${STORE_DRIVERS}
+
+
+FROM build-torch AS build-trainer
+COPY client client
+COPY annotator annotator
+COPY trainer trainer
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    python -m pip --python /opt/cwpo/bin/python install \
+        ./client ./annotator ./trainer "${TORCH}"
+
+
+FROM base AS worker
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="cwpo-worker" \
+      org.opencontainers.image.description="Batch annotation jobs of CW-PO; no torch" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build-worker /opt/cwpo /opt/cwpo
+USER 10001:10001
+ENTRYPOINT ["cwpo", "worker"]
+
+
+FROM base AS trainer
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="cwpo-trainer" \
+      org.opencontainers.image.description="Trains CW-PO annotators and aligns models" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    MPLCONFIGDIR=/tmp/matplotlib
+COPY --from=build-trainer /opt/cwpo /opt/cwpo
+USER 10001:10001
+WORKDIR /data
+ENTRYPOINT ["cwpo"]
+
+
+FROM base AS service
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="cwpo-service" \
+      org.opencontainers.image.description="Serves a CW-PO annotator and accepts batch jobs" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# A container is reached from outside only on 0.0.0.0, which the service refuses without API keys.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    CWPO_HOST=0.0.0.0 \
+    CWPO_PORT=8000
+COPY --from=build-service /opt/cwpo /opt/cwpo
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"CWPO_PORT\"]}/health/ready', timeout=4)"]
+ENTRYPOINT ["cwpo", "serve"]

@@ -1,0 +1,5 @@
+"""`python -m cwpo` is the `cwpo` command."""
+
+from cwpo.cli import main
+
+main()

@@ -1,0 +1,99 @@
+{{- define "cwpo.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What selects the pods of a part: (list . "service"). */}}
+{{- define "cwpo.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* The labels of an object of a part: (list . "service"). */}}
+{{- define "cwpo.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "cwpo.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* repository:tag or repository@digest: (list . .Values.service.image). */}}
+{{- define "cwpo.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ default $root.Chart.AppVersion $image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "cwpo.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ default (include "cwpo.fullname" .) .Values.serviceAccount.name }}
+{{- else -}}
+{{ default "default" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end -}}
+
+{{- define "cwpo.authSecret" -}}
+{{ default (printf "%s-auth" (include "cwpo.fullname" .)) .Values.auth.existingSecret }}
+{{- end -}}
+
+{{- define "cwpo.redisSecret" -}}
+{{- if eq .Values.redis.mode "embedded" -}}
+{{ include "cwpo.fullname" . }}-redis
+{{- else -}}
+{{ required "redis.mode is external: set redis.existingSecret to a Secret with the key url" .Values.redis.existingSecret }}
+{{- end -}}
+{{- end -}}
+
+{{- define "cwpo.redisAddress" -}}
+{{ include "cwpo.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6379
+{{- end -}}
+
+{{- define "cwpo.storeClaim" -}}
+{{ default (printf "%s-store" (include "cwpo.fullname" .)) .Values.store.persistence.existingClaim }}
+{{- end -}}
+
+{{/* Environment that the service and the workers share. */}}
+{{- define "cwpo.sharedEnv" -}}
+- name: CWPO_REDIS_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "cwpo.redisSecret" . }}
+      key: url
+- name: CWPO_STORE_URL
+  value: {{ default "/data/store" .Values.store.url | quote }}
+{{- end -}}
+
+{{- define "cwpo.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "cwpo.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}

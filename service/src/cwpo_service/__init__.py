@@ -1,0 +1,1 @@
+"""The service that hosts an annotator and accepts batch jobs."""

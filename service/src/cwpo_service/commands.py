@@ -1,0 +1,58 @@
+"""`cwpo serve` and `cwpo up`."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from cwpo.types import ModelInfo
+from cwpo_service.settings import ServeSettings
+
+_GC_THRESHOLDS = (50_000, 20, 100)
+
+
+class Serve(ServeSettings):
+    """Serve an annotator over HTTP.
+
+    Example: cwpo serve --annotator runs/demo/annotator --port 8000
+    """
+
+    def cli_cmd(self) -> None:
+        """Serve until SIGTERM or Ctrl-C; accepted requests are answered first."""
+        from cwpo_service.app import create_app
+        from cwpo_service.server import Server, listen
+
+        listener = listen(self.host, self.port)
+        # Requests make many objects and no cycles: looking for some every 700 is wasted time.
+        gc.set_threshold(*_GC_THRESHOLDS)
+        self.port = listener.getsockname()[1]
+        app = create_app(self, self.load_annotator)
+        Server(app, self, on_ready=self._announce).serve_on(listener)
+        if not app.state.service.inference.is_idle:
+            # Python would wait for a thread that still loads or scores, and nobody else does.
+            os._exit(0)
+
+    def _announce(self, model: ModelInfo) -> None:
+        how = f"{model.backend} on {model.device} in {model.dtype}"
+        print(f"cwpo serve: {model.name} is ready at {self.url} ({how})", flush=True)
+
+
+class Up(ServeSettings):
+    """Run the service, its workers and an embedded Valkey until Ctrl-C.
+
+    Example: cwpo up --annotator runs/demo/annotator --workers 2
+    """
+
+    workers: int = Field(2, ge=1, le=256, description="worker processes")
+    data_dir: Path = Field(
+        Path("cwpo-data"), description="folder of uploads, results and the job queue"
+    )
+
+    def cli_cmd(self) -> None:
+        """Start all, watch over them, and stop them in order."""
+        from cwpo_service.supervisor import Supervisor
+
+        Supervisor(self, workers=self.workers, data_dir=self.data_dir).run()

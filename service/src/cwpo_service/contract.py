@@ -1,0 +1,54 @@
+"""The REST contract as an OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from cwpo.types import AnnotateRequest, JobRequest, Problem, ScoreRequest
+from cwpo_service.routes.openrlhf import RewardRequest
+
+TAGS = [
+    {"name": "annotate", "description": "Labels and scores at once."},
+    {"name": "files", "description": "Uploads for batch jobs."},
+    {"name": "jobs", "description": "Batch jobs: millions of triplets into a weighted dataset."},
+    {"name": "openrlhf", "description": "The annotator as OpenRLHF's remote reward model."},
+    {"name": "operate", "description": "Probes and metrics; these need no API key."},
+]
+
+# Read or written by routes without FastAPI's knowing, so that it does not list them by itself.
+_MODELS = (AnnotateRequest, ScoreRequest, JobRequest, RewardRequest, Problem)
+
+
+def install(app: FastAPI) -> None:
+    """Let /openapi.json (and with it /docs) tell all."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        summary=app.summary,
+        version=app.version,
+        routes=app.routes,
+        tags=app.openapi_tags,
+    )
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _MODELS],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = document["components"]["schemas"]
+    for name, schema in definitions["$defs"].items():
+        schemas.setdefault(name, schema)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document

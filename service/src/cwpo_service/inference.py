@@ -1,0 +1,210 @@
+"""From a request to its answer: tokenise on one thread, score in batches on another, label."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Literal, TypeVar
+
+from cwpo.errors import CwpoError
+from cwpo.types import (
+    AnnotateRequest,
+    AnnotateResponse,
+    FailedScore,
+    ItemError,
+    ModelInfo,
+    Score,
+    ScoreRequest,
+    ScoreResponse,
+    Usage,
+)
+from cwpo_annotator.annotator import NON_FINITE, Annotator
+from cwpo_annotator.backends.base import EncodedPair, EncodedText
+from cwpo_service.batcher import Batcher
+from cwpo_service.metrics import Metrics
+from cwpo_service.problems import ProblemError
+from cwpo_service.settings import ServeSettings
+
+T = TypeVar("T")
+
+Phase = Literal["loading", "ready", "draining", "failed"]
+
+_GPU_BUDGET = 65536
+_CPU_BUDGET = 4096
+_RETRY_AFTER = {"loading": 10, "draining": 5, "failed": 30}
+
+
+class Inference:
+    """The hosted annotator, from its loading to its last answer."""
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
+        self.phase: Phase = "loading"
+        self.failure: CwpoError | None = None
+        self._settings = settings
+        self._metrics = metrics
+        self._annotator: Annotator | None = None
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokeniser")
+        self._batcher = Batcher(
+            metrics, budget=settings.token_budget or _CPU_BUDGET, bound=settings.queue_tokens
+        )
+
+    async def load(self, factory: Callable[[], Annotator]) -> None:
+        """Load the annotator on the device thread; what goes wrong becomes `failure`."""
+        loop = asyncio.get_running_loop()
+        try:
+            annotator = await loop.run_in_executor(self._batcher.device, factory)
+        except CwpoError as error:
+            self.phase, self.failure = "failed", error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            name = self._settings.annotator
+            self.phase = "failed"
+            self.failure = CwpoError(f"{name}: the annotator cannot be loaded: {reason}")
+        else:
+            self._annotator = annotator
+            if self._settings.token_budget is None and annotator.backend.device.startswith("cuda"):
+                self._batcher.budget = _GPU_BUDGET
+            self._batcher.start()
+            if self.phase == "loading":
+                self.phase = "ready"
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests; return when the accepted ones are answered, or the time is up."""
+        self.phase = "draining"
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._batcher.stop()
+        self._tokeniser.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of the threads is at work."""
+        return self._annotator is not None and self._idle.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """False once requests can never be answered again."""
+        return not self._batcher.is_dead
+
+    @property
+    def annotator(self) -> Annotator:
+        """The loaded annotator. Raises: ProblemError, 503 while there is none."""
+        if self._annotator is None:
+            raise self._unavailable()
+        return self._annotator
+
+    def info(self) -> ModelInfo:
+        """What is loaded, and the limits."""
+        annotator = self.annotator
+        return ModelInfo(
+            **annotator.model.model_dump(),
+            backend=annotator.backend.name,
+            device=annotator.backend.device,
+            dtype=annotator.backend.dtype,
+            max_length=annotator.encoder.max_length,
+            max_triplets=self._settings.max_triplets,
+            max_body_bytes=self._settings.max_body_bytes,
+            temperature=annotator.temperature,
+        )
+
+    def check_accepting(self) -> None:
+        """Raises: ProblemError, 503 while new work is not accepted."""
+        if self.phase != "ready":
+            raise self._unavailable()
+
+    def check_not_draining(self) -> None:
+        """Raises: ProblemError, 503 while the service drains; files and jobs need no annotator."""
+        if self.phase == "draining":
+            raise self._unavailable()
+
+    async def annotate(self, request: AnnotateRequest) -> AnnotateResponse:
+        """Label the triplets, in order. Raises: ProblemError, 413, 429, 500 or 503."""
+        triplets = request.triplets
+        self._check_count(len(triplets), "triplets")
+        with self._accepted() as annotator:
+            encoded = await self._encode(lambda: annotator.encode(triplets, request.truncation))
+            pairs = [item for item in encoded if isinstance(item, EncodedPair)]
+            scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority)
+        ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
+        annotations = annotator.label(ids, encoded, scores)
+        self._metrics.count(annotations)
+        return AnnotateResponse.model_construct(
+            annotations=annotations, model=annotator.model, usage=_usage(len(triplets), pairs)
+        )
+
+    async def score(self, request: ScoreRequest, *, limit: bool = True) -> ScoreResponse:
+        """Score the items, in order. Raises: ProblemError, 413 (if limit), 429, 500 or 503."""
+        if limit:
+            self._check_count(len(request.items), "items")
+        with self._accepted() as annotator:
+            encoded = await self._encode(
+                lambda: annotator.encode_texts(request.items, request.truncation)
+            )
+            texts = [item for item in encoded if isinstance(item, EncodedText)]
+            scores = await self._batcher.score(texts, annotator.score_texts, request.priority)
+        values = iter(scores.tolist())
+        return ScoreResponse(
+            scores=[
+                FailedScore(error=item)
+                if isinstance(item, ItemError)
+                else _score(next(values), item.truncated)
+                for item in encoded
+            ],
+            model=annotator.model,
+            usage=_usage(len(request.items), texts),
+        )
+
+    async def _encode(self, work: Callable[[], T]) -> T:
+        self._batcher.check_room()
+        begun = time.perf_counter()
+        encoded = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
+        self._metrics.tokenise_seconds.observe(time.perf_counter() - begun)
+        return encoded
+
+    @contextmanager
+    def _accepted(self) -> Iterator[Annotator]:
+        self.check_accepting()
+        self._active += 1
+        self._idle.clear()
+        try:
+            yield self.annotator
+        finally:
+            self._active -= 1
+            if not self._active:
+                self._idle.set()
+
+    def _check_count(self, count: int, what: str) -> None:
+        limit = self._settings.max_triplets
+        if count > limit:
+            raise ProblemError(
+                413, f"{what}: {count:,} of them, at most {limit:,} a request", reason="too_large"
+            )
+
+    def _unavailable(self) -> ProblemError:
+        phase = self.phase
+        return ProblemError(
+            503,
+            f"the service is {phase}" if phase != "failed" else "the annotator cannot be loaded",
+            reason=phase,
+            retry_after=_RETRY_AFTER.get(phase),
+        )
+
+
+def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> Usage:
+    return Usage(triplets=count, tokens=sum(item.tokens for item in items))
+
+
+def _score(value: float, truncated: bool) -> Score | FailedScore:
+    # NaN is unequal to itself, and an infinity minus itself is NaN.
+    if value - value != 0:
+        return FailedScore(error=NON_FINITE)
+    return Score(score=value, truncated=truncated)

@@ -1,0 +1,93 @@
+"""POST /annotate and POST /score."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic_core import to_json
+
+from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
+from cwpo_service.auth import authenticated
+from cwpo_service.body import accepts, answers, json_body
+from cwpo_service.connection import while_connected
+from cwpo_service.problems import documented
+from cwpo_service.service import CurrentService
+
+router = APIRouter(
+    tags=["annotate"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+)
+
+_TRIPLET = {
+    "id": "q1",
+    "prompt": "How do I keep basil alive?",
+    "response_a": "Water it when the soil is dry, and give it light.",
+    "response_b": "Basil is a herb.",
+}
+
+_MODEL = {"name": "annotator", "revision": "0f7d2c1b9a3e"}
+_ANSWER = {
+    "annotations": [
+        {
+            "id": "q1",
+            "preferred": "a",
+            "confidence": 0.9051,
+            "score_a": 2.25,
+            "score_b": -0.75,
+            "truncated": False,
+        }
+    ],
+    "model": _MODEL,
+    "usage": {"triplets": 1, "tokens": 47},
+}
+
+
+@router.post(
+    "/annotate",
+    summary="Label triplets",
+    response_model=AnnotateResponse,
+    responses={**documented(413, 415, 429, 503), **answers(_ANSWER)},
+    openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}),
+)
+async def annotate(
+    request: Request,
+    body: Annotated[AnnotateRequest, Depends(json_body(AnnotateRequest))],
+    service: CurrentService,
+) -> Response:
+    """Say which response of each triplet is preferred, and with what confidence.
+
+    The answer is in input order; a triplet without an id is named by its position. One that
+    cannot be annotated has an `error` in place of a label, and the others are unharmed.
+    """
+    answer = await while_connected(request, service.inference.annotate(body))
+    # A list of models is written twice as fast as the field's list of a union of models.
+    return Response(to_json(dict(answer), exclude_none=True), media_type="application/json")
+
+
+@router.post(
+    "/score",
+    summary="Score single responses",
+    response_model=ScoreResponse,
+    responses={
+        **documented(413, 415, 429, 503),
+        **answers(
+            {
+                "scores": [{"score": 2.25, "truncated": False}],
+                "model": _MODEL,
+                "usage": {"triplets": 1, "tokens": 25},
+            }
+        ),
+    },
+    openapi_extra=accepts(
+        ScoreRequest,
+        {"items": [{"prompt": _TRIPLET["prompt"], "response": _TRIPLET["response_a"]}]},
+    ),
+)
+async def score(
+    request: Request,
+    body: Annotated[ScoreRequest, Depends(json_body(ScoreRequest))],
+    service: CurrentService,
+) -> Response:
+    """The annotator's raw score (logit) of each response, in input order."""
+    answer = await while_connected(request, service.inference.score(body))
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

@@ -1,0 +1,75 @@
+"""POST /files and GET /files/{id}."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request
+from starlette.concurrency import run_in_threadpool
+
+from cwpo.resources import CONTENT_TYPES
+from cwpo.types import File
+from cwpo_service.auth import Owner, authenticated
+from cwpo_service.problems import ProblemError, documented
+from cwpo_service.service import CurrentJobs, CurrentService
+
+router = APIRouter(
+    tags=["files"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="makes all tries of one submission one submission",
+    ),
+]
+
+_FORMATS = {content_type: format for format, content_type in CONTENT_TYPES.items()}
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_UPLOAD = {
+    "requestBody": {"required": True, "content": {kind: _BINARY for kind in sorted(_FORMATS)}}
+}
+
+
+@router.post(
+    "/files",
+    status_code=201,
+    summary="Upload triplets",
+    responses=documented(409, 413, 415, 503),
+    openapi_extra=_UPLOAD,
+)
+async def upload_file(
+    request: Request,
+    service: CurrentService,
+    jobs: CurrentJobs,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> File:
+    """Store a JSONL, gzipped JSONL or Parquet file; the body is the file itself, streamed."""
+    service.inference.check_not_draining()
+    content_type = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    format = _FORMATS.get(content_type)
+    if format is None:
+        known = ", ".join(sorted(_FORMATS))
+        raise ProblemError(
+            415,
+            f"the Content-Type of a file is one of {known}, not {content_type}",
+            reason="invalid",
+        )
+    draft = await run_in_threadpool(
+        jobs.files.receive, format, owner=owner, idempotency_key=idempotency_key
+    )
+    try:
+        async for chunk in request.stream():
+            await run_in_threadpool(draft.write, chunk)
+        return await run_in_threadpool(draft.commit)
+    finally:
+        await run_in_threadpool(draft.abort)
+
+
+@router.get("/files/{file_id}", summary="A file", responses=documented(404, 503))
+async def get_file(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
+    """What is known of an uploaded file."""
+    return await run_in_threadpool(jobs.files.get, file_id, owner=owner)

@@ -1,0 +1,44 @@
+"""Probes and metrics; they need no key."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from cwpo_service.problems import ProblemError, documented
+from cwpo_service.service import CurrentService
+
+router = APIRouter(tags=["operate"], responses=documented(500))
+
+
+class Health(BaseModel):
+    """The answer of a probe that is content."""
+
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/health/live", summary="Is it alive?", responses=documented(503))
+async def live(service: CurrentService) -> Health:
+    """Fails only when the service has to be restarted."""
+    if not service.inference.is_alive:
+        raise ProblemError(503, "the batcher has died", reason="dead")
+    return Health()
+
+
+@router.get("/health/ready", summary="Does it take work?", responses=documented(503))
+async def ready(service: CurrentService) -> Health:
+    """Fails while the annotator loads, while the service drains, and without its stores."""
+    service.inference.check_accepting()
+    if service.jobs is not None:
+        await run_in_threadpool(service.jobs.check)
+    return Health()
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(service: CurrentService) -> Response:
+    """Requests, failures, queue, batches, times, confidences."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,166 @@
+"""Batch jobs: submit, list, watch, cancel, download."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from cwpo.types import FINAL_STATES, Job, JobList, JobRequest, JobState, ResultFormat
+from cwpo_service.auth import Owner, authenticated
+from cwpo_service.body import accepts, json_body
+from cwpo_service.download import file_response
+from cwpo_service.jobs import Jobs
+from cwpo_service.problems import documented
+from cwpo_service.routes.files import IdempotencyKey
+from cwpo_service.service import CurrentJobs, CurrentService, Service
+
+router = APIRouter(
+    prefix="/jobs",
+    tags=["jobs"],
+    dependencies=[Depends(authenticated)],
+    responses=documented(401, 422, 500),
+)
+
+_POLL_SECONDS = 0.5
+_POLLS_A_HEARTBEAT = 30
+_MEDIA_TYPES: dict[ResultFormat, str] = {
+    "parquet": "application/vnd.apache.parquet",
+    "jsonl": "application/x-ndjson",
+}
+
+
+def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    return {
+        200: {"description": "The whole file.", "content": content},
+        206: {"description": "The range that was asked for.", "content": content},
+    }
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Submit a job",
+    responses=documented(404, 409, 413, 415, 503),
+    openapi_extra=accepts(JobRequest, {"file_id": "file_0123456789abcdef"}),
+)
+async def submit_job(
+    body: Annotated[JobRequest, Depends(json_body(JobRequest))],
+    service: CurrentService,
+    jobs: CurrentJobs,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Annotate every row of an uploaded file."""
+    service.inference.check_not_draining()
+    return await run_in_threadpool(
+        jobs.ledger.submit, body, owner=owner, idempotency_key=idempotency_key
+    )
+
+
+@router.get("", summary="List jobs", responses=documented(503))
+async def list_jobs(
+    jobs: CurrentJobs,
+    owner: Owner,
+    state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="jobs a page")] = 50,
+    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
+) -> JobList:
+    """One page of jobs, newest first."""
+    return await run_in_threadpool(
+        jobs.ledger.list, owner=owner, state=state, limit=limit, cursor=cursor
+    )
+
+
+@router.get("/{job_id}", summary="A job", responses=documented(404, 503))
+async def get_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+    """The job as it stands."""
+    return await run_in_threadpool(jobs.ledger.get, job_id, owner=owner)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409, 503))
+async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+    """Stop the job. A job that has ended already cannot be cancelled."""
+    return await run_in_threadpool(jobs.ledger.cancel, job_id, owner=owner)
+
+
+@router.get(
+    "/{job_id}/results",
+    summary="Download the weighted dataset",
+    response_class=Response,
+    responses={**documented(404, 409, 416, 503), **_file(*_MEDIA_TYPES.values())},
+)
+async def download_results(
+    job_id: str,
+    jobs: CurrentJobs,
+    owner: Owner,
+    request: Request,
+    format: Annotated[ResultFormat, Query(description="of the file")] = "parquet",
+) -> Response:
+    """The finished dataset, in input order. Ranges are served, so a download can go on."""
+    stream, size = await run_in_threadpool(jobs.ledger.open_results, job_id, format, owner=owner)
+    name = f"{job_id}.{format}"
+    return file_response(request, stream, size, name=name, media_type=_MEDIA_TYPES[format])
+
+
+@router.get(
+    "/{job_id}/errors",
+    summary="Download the rejected rows",
+    response_class=Response,
+    responses={**documented(404, 409, 416, 503), **_file("application/x-ndjson")},
+)
+async def download_errors(
+    job_id: str, jobs: CurrentJobs, owner: Owner, request: Request
+) -> Response:
+    """The rows that could not be annotated: row, id, code and detail, a JSON line each."""
+    stream, size = await run_in_threadpool(jobs.ledger.open_errors, job_id, owner=owner)
+    name = f"{job_id}.errors.jsonl"
+    return file_response(request, stream, size, name=name, media_type="application/x-ndjson")
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=Response,
+    responses={
+        **documented(404, 503),
+        200: {
+            "description": "Server-sent events named `job`; the data of each is the job.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+    },
+)
+async def follow_job(
+    job_id: str, service: CurrentService, jobs: CurrentJobs, owner: Owner
+) -> StreamingResponse:
+    """The job now, again after every change, and at last as it ended."""
+    job = await run_in_threadpool(jobs.ledger.get, job_id, owner=owner)
+    return StreamingResponse(
+        _changes(job, service, jobs, owner),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+async def _changes(job: Job, service: Service, jobs: Jobs, owner: Owner) -> AsyncIterator[str]:
+    yield _event(job)
+    polls = 0
+    while job.state not in FINAL_STATES and service.inference.phase != "draining":
+        await asyncio.sleep(_POLL_SECONDS)
+        polls += 1
+        now = await run_in_threadpool(jobs.ledger.get, job.id, owner=owner)
+        if now != job:
+            yield _event(now)
+        elif polls % _POLLS_A_HEARTBEAT == 0:
+            # A comment: proxies cut connections that are silent for long.
+            yield ": still here\n\n"
+        job = now
+
+
+def _event(job: Job) -> str:
+    return f"event: job\ndata: {job.model_dump_json()}\n\n"

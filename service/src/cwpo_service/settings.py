@@ -1,0 +1,82 @@
+"""The one settings object of the service, shared by the command and the app."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from cwpo.cli import Command
+from cwpo_annotator.annotator import Annotator, DType
+
+BackendName = Literal["torch", "null"]
+
+
+class ServeSettings(Command):
+    """What the service hosts, where it listens and what it refuses."""
+
+    annotator: str | None = Field(
+        None, description="annotator checkpoint: a folder, or a Hub id (owner/name)"
+    )
+    backend: BackendName = Field(
+        "torch", description="what scores; null scores by a hash, for load tests"
+    )
+    dtype: DType = Field("auto", description="of the weights: bfloat16 on a GPU, else float32")
+    device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_keys_file: Path | None = Field(
+        None, description="API keys, a name:sha256hex a line; needed unless --host is loopback"
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis or Valkey of the job queue; without it there are no jobs"
+    )
+    store_url: str | None = Field(
+        None, description="folder or fsspec URL of files and results; without it there are no jobs"
+    )
+    max_triplets: int = Field(1024, ge=1, description="triplets a request")
+    max_body_bytes: int = Field(16 << 20, ge=1, description="bytes a request body, but an upload")
+    max_file_bytes: int = Field(64 << 30, ge=1, description="bytes an uploaded file")
+    queue_tokens: int = Field(
+        4 << 20, ge=1, description="tokens that may wait; requests beyond it are told to come back"
+    )
+    token_budget: int | None = Field(
+        None, ge=1, description="tokens a batch; without it 65536 on a GPU, 4096 on a CPU"
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.backend == "torch" and self.annotator is None:
+            raise ValueError("--annotator is missing: name a checkpoint folder or a Hub id")
+        if (self.redis_url is None) != (self.store_url is None):
+            raise ValueError("jobs need both --redis-url and --store-url, or neither")
+        if self.api_keys_file is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"listening on {self.host} needs --api-keys-file: without keys only a loopback "
+                "address such as 127.0.0.1 is allowed"
+            )
+        return self
+
+    def load_annotator(self) -> Annotator:
+        """The annotator as set. Raises: CheckpointError for what is no annotator."""
+        if self.backend == "null" or self.annotator is None:
+            return Annotator.null()
+        return Annotator.load(self.annotator, dtype=self.dtype, device=self.device)
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the service."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,358 @@
+"""The SDK, sync and async: against a real service, and against a server that is busy at first."""
+
+import asyncio
+import inspect
+import json
+import os
+import subprocess
+import sys
+import threading
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+
+from cwpo import AsyncClient, Client, CwpoError, Triplet
+from cwpo.errors import (
+    APIError,
+    ConflictError,
+    ConnectionFailedError,
+    InvalidRequestError,
+    JobFailedError,
+    NotFoundError,
+    OverloadedError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from cwpo.types import ScoreItem
+from cwpo_annotator import Annotator
+from cwpo_service.app import create_app
+from cwpo_service.server import Server, listen
+from cwpo_service.settings import ServeSettings
+from cwpo_worker.valkey import EmbeddedValkey
+
+KEY = "wonderland"
+TRIPLETS = [
+    Triplet(prompt=f"question {n}", response_a=f"answer {n}", response_b=f"reply {n}")
+    for n in range(10)
+]
+
+
+@pytest.fixture(params=["sync", "async"])
+def use(request):
+    """`use(url, lambda client: ...)`: the answer, or what an async client's coroutine gives."""
+
+    def run_sync(url, call, **options):
+        with Client(url, **options) as client:
+            return call(client)
+
+    def run_async(url, call, **options):
+        async def run():
+            async with AsyncClient(url, **options) as client:
+                result = call(client)
+                return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run(run())
+
+    return {"sync": run_sync, "async": run_async}[request.param]
+
+
+class House:
+    """A service in a thread, with a queue, a store and one key."""
+
+    def __init__(self, folder, valkey):
+        keys = folder / "keys"
+        keys.write_text(f"alice:{sha256(KEY.encode()).hexdigest()}\n")
+        self.store_url = str(folder / "store")
+        self.redis_url = valkey.url
+        settings = ServeSettings(
+            backend="null",
+            port=0,
+            api_keys_file=keys,
+            redis_url=self.redis_url,
+            store_url=self.store_url,
+            max_triplets=5,
+        )
+        listener = listen(settings.host, settings.port)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._server = Server(create_app(settings, Annotator.null), settings)
+        self._thread = threading.Thread(target=self._server.serve_on, args=[listener])
+        self._thread.start()
+        with Client(self.url, KEY, max_retries=20) as client:
+            client.model()
+
+    def stop(self):
+        self._server.should_exit = True
+        self._thread.join()
+
+    def work(self):
+        """Let a worker do all that is queued."""
+        environment = {
+            "CWPO_URL": self.url,
+            "CWPO_API_KEY": KEY,
+            "CWPO_REDIS_URL": self.redis_url,
+            "CWPO_STORE_URL": self.store_url,
+        }
+        command = [sys.executable, "-m", "cwpo", "worker", "--burst"]
+        subprocess.run(command, env={**os.environ, **environment}, check=True)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("house")
+    with EmbeddedValkey(folder / "valkey") as valkey:
+        house = House(folder, valkey)
+        yield house
+        house.stop()
+
+
+@pytest.fixture
+def ask(use, house):
+    """`ask(lambda client: ...)` of the service, with its key."""
+    return lambda call, **options: use(house.url, call, **{"api_key": KEY, **options})
+
+
+def test_annotate_is_the_annotator_over_http(ask):
+    answer = ask(lambda client: client.annotate(TRIPLETS[:5]))
+    assert answer.annotations == Annotator.null().annotate(TRIPLETS[:5])
+    assert answer.usage.triplets == 5
+    assert answer.model.name == "null"
+
+
+def test_a_long_input_goes_in_parts_and_comes_back_as_one(ask):
+    answer = ask(lambda client: client.annotate(TRIPLETS, batch_size=3))
+    assert answer.annotations == Annotator.null().annotate(TRIPLETS)
+    assert [item.id for item in answer.annotations] == [str(n) for n in range(10)]
+    assert answer.usage.triplets == 10
+
+
+def test_score_gives_raw_scores(ask):
+    annotation = Annotator.null().annotate(TRIPLETS[:1])[0]
+    items = [ScoreItem(prompt=TRIPLETS[0].prompt, response=TRIPLETS[0].response_a)]
+    answer = ask(lambda client: client.score(items))
+    assert [item.score for item in answer.scores] == [annotation.score_a]
+
+
+def test_model_tells_the_limits(ask):
+    assert ask(lambda client: client.model()).max_triplets == 5
+
+
+def test_a_refusal_is_an_error_of_its_kind_with_the_reason(ask):
+    with pytest.raises(TooLargeError, match="at most 5") as error:
+        ask(lambda client: client.annotate(TRIPLETS))
+    assert error.value.status == 413
+    assert error.value.request_id
+    with pytest.raises(InvalidRequestError, match="limit: "):
+        ask(lambda client: client.jobs.list(limit=0))
+    with pytest.raises(UnauthorizedError, match="API key"):
+        ask(lambda client: client.model(), api_key="wrong")
+    with pytest.raises(NotFoundError, match="job_x"):
+        ask(lambda client: client.jobs.get("job_x"))
+    with pytest.raises(NotFoundError, match="file_x"):
+        ask(lambda client: client.files.get("file_x"))
+    with pytest.raises(NotFoundError, match="file_x"):
+        ask(lambda client: client.jobs.create("file_x"))
+
+
+@pytest.fixture
+def triplets_file(tmp_path):
+    path = tmp_path / "triplets.jsonl"
+    rows = [*TRIPLETS, TRIPLETS[0].model_copy(update={"response_a": ""})]
+    path.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))
+    return path
+
+
+def test_a_job_from_upload_to_download(ask, house, triplets_file, tmp_path):
+    file = ask(lambda client: client.files.upload(triplets_file))
+    assert ask(lambda client: client.files.get(file.id)) == file
+    job = ask(lambda client: client.jobs.create(file.id))
+    assert ask(lambda client: client.jobs.get(job.id)).state == "validating"
+    assert ask(lambda client: client.jobs.list(limit=1)).jobs[0].id == job.id
+    with pytest.raises(ConflictError, match="no results"):
+        ask(lambda client: client.jobs.download(job.id, tmp_path / "early", format="jsonl"))
+    assert not (tmp_path / "early").exists()
+    house.work()
+    done = ask(lambda client: client.jobs.wait(job.id))
+    assert done.state == "completed_with_errors"
+    assert (done.progress.rows_annotated, done.progress.rows_failed) == (10, 1)
+    parquet, jsonl, errors = (tmp_path / name for name in ("w.parquet", "w.jsonl", "e.jsonl"))
+    ask(lambda client: client.jobs.download(job.id, parquet, format="parquet"))
+    ask(lambda client: client.jobs.download(job.id, jsonl, format="jsonl"))
+    ask(lambda client: client.jobs.download_errors(job.id, errors))
+    rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
+    assert pq.read_table(parquet).to_pylist() == rows
+    assert [row["prompt"] for row in rows] == [triplet.prompt for triplet in TRIPLETS]
+    assert json.loads(errors.read_text())["code"] == "empty_response"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "e.jsonl",
+        "triplets.jsonl",
+        "w.jsonl",
+        "w.parquet",
+    ]
+
+
+def test_waiting_for_a_cancelled_job_is_an_error(ask, triplets_file):
+    file = ask(lambda client: client.files.upload(triplets_file))
+    job = ask(lambda client: client.jobs.create(file.id))
+    assert ask(lambda client: client.jobs.cancel(job.id)).state == "cancelled"
+    with pytest.raises(JobFailedError, match="cancelled"):
+        ask(lambda client: client.jobs.wait(job.id))
+
+
+MODEL = {
+    "name": "m",
+    "revision": "1",
+    "backend": "null",
+    "device": "cpu",
+    "dtype": "float32",
+    "max_length": 1,
+    "max_triplets": 1,
+    "max_body_bytes": 1,
+}
+FILE = {
+    "id": "file_1",
+    "format": "jsonl",
+    "bytes": 1,
+    "sha256": "0",
+    "created_at": "2026-01-01T00:00:00Z",
+}
+BUSY = {"title": "Too Many Requests", "status": 429, "detail": "come back"}
+
+
+class Script:
+    """A server that gives the answers of a list, one a request, and notes what it was sent."""
+
+    def __init__(self, *answers):
+        script = self
+        self.answers = list(answers)
+        self.requests = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                script.requests.append((headers, self.body()))
+                status, headers, body = script.answers.pop(0)
+                if status is None:
+                    self.close_connection = True
+                    return
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": len(content)}.items():
+                    self.send_header(name, str(value))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_POST = do_GET
+
+            def body(self):
+                if self.headers.get("transfer-encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("content-length") or 0))
+                chunks = []
+                while size := int(self.rfile.readline(), 16):
+                    chunks.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(chunks)
+
+            def log_message(self, format, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        serve = threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True)
+        serve.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """The seconds that the clients wait, which then pass at once."""
+    seconds = []
+
+    async def sleep(delay):
+        seconds.append(delay)
+
+    # Only as the clients see them: the service in this process goes by real time.
+    clock = SimpleNamespace(sleep=seconds.append)
+    monkeypatch.setattr("cwpo.client.time", clock)
+    loop = SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
+    monkeypatch.setattr("cwpo.async_client.asyncio", loop)
+    return seconds
+
+
+def test_a_busy_service_is_asked_again_when_it_says(use, slept):
+    first, second = (429, {"Retry-After": 7}, BUSY), (503, {"Retry-After": 2}, BUSY)
+    with Script(first, second, (200, {}, MODEL)) as server:
+        assert use(server.url, lambda client: client.model()).name == "m"
+    assert slept == [7, 2]
+
+
+def test_without_retry_after_the_waits_grow(use, slept):
+    with Script(*[(503, {}, BUSY)] * 4, (200, {}, MODEL)) as server:
+        use(server.url, lambda client: client.model())
+    for attempt, seconds in enumerate(slept):
+        assert 0.5 <= seconds / (0.25 * 2**attempt) <= 1
+
+
+def test_no_service_waits_longer_than_half_a_minute(use, slept):
+    with Script((429, {"Retry-After": 86400}, BUSY), (200, {}, MODEL)) as server:
+        use(server.url, lambda client: client.model())
+    assert slept == [30]
+
+
+def test_a_lost_connection_is_tried_again(use, slept):
+    with Script((None, {}, b""), (200, {}, MODEL)) as server:
+        assert use(server.url, lambda client: client.model()).name == "m"
+    assert len(slept) == 1
+
+
+def test_a_service_that_stays_busy_is_an_error_at_last(use, slept):
+    with Script(*[(429, {"Retry-After": 1}, BUSY)] * 3) as server:
+        with pytest.raises(OverloadedError, match="come back"):
+            use(server.url, lambda client: client.model(), max_retries=2)
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500])
+def test_what_time_does_not_mend_is_not_tried_again(use, slept, status):
+    with Script((status, {}, {**BUSY, "status": status})) as server, pytest.raises(APIError):
+        use(server.url, lambda client: client.model())
+    assert slept == []
+
+
+def test_all_tries_of_an_upload_have_one_key_and_the_whole_body(use, slept, triplets_file):
+    busy = (503, {"Retry-After": 0}, BUSY)
+    with Script(busy, busy, (201, {}, FILE)) as server:
+        assert use(server.url, lambda client: client.files.upload(triplets_file)).id == "file_1"
+    keys = {headers["idempotency-key"] for headers, _ in server.requests}
+    assert len(keys) == 1
+    assert {body for _, body in server.requests} == {triplets_file.read_bytes()}
+
+
+def test_nobody_there_is_one_line_that_says_what_to_do(use, slept):
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectionFailedError, match="cwpo up"):
+        use(f"http://127.0.0.1:{port}", lambda client: client.model(), max_retries=1)
+
+
+def test_an_answer_of_something_else_is_said_to_be_that(use):
+    told = pytest.raises(CwpoError, match=r"is 127\.0\.0\.1:.* a cwpo service")
+    with Script((200, {}, {"hello": "world"})) as server, told:
+        use(server.url, lambda client: client.model())
+
+
+def test_an_error_page_that_is_no_problem_is_still_an_error(use):
+    with (
+        Script((404, {}, b"<html>nginx</html>")) as server,
+        pytest.raises(NotFoundError),
+    ):
+        use(server.url, lambda client: client.model())

@@ -1,0 +1,370 @@
+"""The Helm chart, rendered by Helm's own engine and checked against the Kubernetes API schemas."""
+
+from __future__ import annotations
+
+import typing
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[2] / "deploy/helm/cwpo"
+KUBERNETES = "1.37"
+MODEL = {"annotator": {"model": "acme/annotator"}}
+ALICE = sha256(b"alice's key").hexdigest()
+
+CASES: dict[str, dict] = {
+    "model only": MODEL,
+    "gpu": {
+        "annotator": {"model": "/models/helpful", "existingClaim": "checkpoints"},
+        "service": {
+            "gpu": {"count": 1},
+            "runtimeClassName": "nvidia",
+            "nodeSelector": {"accelerator": "h100"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        },
+    },
+    "object store, external redis": {
+        "annotator": {"model": "acme/private", "hubTokenSecret": "hub"},
+        "auth": {"existingSecret": "my-auth"},
+        "store": {"url": "s3://bucket/cwpo", "credentialsSecret": "s3"},
+        "redis": {"mode": "external", "existingSecret": "my-redis"},
+        "service": {"replicas": 3, "image": {"digest": "sha256:" + "0" * 64}},
+    },
+    "scaled by cpu": {**MODEL, "worker": {"autoscaling": {"mode": "cpu", "maxReplicas": 4}}},
+    "scaled by queue": {**MODEL, "worker": {"autoscaling": {"mode": "queue"}}},
+    "scaled by an external queue": {
+        **MODEL,
+        "redis": {"mode": "external", "existingSecret": "my-redis"},
+        "worker": {
+            "autoscaling": {
+                "mode": "queue",
+                "queue": {"address": "redis:6379", "passwordSecret": "my-redis", "tls": True},
+            }
+        },
+    },
+    "everything on": {
+        **MODEL,
+        "imagePullSecrets": [{"name": "registry"}],
+        "commonLabels": {"team": "alignment"},
+        "auth": {"keys": {"alice": ALICE}},
+        "store": {"persistence": {"accessMode": "ReadWriteMany", "storageClass": "nfs"}},
+        "service": {"replicas": 2, "extraEnv": [{"name": "CWPO_DTYPE", "value": "bfloat16"}]},
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "host": "cwpo.example",
+            "tlsSecret": "tls",
+        },
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "networkPolicy": {"allowFrom": [{"namespaceSelector": {}}]},
+    },
+    "nothing optional": {
+        "annotator": {"backend": "null"},
+        "serviceAccount": {"create": False},
+        "networkPolicy": {"enabled": False},
+        "podDisruptionBudget": {"enabled": False},
+    },
+}
+
+# What kubernetes-validate does not know: (fields of spec that must be there, that may be there).
+CUSTOM_RESOURCES = {
+    "ScaledObject": (
+        {"scaleTargetRef", "triggers"},
+        {"minReplicaCount", "maxReplicaCount", "advanced"},
+    ),
+    "TriggerAuthentication": ({"secretTargetRef"}, set()),
+    "ServiceMonitor": ({"selector", "endpoints"}, set()),
+}
+
+
+@pytest.fixture(scope="module")
+def chart() -> helm_python.Chart:
+    return helm_python.Chart.load(CHART)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
+def objects(request, chart) -> list[dict]:
+    return rendered(chart, CASES[request.param])
+
+
+def rendered(chart: helm_python.Chart, values: dict) -> list[dict]:
+    manifests = chart.render(values, name="demo", namespace="team")
+    texts = [text for path, text in manifests.items() if path.endswith(".yaml")]
+    return [item for text in texts for item in yaml.safe_load_all(text) if item]
+
+
+def of_kind(objects: list[dict], *kinds: str) -> list[dict]:
+    return [item for item in objects if item["kind"] in kinds]
+
+
+def named(objects: list[dict], kind: str, name: str) -> dict:
+    (found,) = [item for item in of_kind(objects, kind) if item["metadata"]["name"] == name]
+    return found
+
+
+def pod_specs(objects: list[dict]) -> list[dict]:
+    return [o["spec"]["template"]["spec"] for o in of_kind(objects, "Deployment", "StatefulSet")]
+
+
+def containers(objects: list[dict]) -> list[dict]:
+    return list(chain.from_iterable(pod["containers"] for pod in pod_specs(objects)))
+
+
+def env(objects: list[dict], deployment: str) -> dict[str, dict]:
+    spec = named(objects, "Deployment", deployment)["spec"]["template"]["spec"]
+    return {variable["name"]: variable for variable in spec["containers"][0]["env"]}
+
+
+def test_lint_finds_no_warning():
+    report = helm_python.lint(CHART, MODEL, strict=True)
+    assert report["errors"] == []
+    assert [m for m in report["messages"] if m["severity"] >= 2] == []
+
+
+def test_every_object_fits_the_kubernetes_api(objects):
+    for item in objects:
+        if item["kind"] in CUSTOM_RESOURCES:
+            wanted, allowed = CUSTOM_RESOURCES[item["kind"]]
+            assert wanted <= item["spec"].keys() <= wanted | allowed
+        else:
+            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+
+
+def test_names_are_unique_and_selectors_find_their_pods(objects):
+    names = [(item["kind"], item["metadata"]["name"]) for item in objects]
+    assert len(set(names)) == len(names)
+    pods = [
+        item["spec"]["template"]["metadata"]["labels"]
+        for item in of_kind(objects, "Deployment", "StatefulSet")
+    ]
+    selectors = [item["spec"]["selector"] for item in of_kind(objects, "Service")]
+    for item in of_kind(objects, "Deployment", "StatefulSet", "PodDisruptionBudget"):
+        selectors.append(item["spec"]["selector"]["matchLabels"])
+    for item in of_kind(objects, "NetworkPolicy"):
+        selectors.append(item["spec"]["podSelector"]["matchLabels"])
+    for selector in selectors:
+        assert sum(selector.items() <= labels.items() for labels in pods) == 1
+
+
+def test_pods_run_without_privileges(objects):
+    for pod in pod_specs(objects):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(pod)
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+    for container in containers(objects):
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert "privileged" not in context
+        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+def test_service_links_do_not_set_cwpo_variables(objects):
+    # A Service called cwpo would put CWPO_PORT=tcp://... into every pod of the namespace.
+    assert all(pod["enableServiceLinks"] is False for pod in pod_specs(objects))
+
+
+def test_every_container_has_resources_and_a_pinned_image(objects):
+    for container in containers(objects):
+        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
+        assert "memory" in container["resources"]["limits"]
+        tag = container["image"].rpartition("/")[2]
+        assert "@sha256:" in tag or (":" in tag and not tag.endswith(":latest"))
+
+
+def test_whatever_listens_is_probed(objects):
+    for container in containers(objects):
+        if "ports" in container:
+            assert {"readinessProbe", "livenessProbe"} <= container.keys()
+    service = named(objects, "Deployment", "demo-cwpo")["spec"]["template"]["spec"]
+    probes = service["containers"][0]
+    assert probes["startupProbe"]["httpGet"]["path"] == "/health/ready"
+    assert probes["readinessProbe"]["httpGet"]["path"] == "/health/ready"
+    assert probes["livenessProbe"]["httpGet"]["path"] == "/health/live"
+
+
+def test_service_has_time_to_drain(objects):
+    drain = float(env(objects, "demo-cwpo")["CWPO_DRAIN_SECONDS"]["value"])
+    pod = named(objects, "Deployment", "demo-cwpo")["spec"]["template"]["spec"]
+    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > drain + pause
+
+
+def test_secrets_come_by_reference_only(objects):
+    for container in containers(objects):
+        for variable in container.get("env", []):
+            if any(word in variable["name"] for word in ("KEY", "TOKEN", "AUTH", "REDIS_URL")):
+                is_file = variable["name"].endswith("_FILE")
+                assert is_file or set(variable["valueFrom"]) == {"secretKeyRef"}
+    own = [value for s in of_kind(objects, "Secret") for value in s["stringData"].values()]
+    others = yaml.safe_dump([item for item in objects if item["kind"] != "Secret"])
+    assert not any(value in others for value in own)
+
+
+def test_referenced_volumes_claims_and_secrets_are_there(objects):
+    made = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    given = {"checkpoints", "hub", "my-auth", "my-redis", "s3"}
+    for pod in pod_specs(objects):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for volume in volumes.values():
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            secret = volume.get("secret", {}).get("secretName")
+            assert claim is None or ("PersistentVolumeClaim", claim) in made or claim in given
+            assert secret is None or ("Secret", secret) in made or secret in given
+        for container in pod["containers"]:
+            mounts = {mount["name"] for mount in container["volumeMounts"]}
+            assert mounts - volumes.keys() <= {"data"}  # the StatefulSet's own claim
+            for variable in container.get("env", []):
+                source = variable.get("valueFrom", {}).get("secretKeyRef")
+                assert (
+                    source is None or ("Secret", source["name"]) in made or source["name"] in given
+                )
+
+
+@pytest.mark.parametrize(
+    ("command", "deployment"), [("serve", "demo-cwpo"), ("worker", "demo-cwpo-worker")]
+)
+def test_every_variable_is_a_setting_of_the_command(chart, settings, command, deployment):
+    names = env(rendered(chart, CASES["everything on"]), deployment)
+    variables = {name for name in names if name.startswith("CWPO_")}
+    assert variables
+    assert {name.removeprefix("CWPO_").lower() for name in variables} <= settings(command).keys()
+
+
+def test_backends_are_those_of_the_command(chart, settings):
+    offered = chart.schema["properties"]["annotator"]["properties"]["backend"]["enum"]
+    assert set(offered) == set(typing.get_args(settings("serve")["backend"].annotation))
+
+
+def test_worker_key_opens_the_service(chart):
+    objects = rendered(chart, {**MODEL, "auth": {"keys": {"alice": ALICE}}})
+    secret = named(objects, "Secret", "demo-cwpo-auth")["stringData"]
+    lines = dict(line.split(":") for line in secret["keys"].splitlines())
+    assert lines == {"worker": sha256(secret["worker-key"].encode()).hexdigest(), "alice": ALICE}
+    pod = named(objects, "Deployment", "demo-cwpo")["spec"]["template"]["spec"]
+    (keys,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "keys"]
+    assert keys["items"] == [{"key": "keys", "path": "keys"}]
+
+
+def test_two_renderings_share_no_password(chart):
+    first, second = (
+        named(rendered(chart, MODEL), "Secret", "demo-cwpo-redis")["stringData"]["password"]
+        for _ in range(2)
+    )
+    assert first != second
+    assert len(first) >= 32
+
+
+def test_gpu_is_requested_and_not_asked_for_twice_in_an_upgrade(chart):
+    spec = named(rendered(chart, CASES["gpu"]), "Deployment", "demo-cwpo")["spec"]
+    limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == 1
+    assert "memory" in limits
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_object_store_needs_no_claim_and_rolls_without_a_gap(chart):
+    objects = rendered(chart, CASES["object store, external redis"])
+    assert of_kind(objects, "PersistentVolumeClaim", "StatefulSet", "Secret") == []
+    assert env(objects, "demo-cwpo")["CWPO_STORE_URL"]["value"] == "s3://bucket/cwpo"
+    assert env(objects, "demo-cwpo-worker")["CWPO_STORE_URL"]["value"] == "s3://bucket/cwpo"
+    rolling = named(objects, "Deployment", "demo-cwpo")["spec"]["strategy"]["rollingUpdate"]
+    assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_single_node_store_keeps_workers_beside_the_service(chart):
+    pod = named(rendered(chart, MODEL), "Deployment", "demo-cwpo-worker")["spec"]["template"]
+    (term,) = pod["spec"]["affinity"]["podAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert term["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "service"
+    shared = rendered(chart, CASES["everything on"])
+    assert "affinity" not in named(shared, "Deployment", "demo-cwpo-worker")["spec"]["template"]
+
+
+@pytest.mark.parametrize("mode", ["cpu", "queue"])
+def test_autoscaled_workers_have_no_fixed_number(chart, mode):
+    objects = rendered(chart, CASES[f"scaled by {mode}"])
+    assert "replicas" not in named(objects, "Deployment", "demo-cwpo-worker")["spec"]
+    (scaler,) = of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "demo-cwpo-worker"
+
+
+def test_queue_scaling_reads_the_password_from_a_secret(chart):
+    for case, secret in (
+        ("scaled by queue", "demo-cwpo-redis"),
+        ("scaled by an external queue", "my-redis"),
+    ):
+        objects = rendered(chart, CASES[case])
+        (scaler,) = of_kind(objects, "ScaledObject")
+        (trigger,) = scaler["spec"]["triggers"]
+        (source,) = of_kind(objects, "TriggerAuthentication")
+        assert trigger["authenticationRef"]["name"] == source["metadata"]["name"]
+        assert source["spec"]["secretTargetRef"] == [
+            {"parameter": "password", "name": secret, "key": "password"}
+        ]
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"annotater": {"model": "acme/annotator"}},
+        {**MODEL, "service": {"replica": 2}},
+        {**MODEL, "service": {"resources": {"request": {"cpu": "1"}}}},
+        {**MODEL, "worker": {"autoscaling": {"mode": "keda"}}},
+        {**MODEL, "auth": {"keys": {"alice": "a key, not its hash"}}},
+        {**MODEL, "auth": {"keys": {"worker": ALICE}}},
+        {**MODEL, "service": {"image": {"tag": "latest"}}},
+        {**MODEL, "store": {"url": "bucket/prefix"}},
+    ],
+)
+def test_wrong_values_are_refused(chart, values):
+    with pytest.raises(helm_python.HelmValuesError):
+        chart.validate_schema(values)
+
+
+def test_schema_closes_every_object_and_describes_every_value(chart):
+    def visit(schema: dict, values: object, path: str) -> None:
+        if "$ref" in schema:
+            schema = {**chart.schema["$defs"][schema["$ref"].rpartition("/")[2]], **schema}
+        assert schema.get("description"), path
+        if not isinstance(values, dict) or "properties" not in schema:
+            return
+        assert schema["additionalProperties"] is False, path
+        for name, value in values.items():
+            visit(schema["properties"][name], value, f"{path}.{name}")
+
+    visit(chart.schema, chart.values, "values")
+    chart.validate_schema({})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "annotator.model is not set"),
+        ({**MODEL, "redis": {"mode": "external"}}, "set redis.existingSecret"),
+        ({**MODEL, "service": {"replicas": 2}}, "set store.url"),
+        ({**MODEL, "ingress": {"enabled": True}}, "set ingress.host"),
+        (
+            {
+                **MODEL,
+                "redis": {"mode": "external", "existingSecret": "r"},
+                "worker": {"autoscaling": {"mode": "queue"}},
+            },
+            "queue.address",
+        ),
+    ],
+)
+def test_what_cannot_run_is_not_rendered(chart, values, message):
+    with pytest.raises(helm_python.HelmRenderError, match=message):
+        rendered(chart, values)

@@ -1,0 +1,142 @@
+"""The compose files, the training manifests and the dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+SECRET = re.compile(r"password|key|token|secret", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def training() -> list[dict]:
+    files = sorted((DEPLOY / "training").glob("*.yaml"))
+    return [item for path in files for item in yaml.safe_load_all(path.read_text())]
+
+
+def test_compose_has_no_default_for_a_secret():
+    text = (DEPLOY / "compose.yaml").read_text()
+    variables = re.findall(r"\$\{(\w+)([^}]*)\}", text)
+    secrets = [(name, rest) for name, rest in variables if SECRET.search(name)]
+    assert {name for name, _ in secrets} == {
+        "CWPO_REDIS_PASSWORD",
+        "CWPO_WORKER_API_KEY",
+        "CWPO_API_KEYS_FILE",
+    }
+    assert all(rest.startswith(":?") for _, rest in secrets)
+
+
+def test_compose_services_are_hardened_and_start_in_order(compose):
+    services = compose["services"]
+    assert services.keys() == {"valkey", "service", "worker"}
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in service
+        assert not service["image"].endswith(":latest")
+    assert services["service"]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
+    assert services["worker"]["depends_on"] == {"service": {"condition": "service_healthy"}}
+    assert "healthcheck" in services["valkey"]
+
+
+def test_compose_publishes_on_loopback_only(compose):
+    published = {name: s["ports"] for name, s in compose["services"].items() if "ports" in s}
+    assert published.keys() == {"service"}
+    assert all(port.startswith("127.0.0.1:") for port in published["service"])
+
+
+def test_compose_volumes_are_declared(compose):
+    for service in compose["services"].values():
+        for volume in service["volumes"]:
+            if not volume.startswith("${"):
+                assert volume.partition(":")[0] in compose["volumes"]
+
+
+@pytest.mark.parametrize(("service", "command"), [("service", "serve"), ("worker", "worker")])
+def test_compose_sets_what_the_command_reads(compose, settings, service, command):
+    variables = compose["services"][service]["environment"]
+    assert {name.removeprefix("CWPO_").lower() for name in variables} <= settings(command).keys()
+
+
+def test_compose_gpu_file_changes_a_service_that_exists(compose):
+    gpu = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())
+    assert gpu["services"].keys() <= compose["services"].keys()
+
+
+def test_training_objects_fit_the_kubernetes_api(training):
+    for item in training:
+        if item["kind"] != "TrainJob":
+            kubernetes_validate.validate(item, "1.37", strict=True)
+
+
+def test_training_is_launched_by_torchrun_with_the_same_config(training):
+    (job,) = [item for item in training if item["kind"] == "Job"]
+    (trainjob,) = [item for item in training if item["kind"] == "TrainJob"]
+    (node,) = job["spec"]["template"]["spec"]["containers"]
+    assert node["command"] == trainjob["spec"]["trainer"]["command"]
+    assert node["command"][:3] == ["torchrun", "-m", "cwpo_trainer.align"]
+    (config,) = [item for item in training if item["kind"] == "ConfigMap"]
+    folder, _, name = node["command"][-1].rpartition("/")
+    (mount,) = [mount for mount in node["volumeMounts"] if mount["name"] == "config"]
+    assert mount["mountPath"] == folder
+    assert yaml.safe_load(config["data"][name])["weight"] == "confidence"
+
+
+def test_training_config_is_known_to_align(training, settings):
+    (config,) = [item for item in training if item["kind"] == "ConfigMap"]
+    assert yaml.safe_load(config["data"]["align.yaml"]).keys() <= settings("align").keys()
+
+
+def test_job_gives_torchrun_its_topology(training):
+    (job,) = [item for item in training if item["kind"] == "Job"]
+    (service,) = [item for item in training if item["kind"] == "Service"]
+    pod = job["spec"]["template"]["spec"]
+    env = {item["name"]: item.get("value") for item in pod["containers"][0]["env"]}
+    assert int(env["PET_NNODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    gpus = pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    assert int(env["PET_NPROC_PER_NODE"]) == gpus
+    assert env["PET_MASTER_ADDR"] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["ports"][0]["port"] == int(env["PET_MASTER_PORT"])
+
+
+def test_training_pods_run_without_privileges(training):
+    (job,) = [item for item in training if item["kind"] == "Job"]
+    (trainjob,) = [item for item in training if item["kind"] == "TrainJob"]
+    (patch,) = trainjob["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    for pod in (
+        job["spec"]["template"]["spec"],
+        node["template"]["spec"]["template"]["spec"],
+    ):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        context = pod["containers"][0]["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
+
+
+def test_dashboard_asks_only_for_metrics_that_the_service_has():
+    metrics = pytest.importorskip("cwpo_service.metrics").Metrics()
+    metrics.watch_queue(lambda: 0.0)
+    families = re.findall(r"(?m)^# TYPE (\w+) ", metrics.render().decode())
+    dashboard = json.loads((DEPLOY / "grafana/service.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"\bcwpo_\w+", query)}
+    assert asked
+    assert {name.removesuffix("_bucket") for name in asked} <= set(families)
+    panels = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(panels)) == len(panels)

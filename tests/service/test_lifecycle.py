@@ -1,0 +1,225 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from cwpo.errors import CwpoError
+from cwpo_annotator import Annotator, CheckpointError
+from cwpo_service.app import create_app
+from cwpo_service.server import Server, listen
+from cwpo_service.settings import ServeSettings
+
+
+def test_while_the_model_loads_the_service_is_up_but_not_ready(serve, triplet, problem):
+    loaded = threading.Event()
+
+    def factory():
+        assert loaded.wait(30)
+        return Annotator.null()
+
+    with serve(factory, wait=False) as service:
+        assert service.http.get("/health/live").status_code == 200
+        for answer in (
+            service.http.get("/health/ready"),
+            service.http.get("/model"),
+            service.annotate(triplet()),
+        ):
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert problem(answer)["detail"] == "the service is loading"
+        loaded.set()
+        while service.http.get("/health/ready").status_code != 200:
+            pass
+        assert service.annotate(triplet()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (CheckpointError("runs/x: no such folder"), "^runs/x: no such folder$"),
+        (RuntimeError("CUDA out of memory\nmore"), "cannot be loaded: RuntimeError: CUDA out of m"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_ends_the_server(error, message):
+    def factory():
+        raise error
+
+    settings = ServeSettings(backend="null", port=0)
+    with listen(settings.host, settings.port) as listener, pytest.raises(CwpoError, match=message):
+        Server(create_app(settings, factory), settings).serve_on(listener)
+
+
+def test_a_stopping_service_answers_what_it_accepted_and_nothing_new(
+    serve, annotator_with, gated, triplet, problem
+):
+    answers = []
+    with serve(lambda: annotator_with(gated)) as service:
+        asking = threading.Thread(target=lambda: answers.append(service.annotate(triplet())))
+        asking.start()
+        assert gated.entered.acquire(timeout=30)
+        service.server.should_exit = True
+        while service.http.get("/health/ready").status_code == 200:
+            pass
+        for answer in (service.http.get("/health/ready"), service.annotate(triplet())):
+            assert answer.status_code == 503
+            assert problem(answer)["detail"] == "the service is draining"
+            assert int(answer.headers["retry-after"]) >= 1
+        gated.gate.set()
+        asking.join(30)
+    assert [answer.status_code for answer in answers] == [200]
+
+
+def test_draining_ends_when_its_time_is_up(serve, annotator_with, gated, triplet):
+    statuses = []
+
+    def ask(service):
+        try:
+            statuses.append(service.annotate(triplet()).status_code)
+        except httpx.TransportError:
+            statuses.append(None)
+
+    with serve(lambda: annotator_with(gated), drain_seconds=0.1) as service:
+        asking = threading.Thread(target=ask, args=[service])
+        asking.start()
+        assert gated.entered.acquire(timeout=30)
+        service.stop()
+        asking.join(30)
+    assert statuses != [200]
+
+
+@pytest.fixture
+def command():
+    """Run `cwpo ARGUMENTS` in a process; killed at the end if it is still there."""
+    processes = []
+
+    def start(*arguments, **environment):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cwpo", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def free_port():
+    with listen("127.0.0.1", 0) as listener:
+        return listener.getsockname()[1]
+
+
+def until_ready(process, url):
+    while process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_serves_until_a_signal_and_exits_with_0(command, triplet, number):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = command("serve", "--backend", "null", CWPO_PORT=str(port))
+    until_ready(process, url)
+    answer = httpx.post(f"{url}/annotate", json={"triplets": [triplet()]})
+    assert answer.status_code == 200
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout == f"cwpo serve: null is ready at {url} (null on cpu in float32)\n"
+
+
+def test_a_busy_port_is_one_line(command):
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        process = command("serve", "--backend", "null", "--port", str(port))
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert stderr.startswith(f"cwpo serve: 127.0.0.1:{port} is in use: ")
+    assert stderr.count("\n") == 1
+
+
+def test_an_unknown_model_is_one_line(command, tmp_path):
+    missing = tmp_path / "missing"
+    process = command("serve", "--annotator", str(missing), "--port", "0")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr == f"cwpo serve: {missing}: no such folder (and a Hub id looks like owner/name)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--annotator is missing"),
+        (["--backend", "null", "--host", "0.0.0.0"], "needs --api-keys-file"),
+        (["--backend", "null", "--redis-url", "redis://x"], "both --redis-url and --store-url"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(command, arguments, line):
+    process = command("serve", *arguments)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert line in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_the_null_backend_never_imports_torch(tmp_path):
+    program = """
+import sys, threading, httpx
+from cwpo_service.app import create_app
+from cwpo_service.commands import Serve
+from cwpo_service.server import Server, listen
+settings = Serve(backend="null", port=0)
+with listen(settings.host, 0) as listener:
+    url = "http://127.0.0.1:%d" % listener.getsockname()[1]
+    server = Server(create_app(settings, settings.load_annotator), settings)
+    thread = threading.Thread(target=server.serve_on, args=[listener])
+    thread.start()
+    while httpx.get(url + "/health/ready").status_code != 200: pass
+    body = {"triplets": [{"prompt": "p", "response_a": "x", "response_b": "y"}]}
+    assert httpx.post(url + "/annotate", json=body).status_code == 200
+    server.should_exit = True
+    thread.join()
+print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_store_being_away_is_seen_by_readiness(serve, tmp_path, problem):
+    store = tmp_path / "store"
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+    with serve(wait=False, redis_url=nobody, store_url=str(store)) as service:
+        while "loading" in (answer := service.http.get("/health/ready")).text:
+            pass
+        assert answer.status_code == 503
+        assert "queue" in problem(answer)["detail"]
+        answer = service.http.get("/jobs")
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert service.http.get("/health/live").status_code == 200
+
+
+def test_a_dead_batcher_is_seen_by_liveness_and_keeps_nobody_waiting(serve, triplet, problem):
+    with serve() as service:
+        service.app.state.service.inference.close()
+        while service.http.get("/health/live").status_code == 200:
+            pass
+        answer = service.annotate(triplet())
+        assert answer.status_code == 503
+        assert "stopped" in problem(answer)["detail"]

@@ -1,0 +1,113 @@
+import json
+import socket
+import threading
+
+import pytest
+
+
+def test_too_many_triplets_are_a_413_that_names_the_limit(serve, triplet, problem):
+    with serve(max_triplets=3) as service:
+        assert service.annotate(*[triplet(n) for n in range(3)]).status_code == 200
+        answer = service.annotate(*[triplet(n) for n in range(4)])
+        assert answer.status_code == 413
+        assert "at most 3" in problem(answer)["detail"]
+        answer = service.http.post("/score", json={"items": [{"prompt": "", "response": "x"}] * 4})
+        assert answer.status_code == 413
+
+
+def test_too_long_a_body_is_a_413_that_names_the_limit(serve, triplet, problem):
+    with serve(max_body_bytes=1000) as service:
+        assert service.annotate(triplet()).status_code == 200
+        answer = service.annotate(triplet(prompt="x" * 5_000_000))
+        assert answer.status_code == 413
+        assert "1,000 bytes" in problem(answer)["detail"]
+
+
+def test_a_chunked_body_is_refused_while_it_still_comes(serve):
+    with serve(max_body_bytes=1000) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(
+                b"POST /annotate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024 + b"\r\n"
+            )
+            # The body has not ended, and never will: the answer cannot wait for it.
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_chunked_body_within_the_limit_is_read(service, triplet):
+    body = json.dumps({"triplets": [triplet()]}).encode()
+    pieces = (body[at : at + 10] for at in range(0, len(body), 10))
+    headers = {"Content-Type": "application/json"}
+    assert service.http.post("/annotate", content=pieces, headers=headers).status_code == 200
+
+
+@pytest.fixture
+def asking(triplet):
+    """Send requests from threads, and collect their answers when they come."""
+    threads, answers = [], []
+
+    def ask(service, count=1, **fields):
+        def post():
+            answers.append(service.annotate(*[triplet(n) for n in range(count)], **fields))
+
+        threads.append(threading.Thread(target=post))
+        threads[-1].start()
+
+    def wait():
+        for thread in threads:
+            thread.join(30)
+        return answers
+
+    ask.wait = wait
+    return ask
+
+
+def queued(service, tokens):
+    """Wait until so many tokens are queued."""
+    while f"cwpo_queue_tokens {tokens:.1f}" not in service.http.get("/metrics").text:
+        pass
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(
+    serve, annotator_with, gated, asking, triplet, problem
+):
+    with serve(lambda: annotator_with(gated), queue_tokens=10) as service:
+        asking(service, 1)
+        assert gated.entered.acquire(timeout=30)
+        asking(service, 4)
+        queued(service, 8)
+        answer = service.annotate(triplet(0), triplet(1))
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "8 tokens are waiting" in problem(answer)["detail"]
+        # One that fits still comes in.
+        asking(service, 1)
+        queued(service, 10)
+        gated.gate.set()
+        assert [answer.status_code for answer in asking.wait()] == [200] * 3
+        assert 'cwpo_failures_total{reason="overloaded"} 1.0' in service.http.get("/metrics").text
+
+
+def test_an_idle_service_takes_a_request_larger_than_its_queue(serve, triplet):
+    with serve(queue_tokens=10) as service:
+        assert service.annotate(*[triplet(n) for n in range(50)]).status_code == 200
+
+
+def test_a_client_that_goes_away_leaves_the_queue(serve, annotator_with, gated, asking, triplet):
+    with serve(lambda: annotator_with(gated), queue_tokens=10) as service:
+        asking(service, 1)
+        assert gated.entered.acquire(timeout=30)
+        host, port = service.url.removeprefix("http://").split(":")
+        body = json.dumps({"triplets": [triplet(n) for n in range(5)]}).encode()
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(
+                b"POST /annotate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(body) + body
+            )
+            queued(service, 10)
+        queued(service, 0)
+        gated.gate.set()
+        assert [answer.status_code for answer in asking.wait()] == [200]
+        assert gated.batches == [1]
+        assert 'cwpo_failures_total{reason="client_gone"} 1.0' in service.http.get("/metrics").text

@@ -1,0 +1,88 @@
+"""The demo itself, from end to end, on models small enough for a test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(tiny_causal, run):
+    return [
+        sys.executable, "examples/demo.py", "--model", str(tiny_causal), "--policy",
+        str(tiny_causal), "--run", str(run), "--max-pairs", "60", "--annotator-epochs", "1",
+        "--steps", "2", "--prompts", "2",
+    ]  # fmt: skip
+
+
+def processes_of(run):
+    """Command lines of living processes that belong to the run's service."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes()
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(run).encode() in environment or str(run) in line:
+            found.append(line)
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_the_demo_closes_the_loop(tiny_causal, tmp_path):
+    run = tmp_path / "run"
+    result = subprocess.run(
+        command(tiny_causal, run), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    unlabelled = (run / "splits" / "unlabelled.jsonl").read_text().splitlines()
+    table = pq.read_table(run / "weighted.parquet")
+    assert table.column_names == [
+        "id", "prompt", "chosen", "rejected", "confidence", "score_chosen", "score_rejected",
+        "preferred",
+    ]  # fmt: skip
+    assert table["id"].to_pylist() == [json.loads(line)["id"] for line in unlabelled]
+    lines = [json.loads(line) for line in (run / "weighted.jsonl").read_text().splitlines()]
+    assert lines == table.to_pylist()
+    card = json.loads((run / "annotator" / "annotator.json").read_text())
+    assert 0 <= card["held_out"]["accuracy"] <= 1
+    report = (run / "report.html").read_text()
+    assert report.count("<svg") + report.count("data:image") >= 3
+    assert str(run / "report.html") in result.stdout.replace("\n", "")
+    assert processes_of(run) == []
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_stops_everything_the_demo_started(tiny_causal, tmp_path):
+    run = tmp_path / "run"
+    demo = subprocess.Popen(
+        command(tiny_causal, run),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in demo.stdout:
+        if line.startswith("ready at"):
+            break
+    assert any("valkey" in line for line in processes_of(run))
+    os.killpg(demo.pid, signal.SIGINT)
+    output = demo.stdout.read()
+    assert demo.wait() != 0
+    assert "interrupted" in output
+    deadline = time.monotonic() + 20
+    while processes_of(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(run) == []
