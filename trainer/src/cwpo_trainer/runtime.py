@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Literal
 
 from cwpo.errors import ConfigError
@@ -45,6 +46,8 @@ def prepare(*, seed: int, threads: int | None) -> None:
     torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
     set_seed(seed)
     disable_progress_bars()
+    # Announcements of what a later TRL or transformers will rename; their versions are pinned.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
