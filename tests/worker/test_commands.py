@@ -39,6 +39,13 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
     assert "cannot write" in line
 
 
+def test_a_burst_begins_with_what_the_queue_has_lost(house):
+    job_id = house.submit(house.rows(3))
+    house.ledger.queue.rq.empty()
+    assert house.start_worker("--burst").wait() == 0
+    assert house.ledger.get(job_id, owner=None).state == "completed"
+
+
 def test_settings_come_from_the_environment_too(house):
     job_id = house.submit(house.rows(3))
     done = run(

@@ -65,12 +65,17 @@ def test_rows_that_the_service_refuses_are_errors_with_their_lines(open_house, s
     service.max_body_bytes = 20_000
     rows = open_house.rows(300)
     rows[41]["prompt"] = "long " * 5000
+    rows[7] = rows[299] = {"prompt": "alone"}
     job = open_house.wait(open_house.submit(rows))
     assert job.state == "completed_with_errors", job.error
-    (error,) = open_house.errors(job.id)
-    assert (error["row"], error["id"], error["code"]) == (42, "row-41", "too_long")
-    del rows[41]
-    assert open_house.results(job.id) == open_house.expected(rows)
+    errors = [(error["row"], error["id"], error["code"]) for error in open_house.errors(job.id)]
+    assert errors == [
+        (8, "8", "invalid_row"),
+        (42, "row-41", "too_long"),
+        (300, "300", "invalid_row"),
+    ]
+    good = [row for index, row in enumerate(rows) if index not in (7, 41, 299)]
+    assert open_house.results(job.id) == open_house.expected(good)
 
 
 def test_chat_prompts_give_chat_rows(open_house):

@@ -9,6 +9,7 @@ from cwpo_worker.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
     InvalidCursorError,
+    JobStoppedError,
     QueueUnavailableError,
     UnknownFileError,
     UnknownJobError,
@@ -116,6 +117,23 @@ def test_cancelling_a_waiting_job_ends_it_and_empties_the_queue(house):
     assert house.ledger.cancel(job_id, owner=None).state == "cancelled"
     # Only the other job's plan is left.
     assert [task.job_id for task in house.ledger.queue.census().waiting] == [kept]
+
+
+def test_a_plan_stops_when_its_job_is_cancelled(house):
+    job_id = house.submit(house.rows(5000))
+    ledger = house.ledger
+    create = ledger.store.create
+
+    def create_and_cancel(key):
+        if key.endswith("/00001.jsonl"):
+            ledger.cancel(job_id, owner=None)
+        return create(key)
+
+    ledger.store.create = create_and_cancel
+    with pytest.raises(JobStoppedError, match="is cancelled"):
+        planner.plan(ledger, job_id)
+    assert not ledger.store.exists(f"jobs/{job_id}/manifest.json")
+    assert not ledger.store.exists(f"jobs/{job_id}/shards/00002.jsonl")
 
 
 def test_cancelling_a_running_job_stops_it_between_requests_and_keeps_what_is_done(house):

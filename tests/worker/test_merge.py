@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import pytest
 
 from cwpo_worker import merge, planner, shard
@@ -33,6 +36,15 @@ def test_a_second_merge_after_a_crash_finds_everything_there(house, annotated):
     merge.merge(house.ledger, annotated)
     assert [store.read(folder.results(format)) for format in ("parquet", "jsonl")] == before
     assert house.ledger.get(annotated, owner=None).state == "completed_with_errors"
+
+
+def test_two_merges_at_once_give_one_result(house, annotated):
+    with ThreadPoolExecutor(2) as pool:
+        twins = [pool.submit(merge.merge, house.ledger, annotated) for _ in range(2)]
+    for twin in twins:
+        with suppress(JobStoppedError):  # It may have come when the other had finished.
+            twin.result()
+    assert house.results(annotated) == house.expected(house.rows(2100))
 
 
 def test_a_lost_part_is_not_merged_over(house, annotated):

@@ -27,11 +27,15 @@ def test_a_function_that_is_no_task_is_refused_before_it_runs(house, tmp_path, n
     assert queued.id in house.ledger.queue.rq.failed_job_registry.get_job_ids()
 
 
-def test_a_task_with_a_foreign_callback_is_refused(house, tmp_path):
+def test_a_task_with_a_foreign_callback_is_refused(house, capfd):
     queue = rq.Queue(NAME, connection=house.redis, serializer=JSONSerializer)
-    queued = queue.enqueue("cwpo_worker.tasks.plan", "job-x", on_success=Callback("os.mkdir"))
+    callback = Callback("builtins.print")
+    queued = queue.enqueue("cwpo_worker.tasks.plan", f"job-{'0' * 24}", on_success=callback)
     run_worker(house)
     assert queued.get_status() == "failed"
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "refused" in printed.err
 
 
 def test_a_pickle_is_never_opened(house, tmp_path):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from cwpo.client import Client
 from cwpo.commands import ServiceCommand
+
+# A batch request waits for all interactive ones, on what may be a slow annotator.
+REQUEST_SECONDS = 1800.0
 
 
 class Worker(ServiceCommand):
@@ -29,7 +33,7 @@ class Worker(ServiceCommand):
         """Work until stopped."""
         from cwpo_worker.process import WorkerProcess
 
-        with self.client() as client:
+        with Client(self.url, self.api_key, timeout=REQUEST_SECONDS) as client:
             WorkerProcess(
                 client, self.redis_url, self.store_url, heartbeat_seconds=self.heartbeat_seconds
             ).run(burst=self.burst)
