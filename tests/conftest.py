@@ -122,3 +122,39 @@ def real_models(request) -> Path:
     for name in models.UNPACK:
         models.unpacked(name, root / "models")
     return root / "models"
+
+
+@pytest.fixture(scope="session", params=["smollm2", "minilm"])
+def real_annotator(request, real_models, tmp_path_factory) -> Path:
+    """A real backbone, causal or encoder, with a random scalar head, as training starts with."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from cwpo_annotator.encoding import Encoder
+
+    torch.manual_seed(0)
+    backbone = real_models / request.param
+    folder = tmp_path_factory.mktemp("real") / request.param
+    encoder = Encoder.create(backbone)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
+    model.config.pad_token_id = encoder.pad_token_id
+    model.save_pretrained(folder)
+    encoder.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hugging_face_scores():
+    """The oracle: Hugging Face's own forward pass, one unpadded text at a time, in float32."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    def score(folder, pairs):
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        model.eval()
+        texts = [torch.tensor([list(ids)]) for pair in pairs for ids in (pair.a, pair.b)]
+        with torch.inference_mode():
+            return np.array([model(text).logits[0, 0].item() for text in texts]).reshape(-1, 2)
+
+    return score

@@ -2,7 +2,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from cwpo import Annotation, FailedAnnotation, Triplet
 from cwpo_annotator import Annotator, CheckpointError
-from cwpo_annotator.encoding import Encoder
 
-SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
 TRIPLETS = [
     Triplet(prompt="why cat", response_a="because good", response_b="no"),
     Triplet(id="emoji", prompt="thanks", response_a="🐈 please", response_b="sorry " * 20),
@@ -22,52 +19,14 @@ TRIPLETS = [
 ]
 
 
-def one_at_a_time(folder, encoder, triplets):
-    """The oracle: Hugging Face's own forward pass, one unpadded text at a time, in float32."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    model.config.pad_token_id = encoder.pad_token_id
-    scores = []
-    with torch.inference_mode():
-        for pair in encoder.encode_pairs(triplets):
-            scores.append(
-                [model(torch.tensor([list(x)])).logits[0, 0].item() for x in (pair.a, pair.b)]
-            )
-    return np.array(scores)
-
-
 def scores_of(annotations):
     return np.array([(a.score_a, a.score_b) for a in annotations])
 
 
-def test_scores_equal_hugging_face_one_at_a_time(tiny_annotator):
-    annotations = Annotator.load(tiny_annotator).annotate(TRIPLETS)
-    expected = one_at_a_time(tiny_annotator, Encoder.load(tiny_annotator), TRIPLETS)
-    np.testing.assert_allclose(scores_of(annotations), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["smollm2", "minilm"])
-def test_scores_of_real_backbones_equal_hugging_face(name, real_models, tmp_path):
-    folder = scalar_head(real_models / name, tmp_path)
-    rows = [json.loads(line) for line in SAMPLE.read_text().splitlines()[:12]]
-    triplets = [
-        Triplet(prompt=r["prompt"], response_a=r["response_a"], response_b=r["response_b"])
-        for r in rows
-    ]
-    annotator = Annotator.load(folder, dtype="float32")
-    expected = one_at_a_time(folder, annotator.encoder, triplets)
-    assert np.std(expected) > 0.01
-    np.testing.assert_allclose(scores_of(annotator.annotate(triplets)), expected, atol=2e-4)
-
-
-def scalar_head(backbone, folder):
-    """A folder with the real backbone and a random scalar head, as training starts with."""
-    torch.manual_seed(0)
-    encoder = Encoder.create(backbone)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
-    model.config.pad_token_id = encoder.pad_token_id
-    model.save_pretrained(folder)
-    encoder.save(folder)
-    return folder
+def test_scores_equal_hugging_face_one_at_a_time(tiny_annotator, hugging_face_scores):
+    annotator = Annotator.load(tiny_annotator)
+    expected = hugging_face_scores(tiny_annotator, annotator.encode(TRIPLETS))
+    np.testing.assert_allclose(scores_of(annotator.annotate(TRIPLETS)), expected, atol=1e-5)
 
 
 def test_order_and_batches_do_not_change_a_score(tiny_annotator):

@@ -131,13 +131,16 @@ def _overview(commands: dict[str, EntryPoint]) -> str:
 def _flag_errors(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
-        flag = ".".join(str(part) for part in item["loc"]).replace("_", "-")
+        # A flag of `cwpo jobs list` is at ("list", "limit").
+        *subcommands, name = [str(part).replace("_", "-") for part in item["loc"]] or [""]
+        flag = " ".join([*subcommands, f"--{name}"])
         if item["type"] == "extra_forbidden":
             lines.append(f"no setting is called {item['loc'][-1]}")
         elif item["type"] == "missing":
-            lines.append(f"--{flag} is missing")
+            lines.append(f"{flag} is missing")
         elif item["type"] == "value_error":
-            lines.append(f"--{flag}: {item['ctx']['error']}" if flag else str(item["ctx"]["error"]))
+            reason = str(item["ctx"]["error"])
+            lines.append(f"{flag}: {reason}" if name else reason)
         else:
-            lines.append(f"--{flag}: {item['msg']}, not {item['input']!r}")
+            lines.append(f"{flag}: {item['msg']}, not {item['input']!r}")
     return lines

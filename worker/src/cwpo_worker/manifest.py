@@ -54,12 +54,8 @@ class JobFolder:
         return f"{self.path}/shards/{index:05d}.jsonl"
 
     def part(self, index: int) -> str:
-        """The weighted rows that it writes; their existence says that the shard is done."""
+        """What became of them; its existence says that the shard is done."""
         return f"{self.parts}/{index:05d}.parquet"
-
-    def part_errors(self, index: int) -> str:
-        """The rows of the shard that could not be annotated."""
-        return f"{self.parts}/{index:05d}.errors.jsonl"
 
     def results(self, format: str) -> str:
         """The weighted dataset."""

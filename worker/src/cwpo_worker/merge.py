@@ -5,26 +5,27 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from typing import Any
+from contextlib import suppress
+from operator import itemgetter
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from cwpo.datasets import JsonlWriter, ParquetWriter
 from cwpo.types import JobProgress
+from cwpo_worker import part
 from cwpo_worker.errors import IllegalTransitionError, IncompleteJobError, ModelChangedError
 from cwpo_worker.job import JobRecord, now
 from cwpo_worker.ledger import Ledger
-from cwpo_worker.manifest import JobFolder, Manifest, Shard
+from cwpo_worker.manifest import JobFolder, Manifest
 
-_BATCH_ROWS = 2048
+ROW_GROUP_BYTES = 8 << 20
 
 
 def merge(ledger: Ledger, job_id: str) -> None:
     """Write results.parquet, results.jsonl and errors.jsonl, and complete the job.
 
-    Memory holds one part at a time; run twice, the second finds everything there.
+    Memory holds a few parts at a time; run twice, the second finds everything there.
     Raises: IncompleteJobError when the parts are not those of the manifest, row for row;
     ModelChangedError; JobStoppedError; StoreError.
     """
@@ -39,7 +40,7 @@ def merge(ledger: Ledger, job_id: str) -> None:
 
 def _check_parts(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> int:
     """The annotated rows, once it is sure that each row of each shard is annotated or failed."""
-    there = {key for key in ledger.store.list(folder.parts) if key.endswith(".parquet")}
+    there = set(ledger.store.list(folder.parts))
     wanted = {folder.part(shard.index) for shard in manifest.shards}
     if there != wanted:
         raise IncompleteJobError(
@@ -49,57 +50,59 @@ def _check_parts(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> int:
     annotated = 0
     models = set()
     for shard in manifest.shards:
-        with ledger.store.open(folder.part(shard.index)) as part:
-            footer = pq.read_metadata(part)
-        failed = sum(1 for _ in _part_errors(ledger, folder, shard))
-        if footer.num_rows + failed != shard.rows:
+        found = part.read(ledger.store, folder.part(shard.index))
+        if found.annotated + len(found.errors) != shard.rows:
             raise IncompleteJobError(
-                f"part {shard.index} has {footer.num_rows:,} annotated and {failed:,} failed rows "
-                f"for the {shard.rows:,} of its shard"
+                f"part {shard.index} has {found.annotated:,} annotated and {len(found.errors):,} "
+                f"failed rows for the {shard.rows:,} of its shard"
             )
-        annotated += footer.num_rows
-        if footer.num_rows:
-            models.add(footer.metadata.get(b"cwpo.annotator"))
+        annotated += found.annotated
+        if found.annotated:
+            models.add(found.schema.metadata[b"cwpo.annotator"])
     if len(models) > 1:
         raise ModelChangedError("the parts are of different annotators: submit the job again")
     return annotated
 
 
 def _write_results(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> None:
-    with ExitStack() as stack:
-        parquet = ParquetWriter(stack.enter_context(ledger.store.create(folder.results("parquet"))))
-        jsonl = JsonlWriter(stack.enter_context(ledger.store.create(folder.results("jsonl"))))
+    with (
+        ledger.store.create(folder.results("parquet")) as parquet_sink,
+        ledger.store.create(folder.results("jsonl")) as jsonl_sink,
+    ):
+        parquet = ParquetWriter(parquet_sink)
         for table in _tables(ledger, folder, manifest):
             parquet.write_table(table)
-            jsonl.write(table.to_pylist())
+            jsonl_sink.write(b"".join([to_json(row) + b"\n" for row in table.to_pylist()]))
         parquet.close()
 
 
 def _tables(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> Iterator[pa.Table]:
-    """The rows of all parts, in order; parts without rows have no kind of prompt to go by."""
+    """The rows of all parts, in order, some parts at a time: each table is a row group."""
+    pending: list[pa.Table] = []
     for shard in manifest.shards:
-        with ledger.store.open(folder.part(shard.index)) as source, pq.ParquetFile(source) as part:
-            for batch in part.iter_batches(_BATCH_ROWS):
-                if batch.num_rows:
-                    yield pa.Table.from_batches([batch], part.schema_arrow)
+        table = part.read_table(ledger.store, folder.part(shard.index))
+        if table.num_rows:  # Without rows it does not know of what kind its prompts are.
+            pending.append(table)
+        if sum(table.nbytes for table in pending) >= ROW_GROUP_BYTES:
+            yield pa.concat_tables(pending)
+            pending.clear()
+    if pending:
+        yield pa.concat_tables(pending)
 
 
 def _write_errors(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> None:
-    in_shards = (line for shard in manifest.shards for line in _part_errors(ledger, folder, shard))
+    in_shards = (
+        line
+        for shard in manifest.shards
+        for line in part.read(ledger.store, folder.part(shard.index)).errors
+    )
     with (
         ledger.store.open(folder.rejected) as rejected,
         ledger.store.create(folder.errors) as sink,
     ):
         writer = JsonlWriter(sink)
-        for line in heapq.merge(map(json.loads, rejected), in_shards, key=lambda line: line["row"]):
+        for line in heapq.merge(map(json.loads, rejected), in_shards, key=itemgetter("row")):
             writer.write([line])
-
-
-def _part_errors(ledger: Ledger, folder: JobFolder, shard: Shard) -> Iterator[dict[str, Any]]:
-    key = folder.part_errors(shard.index)
-    if ledger.store.exists(key):
-        with ledger.store.open(key) as lines:
-            yield from map(json.loads, lines)
 
 
 def _complete(ledger: Ledger, record: JobRecord, manifest: Manifest, annotated: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import pyarrow as pa
 import redis
 
 from cwpo import Client
@@ -32,6 +33,8 @@ class WorkerProcess:
         self._reconciler = Reconciler(Ledger(_connect(redis_url), store))
         self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds)
         tasks.equip(tasks.Tools(self._ledger, client))
+        # The first array looks for pandas, and importing it takes longer than a shard does.
+        pa.array([""])
 
     def run(self, *, burst: bool) -> None:
         """Work until SIGTERM or SIGINT, or until the queue is empty.

@@ -9,10 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
 from cwpo import Client
-from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow, weighted_row, weighted_writer
+from cwpo.datasets import NumberedTriplet, RejectedRow, weighted_row
 from cwpo.errors import APIError, CwpoError, InvalidRequestError, TooLargeError
 from cwpo.types import (
     Annotation,
@@ -21,6 +19,7 @@ from cwpo.types import (
     ModelRef,
     Truncation,
 )
+from cwpo_worker import part
 from cwpo_worker import rows as shard_rows
 from cwpo_worker.errors import IllegalTransitionError, ModelChangedError, StoreError
 from cwpo_worker.job import now
@@ -59,16 +58,15 @@ def annotate(ledger: Ledger, client: Client, job_id: str, index: int) -> None:
     shard = manifest.shards[index]
     if not ledger.store.exists(folder.part(index)):
         _write_part(ledger, client, folder, manifest, shard)
-    with ledger.store.open(folder.part(index)) as part:
-        annotated = pq.read_metadata(part).num_rows
-    ledger.finish_part(job_id, index, PartCounts(annotated, shard.rows - annotated))
+    done = part.read(ledger.store, folder.part(index))
+    ledger.finish_part(job_id, index, PartCounts(done.annotated, len(done.errors)))
 
 
 def _write_part(
     ledger: Ledger, client: Client, folder: JobFolder, manifest: Manifest, shard: Shard
 ) -> None:
     good: list[dict[str, Any]] = []
-    bad: list[dict[str, Any]] = []
+    bad: list[RejectedRow] = []
     model: ModelRef | None = None
     for answer in _answers(ledger, client, manifest, _requests(ledger, folder, shard)):
         if answer.model is not None:
@@ -76,18 +74,10 @@ def _write_part(
             _check_model(model, answer.model)
         for row, label in zip(answer.rows, answer.labels, strict=True):
             if isinstance(label, FailedAnnotation):
-                bad.append(RejectedRow(row.row, row.triplet.id, label.error).as_dict())
+                bad.append(RejectedRow(row.row, row.triplet.id, label.error))
             else:
                 good.append(weighted_row(row.triplet, label))
-    if bad:
-        with ledger.store.create(folder.part_errors(shard.index)) as sink:
-            JsonlWriter(sink).write(bad)
-    # Last, since the existence of this one says that the shard is done.
-    with (
-        ledger.store.create(folder.part(shard.index)) as sink,
-        weighted_writer(sink, "parquet", model) as writer,
-    ):
-        writer.write(good)
+    part.write(ledger.store, folder.part(shard.index), good, bad, model)
 
 
 def _requests(ledger: Ledger, folder: JobFolder, shard: Shard) -> list[list[NumberedTriplet]]:

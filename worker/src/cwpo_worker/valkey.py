@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import IO
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cwpo_worker.errors import ValkeyError
 
@@ -130,9 +132,10 @@ class EmbeddedValkey:
             port, password = int(settings["port"]), settings["requirepass"]
         except (OSError, ValueError, KeyError):
             return
-        client = redis.Redis(port=port, password=password, socket_timeout=STOP_SECONDS)
+        client = redis.Redis(
+            port=port, password=password, socket_timeout=STOP_SECONDS, retry=Retry(NoBackoff(), 0)
+        )
         try:
-            client.ping()
             client.shutdown()
         except redis.RedisError:
             return  # Nobody there, or somebody else.
@@ -149,11 +152,12 @@ class EmbeddedValkey:
                 f"requirepass {self._password}\n"
                 "dir ./\n"
                 "appendonly yes\n"
+                'save ""\n'
                 "maxmemory-policy noeviction\n"
             )
 
     def _wait_until_ready(self) -> None:
-        client = redis.Redis.from_url(self.url)
+        client = redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0))
         deadline = time.monotonic() + START_SECONDS
         try:
             while True:

@@ -1,0 +1,188 @@
+import threading
+
+import pytest
+import redis
+
+from cwpo.types import JobRequest
+from cwpo_worker import planner, shard
+from cwpo_worker.errors import (
+    IdempotencyConflictError,
+    IllegalTransitionError,
+    InvalidCursorError,
+    QueueUnavailableError,
+    UnknownFileError,
+    UnknownJobError,
+)
+from cwpo_worker.ledger import Ledger
+from cwpo_worker.reconciler import reconcile
+
+
+def submit(house, file_id, *, owner=None, key=None, truncation="error"):
+    request = JobRequest(file_id=file_id, truncation=truncation)
+    return house.ledger.submit(request, owner=owner, idempotency_key=key)
+
+
+def test_a_retried_submission_is_one_job(house):
+    file_id = house.upload(b"{}\n")
+    first = submit(house, file_id, key="k")
+    assert submit(house, file_id, key="k") == first
+    assert submit(house, file_id).id != first.id
+    assert len(house.ledger.queue.rq) == 2
+    with pytest.raises(IdempotencyConflictError):
+        submit(house, file_id, key="k", truncation="prompt_left")
+
+
+def test_submissions_with_one_key_at_one_moment_are_one_job(house):
+    file_id = house.upload(b"{}\n")
+    jobs = []
+    threads = [
+        threading.Thread(target=lambda: jobs.append(submit(house, file_id, key="k")))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(jobs) == 8
+    assert all(job == jobs[0] for job in jobs)
+    assert len(house.ledger.queue.rq) == 1
+
+
+def test_a_retried_submission_does_not_set_the_job_back(house):
+    file_id = house.upload(b"{}\n")
+    job = submit(house, file_id, key="k")
+    planner.plan(house.ledger, job.id)
+    house.redis.flushall()
+    again = submit(house, file_id, key="k")
+    assert again.id == job.id
+    assert again.state == "finalizing"
+
+
+def test_owners_see_their_own_jobs_and_an_admin_all(house):
+    of_ann = submit(house, house.upload(b"{}\n", owner="ann"), owner="ann")
+    of_bob = submit(house, house.upload(b"{}\n", owner="bob"), owner="bob")
+    assert house.ledger.get(of_ann.id, owner="ann") == of_ann
+    assert house.ledger.get(of_ann.id, owner=None) == of_ann
+    for call in (house.ledger.get, house.ledger.cancel, house.ledger.open_errors):
+        with pytest.raises(UnknownJobError):
+            call(of_ann.id, owner="bob")
+    assert page(house, owner="bob")[0] == [of_bob.id]
+    assert page(house)[0] == [of_bob.id, of_ann.id]
+    with pytest.raises(UnknownFileError):
+        submit(house, of_ann.file_id, owner="bob")
+
+
+def page(house, *, owner=None, state=None, limit=50, cursor=None):
+    jobs = house.ledger.list(owner=owner, state=state, limit=limit, cursor=cursor)
+    return [job.id for job in jobs.jobs], jobs.next_cursor
+
+
+def test_pages_go_from_the_newest_to_the_oldest_and_overlap_nowhere(house):
+    file_id = house.upload(b"{}\n")
+    newest_first = [submit(house, file_id).id for _ in range(7)][::-1]
+    house.ledger.cancel(newest_first[1], owner=None)
+    seen, cursor = page(house, limit=3)
+    while cursor is not None:
+        more, cursor = page(house, limit=3, cursor=cursor)
+        assert 0 < len(more) <= 3
+        seen += more
+    assert seen == newest_first
+    assert page(house, state="cancelled") == ([newest_first[1]], None)
+    assert page(house, limit=7) == (newest_first, None)
+    with pytest.raises(InvalidCursorError):
+        page(house, cursor="+inf")
+
+
+@pytest.mark.parametrize("job_id", ["", "job-1", f"job-{'0' * 24}", "../x", "file-" + "0" * 24])
+def test_an_id_that_is_none_is_unknown(house, job_id):
+    with pytest.raises(UnknownJobError):
+        house.ledger.get(job_id, owner=None)
+
+
+def test_results_are_not_to_be_had_before_the_job_has_completed(house):
+    job_id = house.submit(house.rows(1))
+    with pytest.raises(IllegalTransitionError, match="is validating: it has no results yet"):
+        house.ledger.open_results(job_id, "jsonl", owner=None)
+    house.ledger.cancel(job_id, owner=None)
+    with pytest.raises(IllegalTransitionError, match="is cancelled: it has no results"):
+        house.ledger.open_errors(job_id, owner=None)
+
+
+def test_cancelling_a_waiting_job_ends_it_and_empties_the_queue(house):
+    kept = house.submit(house.rows(1))
+    job_id = house.submit(house.rows(5000))
+    planner.plan(house.ledger, job_id)
+    assert house.ledger.cancel(job_id, owner=None).state == "cancelled"
+    assert house.ledger.cancel(job_id, owner=None).state == "cancelled"
+    # Only the other job's plan is left.
+    assert [task.job_id for task in house.ledger.queue.census().waiting] == [kept]
+
+
+def test_cancelling_a_running_job_stops_it_between_requests_and_keeps_what_is_done(house):
+    job_id = house.submit(house.rows(6000))
+    planner.plan(house.ledger, job_id)
+    shard.annotate(house.ledger, house.client, job_id, 0)
+    house.service.gate.clear()
+    before = house.service.requests
+    house.start_worker()
+    house.wait_for(job_id, lambda _: house.service.requests > before)
+    assert house.ledger.cancel(job_id, owner=None).state == "cancelling"
+    house.service.gate.set()
+    job = house.wait(job_id)
+    assert job.state == "cancelled"
+    assert job.progress.rows_annotated == 2048
+    assert house.service.requests <= before + 5
+    assert house.ledger.store.list(f"jobs/{job_id}/parts") == [f"jobs/{job_id}/parts/00000.parquet"]
+
+
+def test_a_job_that_has_ended_or_is_ending_is_not_cancelled(house):
+    job_id = house.submit(b"no json\n")
+    planner.plan(house.ledger, job_id)
+    with pytest.raises(IllegalTransitionError, match="is finalizing"):
+        house.ledger.cancel(job_id, owner=None)
+    house.start_worker("--burst").wait()
+    with pytest.raises(IllegalTransitionError, match="is completed_with_errors"):
+        house.ledger.cancel(job_id, owner=None)
+
+
+def test_progress_counts_each_finished_shard_once(house):
+    job_id = house.submit([*house.rows(3000), {"prompt": "alone"}])
+    planner.plan(house.ledger, job_id)
+    job = house.ledger.get(job_id, owner=None)
+    assert (job.state, job.progress.rows_total, job.progress.rows_done) == ("queued", 3001, 1)
+    for _ in range(2):
+        shard.annotate(house.ledger, house.client, job_id, 1)
+    job = house.ledger.get(job_id, owner=None)
+    assert (job.state, job.progress.rows_done, job.progress.rows_failed) == ("running", 953, 1)
+    assert job.progress.rows_per_second > 0
+    assert job.progress.eta_seconds > 0
+
+
+def test_a_dead_queue_is_one_clear_line(house):
+    file_id = house.upload(b"{}\n")
+    job_id = submit(house, file_id).id
+    house.ledger.check()
+    house.valkey.stop()
+    for call in (
+        house.ledger.check,
+        lambda: submit(house, file_id),
+        lambda: house.ledger.get(job_id, owner=None),
+        lambda: house.ledger.cancel(job_id, owner=None),
+        lambda: page(house),
+    ):
+        with pytest.raises(QueueUnavailableError, match="the job queue cannot be used") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_submission_that_the_queue_missed_is_made_good_by_its_retry(house):
+    file_id = house.upload(b"{}\n")
+    house.valkey.stop()
+    with pytest.raises(QueueUnavailableError):
+        submit(house, file_id, key="k")
+    house.valkey.start()
+    ledger = Ledger(redis.Redis.from_url(house.valkey.url), house.ledger.store)
+    request = JobRequest(file_id=file_id)
+    job = ledger.submit(request, owner=None, idempotency_key="k")
+    reconcile(ledger)
+    assert [task.job_id for task in ledger.queue.census().waiting] == [job.id]
