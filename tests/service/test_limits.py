@@ -23,6 +23,20 @@ def test_too_long_a_body_is_a_413_that_names_the_limit(serve, triplet, problem):
         assert "1,000 bytes" in problem(answer)["detail"]
 
 
+def test_a_client_that_writes_all_before_it_reads_still_gets_its_answer(serve):
+    with serve(max_body_bytes=1000) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(
+                b"POST /annotate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 30000000\r\n\r\n"
+            )
+            connection.sendall(b"x" * 30_000_000)
+            answer = connection.recv(1 << 16)
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            assert b"1,000 bytes" in answer
+
+
 def test_a_chunked_body_is_refused_while_it_still_comes(serve):
     with serve(max_body_bytes=1000) as service:
         host, port = service.url.removeprefix("http://").split(":")

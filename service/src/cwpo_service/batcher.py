@@ -249,8 +249,7 @@ class Batcher:
                 parts[0].fail(_failed())
             else:
                 for part in parts:
-                    if not part.entry.future.done():
-                        await self._score([part])
+                    await self._score([part])
             return
         self._measure(parts, len(items), begun)
         at = 0

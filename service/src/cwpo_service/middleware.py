@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 import uuid
@@ -17,8 +16,6 @@ from cwpo_service.settings import ServeSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_LINGER_SECONDS = 5.0
-_LINGER_BYTES = 64 << 20
 
 
 class Envelope:
@@ -45,12 +42,6 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            elif not message.get("more_body") and not body.is_read:
-                # Closing while the client still writes would reset the connection, and the
-                # client would never see the answer.
-                await send({**message, "more_body": True})
-                await body.discard()
-                message = {"type": "http.response.body"}
             await send(message)
 
         try:
@@ -74,10 +65,8 @@ class LimitedBody:
     """A request's body that may not be longer than a limit."""
 
     def __init__(self, receive: Receive, scope: Scope, limit: int) -> None:
-        headers = Headers(scope=scope)
-        length = headers.get("content-length", "0")
+        length = Headers(scope=scope).get("content-length", "0")
         self._declared = int(length) if length.isdecimal() else 0
-        self.is_read = self._declared == 0 and "transfer-encoding" not in headers
         self._receive = receive
         self._limit = limit
         self._size = 0
@@ -86,27 +75,10 @@ class LimitedBody:
         """The next part. Raises: ProblemError, 413, at the first byte over the limit."""
         if self._declared > self._limit:
             raise self._too_large()
-        message = await self._next()
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
         if self._size > self._limit:
             raise self._too_large()
-        return message
-
-    async def discard(self) -> None:
-        """Read on to the end, but not for ever."""
-        bound = self._size + _LINGER_BYTES
-        try:
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while not self.is_read and self._size < bound:
-                    await self._next()
-        except TimeoutError:
-            return
-
-    async def _next(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._size += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body"):
-            self.is_read = True
         return message
 
     def _too_large(self) -> ProblemError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,7 @@ def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
     stored = AutoConfig.from_pretrained(start, trust_remote_code=False).dtype or torch.float32
     merged.to(stored).save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
+    shutil.rmtree(adapter)
 
 
 class _Steps(TrainerCallback):

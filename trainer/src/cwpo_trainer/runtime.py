@@ -46,6 +46,8 @@ def prepare(*, seed: int, threads: int | None) -> None:
     torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
     set_seed(seed)
     disable_progress_bars()
+    # Announcements of what a later TRL or transformers will rename; their versions are pinned.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # What transformers will rename one day is between it and TRL.

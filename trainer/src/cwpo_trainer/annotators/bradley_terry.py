@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_GRAD_NORM = 1.0
 # Tokens a forward pass, padding included; it sets memory and speed, not the result.
-_TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536}
+_TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
 
 
 def run(settings: TrainAnnotator) -> None:
@@ -243,4 +243,4 @@ def _save(
         )
         card.confidence_quantiles = metrics.confidence_quantiles
         write_card(output.folder, card)
-        print(f"held out: {evaluation.summary(metrics)}")
+        print(f"held out: {metrics.summary}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
 
 from cwpo.errors import DatasetError
 from cwpo.types import ItemError, Triplet
@@ -15,40 +14,13 @@ from cwpo_annotator import Annotator
 from cwpo_annotator.confidence import confidence
 from cwpo_trainer import runtime
 from cwpo_trainer.data import LabelledPair, read_pairs
+from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, ConfidenceBin
 from cwpo_trainer.record import new_output
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import EvaluateAnnotator
 
 _BINS = 10
-
-
-class ConfidenceBin(BaseModel):
-    """A tenth of the pairs, by confidence; accuracy is what the confidence promised, or not."""
-
-    pairs: int
-    lowest: float
-    highest: float
-    mean_confidence: float
-    accuracy: float
-
-
-class AnnotatorMetrics(BaseModel):
-    """Agreement with human labels.
-
-    accuracy: share of pairs on which the annotator prefers what the person chose; a tie is half.
-    ece: expected calibration error of P(chosen is better) = (1 + confidence) / 2 over the bins.
-    confidence_quantiles: at 0, 0.1, ..., 1.
-    failed: pairs that could not be scored; they count nowhere else.
-    """
-
-    pairs: int
-    failed: int
-    accuracy: float
-    mean_confidence: float
-    ece: float
-    confidence_quantiles: list[float]
-    bins: list[ConfidenceBin]
 
 
 def run(settings: EvaluateAnnotator) -> None:
@@ -59,7 +31,7 @@ def run(settings: EvaluateAnnotator) -> None:
         runtime.prepare(seed=0, threads=settings.threads)
         metrics = measure(Annotator.load(settings.annotator, dtype=settings.dtype), pairs)
         output.results |= metrics.model_dump(mode="json")
-    print(summary(metrics))
+    print(metrics.summary)
 
 
 def measure(annotator: Annotator, pairs: Sequence[LabelledPair]) -> AnnotatorMetrics:
@@ -92,15 +64,6 @@ def margins_of(annotator: Annotator, pairs: Sequence[LabelledPair]) -> NDArray[n
     scorable = [item for item in encoded if not isinstance(item, ItemError)]
     scores = annotator.score_pairs(scorable)
     return scores[np.isfinite(scores).all(axis=1)] @ np.array([1, -1], np.float32)
-
-
-def summary(metrics: AnnotatorMetrics) -> str:
-    """The figures in one line."""
-    return (
-        f"accuracy {metrics.accuracy:.1%} on {metrics.pairs:,} pairs, mean confidence "
-        f"{metrics.mean_confidence:.3f}, {metrics.bins[-1].accuracy:.1%} on the most confident "
-        f"tenth, calibration error {metrics.ece:.3f}"
-    )
 
 
 def _bins(confidences: NDArray[np.float32], agreement: NDArray[np.float64]) -> list[ConfidenceBin]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 
@@ -24,6 +23,7 @@ from cwpo_annotator.backends.torch import best_device
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, runtime
 from cwpo_trainer.data import LabelledPair, prompt_key, read_pairs
+from cwpo_trainer.evaluation.metrics import PolicyMetrics
 from cwpo_trainer.formatting import Formatter, TokenisedText
 from cwpo_trainer.record import SAMPLES_NAME, new_output
 
@@ -32,24 +32,6 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 _THIRDS = 3
-
-
-class PolicyMetrics(BaseModel):
-    """Measures of one policy against the reference.
-
-    preference_accuracy: share of held-out pairs whose chosen response has the higher implicit
-        reward beta * log(policy / reference); a tie is half.
-    implicit_margin: mean difference of the two implicit rewards.
-    win_share: share of prompts on which its answer scores above the reference's; a tie is half.
-    win_share_thirds: the same on three disjoint thirds of the prompts.
-    mean_score: mean annotator score of its answers.
-    """
-
-    preference_accuracy: float
-    implicit_margin: float
-    win_share: float
-    win_share_thirds: list[float]
-    mean_score: float
 
 
 class _Model:

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cwpo_trainer.commands import Align, Evaluate, Sft, TrainAnnotator
+from cwpo_trainer.record import read_lines, read_record
+
+from .conftest import pairs, weighted, write_lines
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_lines(tmp_path / "weighted.jsonl", weighted(32))
+
+
+SMALL = ("--batch-size", 4, "--gradient-accumulation", 1, "--learning-rate", 1e-2, "--epochs", 1)
+
+
+def parameters(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("lora", [(), ("--lora",)])
+def test_sft_then_align(lora, tiny_causal, data, tmp_path, command):
+    sft, aligned = tmp_path / "sft", tmp_path / "aligned"
+    command(Sft, "--model", tiny_causal, "--data", data, "--output", sft, *SMALL, *lora)
+    command(Align, "--model", sft, "--data", data, "--output", aligned, *SMALL, *lora)
+    start, tuned, final = map(parameters, (tiny_causal, sft, aligned))
+    assert start.keys() == tuned.keys() == final.keys()
+    assert any(not torch.equal(start[name], tuned[name]) for name in start)
+    assert any(not torch.equal(tuned[name], final[name]) for name in start)
+    log = read_lines(aligned / "training.jsonl")
+    assert [line["step"] for line in log] == list(range(1, 9))
+    assert log[0]["unweighted_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert log[-1]["rewards/margins"] > 0
+    assert read_record(aligned).results["pairs"] == 32
+    assert not (aligned / "adapter").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_sft_learns_the_responses_alone(tiny_causal, tmp_path, command):
+    source = write_lines(tmp_path / "weighted.jsonl", weighted(32))
+    command(
+        Sft,
+        *("--model", tiny_causal, "--data", source, "--output", tmp_path / "sft", *SMALL),
+        *("--epochs", 6),
+    )
+    log = read_lines(tmp_path / "sft" / "training.jsonl")
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+
+
+@pytest.mark.parametrize("loss", ["ipo", "rdpo"])
+def test_the_other_losses(loss, tiny_causal, data, tmp_path, command):
+    command(
+        Align,
+        *("--model", tiny_causal, "--data", data, "--output", tmp_path / loss, *SMALL),
+        *("--loss", loss, "--normalise"),
+    )
+    assert read_record(tmp_path / loss).results["mean_weight"] == pytest.approx(1)
+    assert read_lines(tmp_path / loss / "training.jsonl")[-1]["rewards/margins"] > 0
+
+
+def test_weight_none_is_unweighted(tiny_causal, data, tmp_path, command):
+    command(
+        Align,
+        *("--model", tiny_causal, "--data", data, "--output", tmp_path / "dpo", *SMALL),
+        *("--weight", "none"),
+    )
+    for line in read_lines(tmp_path / "dpo" / "training.jsonl"):
+        assert line["loss"] == pytest.approx(line["unweighted_loss"], rel=1e-4)
+
+
+def test_long_pairs_are_left_out_and_counted(tiny_causal, tmp_path, command, capsys):
+    rows = weighted(8)
+    rows[2]["chosen"] = "the day " * 60
+    source = write_lines(tmp_path / "weighted.jsonl", rows)
+    command(
+        Align,
+        *("--model", tiny_causal, "--data", source, "--output", tmp_path / "out", *SMALL),
+        *("--max-length", 64, "--max-steps", 1),
+    )
+    assert "1 of 8 pairs are longer than --max-length 64" in capsys.readouterr().err
+    results = read_record(tmp_path / "out").results
+    assert (results["pairs"], results["pairs_too_long"]) == (7, 1)
+
+
+def test_settings_come_from_a_file_and_flags_win(tiny_causal, data, tmp_path, command):
+    config = tmp_path / "align.yaml"
+    config.write_text(
+        f"model: {tiny_causal}\ndata: {data}\nbeta: 0.25\nloss: rdpo\nmax_steps: 1\nbatch-size: 2\n"
+    )
+    command(Align, "--config", config, "--output", tmp_path / "out", "--loss", "ipo")
+    settings = read_record(tmp_path / "out").settings
+    assert (settings["beta"], settings["loss"], settings["batch_size"]) == (0.25, "ipo", 2)
+
+
+def failure(command, capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    message = str(stopped.value.code)
+    assert message.count("\n") == 0
+    return message
+
+
+def test_a_misspelt_setting_is_refused(tiny_causal, data, tmp_path, command, capsys):
+    config = tmp_path / "align.yaml"
+    config.write_text(f"model: {tiny_causal}\ndata: {data}\nbetta: 0.25\n")
+    message = failure(command, capsys, Align, "--config", config, "--output", tmp_path / "out")
+    assert "no setting is called betta" in message
+
+
+@pytest.mark.parametrize("kind", [Sft, Align, TrainAnnotator])
+def test_an_unknown_model_is_one_line(kind, data, tmp_path, command, capsys):
+    source = data
+    if kind is TrainAnnotator:
+        source = write_lines(tmp_path / "pairs.jsonl", pairs(30))
+    flags = ("--model", tmp_path / "nowhere", "--data", source, "--output", tmp_path / "out")
+    assert "nowhere: no such folder" in failure(command, capsys, kind, *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_weights_is_one_line(tiny_causal, data, tmp_path, command, capsys):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tiny_causal / name).read_bytes())
+    flags = ("--model", folder, "--data", data, "--output", tmp_path / "out")
+    assert "no causal language model" in failure(command, capsys, Align, *flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "weighted.jsonl"]
+
+
+def test_a_dataset_without_confidence_is_refused_before_anything(tmp_path, command, capsys):
+    rows = weighted(4)
+    del rows[2]["confidence"]
+    source = write_lines(tmp_path / "weighted.jsonl", rows)
+    flags = ("--model", tmp_path / "nowhere", "--data", source, "--output", tmp_path / "out")
+    message = failure(command, capsys, Align, *flags)
+    assert "row 3: confidence is missing" in message
+
+
+def test_an_existing_output_is_not_overwritten(tiny_causal, data, tmp_path, command, capsys):
+    (tmp_path / "out").mkdir()
+    flags = ("--model", tiny_causal, "--data", data, "--output", tmp_path / "out")
+    assert "exists already" in failure(command, capsys, Align, *flags)
+
+
+def test_a_missing_process_is_noticed(tiny_causal, data, tmp_path, command, capsys):
+    flags = ("--model", tiny_causal, "--data", data, "--output", tmp_path / "out")
+    message = failure(command, capsys, Align, *flags, "--world-size", 2)
+    assert "1 processes train, --world-size says 2" in message
+
+
+def test_evaluate_policy(tiny_causal, tiny_annotator, data, tmp_path, command):
+    held_out = write_lines(tmp_path / "held_out.jsonl", pairs(12, seed=9))
+    flags = ("--model", tiny_causal, "--data", data, *SMALL)
+    command(Align, *flags, "--output", tmp_path / "cw-dpo", "--epochs", 3)
+    command(
+        Evaluate,
+        "policy",
+        *("--reference", tiny_causal, "--policy", tmp_path / "cw-dpo"),
+        *("--annotator", tiny_annotator, "--data", held_out, "--output", tmp_path / "evaluation"),
+        *("--prompts", 6, "--max-new-tokens", 8, "--batch-size", 4),
+    )
+    results = read_record(tmp_path / "evaluation").results
+    measured = results["policies"]["cw-dpo"]
+    assert measured["preference_accuracy"] > 0.8
+    assert measured["implicit_margin"] > 0
+    assert 0 <= measured["win_share"] <= 1
+    assert results["prompts"] + results["prompts_not_judged"] == 6
+    samples = read_lines(tmp_path / "evaluation" / "samples.jsonl")
+    assert len(samples) == 6
+    assert samples[0]["answers"].keys() == {"reference", "cw-dpo"}
+
+
+def test_a_policy_against_itself_is_a_draw(
+    tiny_causal, tiny_annotator, tmp_path, command, tmp_path_factory
+):
+    held_out = write_lines(tmp_path / "held_out.jsonl", pairs(6, seed=9))
+    command(
+        Evaluate,
+        "policy",
+        *("--reference", tiny_causal, "--policy", tiny_causal),
+        *("--annotator", tiny_annotator, "--data", held_out, "--output", tmp_path / "evaluation"),
+        *("--prompts", 4, "--max-new-tokens", 8, "--batch-size", 3),
+    )
+    (measured,) = read_record(tmp_path / "evaluation").results["policies"].values()
+    assert measured["win_share"] == 0.5
+    assert measured["preference_accuracy"] == 0.5
+    assert measured["implicit_margin"] == 0
+
+
+def test_evaluate_annotator(tiny_annotator, tmp_path, command, capsys):
+    held_out = write_lines(tmp_path / "held_out.jsonl", pairs(40))
+    flags = ("--annotator", tiny_annotator, "--data", held_out, "--output", tmp_path / "accuracy")
+    command(Evaluate, "annotator", *flags)
+    assert "on 40 pairs" in capsys.readouterr().out
+    results = read_record(tmp_path / "accuracy").results
+    assert sum(item["pairs"] for item in results["bins"]) == 40
+
+
+def test_two_processes_follow_one(tiny_causal, data, tmp_path):
+    flags = (
+        *("--model", tiny_causal, "--data", data, "--max-steps", 3, "--learning-rate", 1e-2),
+        *("--gradient-accumulation", 1, "--threads", 1),
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
+    for start, size, name in (((sys.executable,), 8, "one"), (launch, 4, "two")):
+        subprocess.run(
+            [
+                *map(str, (*start, "-m", "cwpo_trainer.align", *flags)),
+                *map(str, ("--batch-size", size, "--output", tmp_path / name)),
+                *map(str, ("--world-size", 2 if name == "two" else 1)),
+            ],
+            check=True,
+            capture_output=True,
+            env=environment,
+        )
+    one, two = (read_lines(tmp_path / name / "training.jsonl") for name in ("one", "two"))
+    for left, right in zip(one, two, strict=True):
+        for key in ("loss", "unweighted_loss", "weight", "rewards/margins", "num_tokens"):
+            assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), key
+    left, right = parameters(tmp_path / "one"), parameters(tmp_path / "two")
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-3, atol=2e-4)
+
+
+def test_help_starts_without_torch():
+    script = (
+        "import sys; from cwpo_trainer import commands; "
+        "assert not {'torch', 'trl', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    help_text = subprocess.run(
+        [sys.executable, "-m", "cwpo_trainer.align", "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "Example:" in help_text
+    assert json.dumps(help_text)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cwpo_trainer import losses
+
+# Two pairs, worked by hand: h = (-10 + 12) - (-8 + 7) = 3 and h = (-5 + 4) - (-6 + 9) = -4.
+POLICY_CHOSEN = torch.tensor([-10.0, -5.0])
+POLICY_REJECTED = torch.tensor([-8.0, -6.0])
+REFERENCE_CHOSEN = torch.tensor([-12.0, -4.0])
+REFERENCE_REJECTED = torch.tensor([-7.0, -9.0])
+LOG_PROBS = (POLICY_CHOSEN, POLICY_REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED)
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def test_dpo():
+    expected = torch.tensor([softplus(-1.5), softplus(2.0)])
+    torch.testing.assert_close(losses.dpo(*LOG_PROBS, beta=0.5), expected)
+    assert losses.dpo(*LOG_PROBS, beta=0.5)[0].item() == pytest.approx(0.2014133)
+
+
+def test_ipo_on_sums():
+    # 1 / (2 * 0.25) = 2: (3 - 2)^2 and (-4 - 2)^2
+    torch.testing.assert_close(losses.ipo(*LOG_PROBS, tau=0.25), torch.tensor([1.0, 36.0]))
+
+
+def test_ipo_on_means_over_tokens():
+    # 2 / 4 - (-1) / 2 = 1 and -1 / 1 - 3 / 6 = -1.5, less 2
+    actual = losses.ipo(
+        *LOG_PROBS,
+        tau=0.25,
+        chosen_tokens=torch.tensor([4, 1]),
+        rejected_tokens=torch.tensor([2, 6]),
+    )
+    torch.testing.assert_close(actual, torch.tensor([1.0, 12.25]))
+
+
+def test_rdpo_is_dpo_less_a_line():
+    # Eq. 11 equals -log sigmoid(beta h) - epsilon / (1 - 2 epsilon) beta h; epsilon 0.2 gives 1/3.
+    expected = torch.tensor([softplus(-1.5) - 1.5 / 3, softplus(2.0) + 2.0 / 3])
+    torch.testing.assert_close(losses.rdpo(*LOG_PROBS, beta=0.5, epsilon=0.2), expected)
+
+
+def test_rdpo_without_flips_is_dpo():
+    expected = losses.dpo(*LOG_PROBS, beta=0.5)
+    torch.testing.assert_close(losses.rdpo(*LOG_PROBS, beta=0.5, epsilon=0.0), expected)
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 0.5, 1.0, math.nan])
+def test_rdpo_refuses_an_epsilon_out_of_range(epsilon):
+    with pytest.raises(ValueError, match="epsilon"):
+        losses.rdpo(*LOG_PROBS, beta=0.5, epsilon=epsilon)
+
+
+def test_weighted_mean_is_not_divided_by_the_weights():
+    weights = torch.tensor([0.5, 0.0])
+    assert losses.weighted_mean(weights, torch.tensor([2.0, 100.0])).item() == 0.5

@@ -1,0 +1,60 @@
+"""What is measured: plain figures, as they stand in run.json."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class ConfidenceBin(BaseModel):
+    """A tenth of the pairs, by confidence; accuracy is what the confidence promised, or not."""
+
+    pairs: int
+    lowest: float
+    highest: float
+    mean_confidence: float
+    accuracy: float
+
+
+class AnnotatorMetrics(BaseModel):
+    """Agreement with human labels.
+
+    accuracy: share of pairs on which the annotator prefers what the person chose; a tie is half.
+    ece: expected calibration error of P(chosen is better) = (1 + confidence) / 2 over the bins.
+    confidence_quantiles: at 0, 0.1, ..., 1.
+    failed: pairs that could not be scored; they count nowhere else.
+    """
+
+    pairs: int
+    failed: int
+    accuracy: float
+    mean_confidence: float
+    ece: float
+    confidence_quantiles: list[float]
+    bins: list[ConfidenceBin]
+
+    @property
+    def summary(self) -> str:
+        """The figures in one line."""
+        return (
+            f"accuracy {self.accuracy:.1%} on {self.pairs:,} pairs, mean confidence "
+            f"{self.mean_confidence:.3f}, {self.bins[-1].accuracy:.1%} on the most confident "
+            f"tenth, calibration error {self.ece:.3f}"
+        )
+
+
+class PolicyMetrics(BaseModel):
+    """Measures of one policy against the reference.
+
+    preference_accuracy: share of held-out pairs whose chosen response has the higher implicit
+        reward beta * log(policy / reference); a tie is half.
+    implicit_margin: mean difference of the two implicit rewards.
+    win_share: share of prompts on which its answer scores above the reference's; a tie is half.
+    win_share_thirds: the same on three disjoint thirds of the prompts.
+    mean_score: mean annotator score of its answers.
+    """
+
+    preference_accuracy: float
+    implicit_margin: float
+    win_share: float
+    win_share_thirds: list[float]
+    mean_score: float
