@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--policy", default="models/smollm2", help="the model to align")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder for results")
     parser.add_argument("--max-pairs", type=int, default=2000, help="used at most, drawn at random")
-    parser.add_argument("--annotator-epochs", type=float, default=8, help="over the labelled pairs")
+    parser.add_argument("--annotator-epochs", type=float, default=5, help="over the labelled pairs")
     parser.add_argument("--steps", type=int, default=20, help="of SFT and of each alignment")
     parser.add_argument("--prompts", type=int, default=16, help="to sample answers for")
     return parser.parse_args()
@@ -108,7 +108,7 @@ def train_annotator(arguments: argparse.Namespace, run: Path) -> None:
         "--output", run / "annotator", "--splits", run / "splits",
         "--labelled-fraction", 0.3, "--held-out-fraction", 0.2,
         "--max-pairs", arguments.max_pairs, "--epochs", arguments.annotator_epochs,
-        "--batch-size", 8, "--learning-rate", "5e-5",
+        "--batch-size", 8, "--learning-rate", "1e-4",
     )  # fmt: skip
 
 
