@@ -70,6 +70,9 @@ class TorchBackend:
             return self._score_packed(pack_texts(sequences, self.token_budget), len(texts))
         return self._score_padded(sequences)
 
+    def check(self) -> None:
+        """A model in this process is there as long as the process is."""
+
     def close(self) -> None:
         """Free the model."""
         del self.model
