@@ -9,7 +9,7 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-vllm lint format openapi clean
+.PHONY: help setup demo test test-vllm bench-annotator lint format openapi clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: $(INSTALLED) ## the test suite; real preference data where CWPO_DATA_DIR n
 
 test-vllm: $(INSTALLED) .venv-vllm/.installed ## parity with a real vLLM, in an environment of its own
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/vllm $(PYTEST)
+
+bench-annotator: $(INSTALLED) ## pairs/s against Hugging Face (and vLLM after make test-vllm), on CWPO_DATA_DIR
+	$(if $(wildcard .venv-vllm/.installed),CWPO_VLLM_PYTHON=.venv-vllm/bin/python) $(BIN)/python benchmarks/annotator.py
 
 lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
 	$(BIN)/ruff check .
