@@ -56,8 +56,9 @@ def test_scores_equal_hugging_face_and_another_model_is_noticed(
             Annotator.over_vllm(tiny_annotator, server.url, dtype="float32")
 
 
-def test_serve_starts_vllm_and_starts_it_again_when_it_dies(tiny_annotator):
-    command = [sys.executable, "-m", "cwpo", "serve", "--annotator", str(tiny_annotator)]
+def test_serve_starts_vllm_and_starts_it_again_when_it_dies(scalar_head):
+    folder = scalar_head("smollm2")
+    command = [sys.executable, "-m", "cwpo", "serve", "--annotator", str(folder)]
     command += ["--backend", "vllm", "--vllm-python", PYTHON, "--device", "cpu"]
     command += ["--dtype", "float32", "--port", "0"]
     service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -68,7 +69,7 @@ def test_serve_starts_vllm_and_starts_it_again_when_it_dies(tiny_annotator):
         triplet = Triplet(prompt="why", response_a="because", response_b="no")
         with Client(url) as client:
             first = client.annotate([triplet]).annotations
-            (here,) = Annotator.load(tiny_annotator).annotate([triplet])
+            (here,) = Annotator.load(folder, dtype="float32").annotate([triplet])
             assert first[0].score_a == pytest.approx(here.score_a, abs=2e-4)
             assert first[0].score_b == pytest.approx(here.score_b, abs=2e-4)
             children = psutil.Process(service.pid).children(recursive=True)
