@@ -89,10 +89,15 @@ class Inference:
         """Whether none of the threads is at work."""
         return self._annotator is not None and self._idle.is_set()
 
-    @property
-    def is_alive(self) -> bool:
-        """False once requests can never be answered again."""
-        return not self._batcher.is_dead
+    def check_alive(self) -> None:
+        """Raises: ProblemError, 503, once only a restart can help."""
+        if self._batcher.is_dead:
+            raise ProblemError(503, "the batcher has died", reason="dead")
+        seconds = self._batcher.scoring_seconds
+        if seconds > self._settings.stuck_seconds:
+            raise ProblemError(
+                503, f"a batch is stuck on the device for {seconds:.0f} s", reason="stuck"
+            )
 
     @property
     def annotator(self) -> Annotator:
