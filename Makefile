@@ -9,10 +9,10 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-vllm bench-annotator lint format openapi clean
+.PHONY: help setup demo test test-vllm lint format openapi bench-annotator bench-service bench-jobs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install the five parts, the tools and two small models into .venv
 
@@ -62,6 +62,9 @@ format: $(INSTALLED) ## format the code
 
 openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json
+
+bench-service: $(INSTALLED) ## the service against a bare endpoint, under load, over 200,000 requests
+	$(BIN)/python benchmarks/service.py
 
 clean: ## remove .venv, models and runs
 	rm -rf .venv models runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,37 +181,45 @@ class Annotator:
         scores: NDArray[np.float32],
     ) -> list[Annotation | FailedAnnotation]:
         """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
+        return [
+            FailedAnnotation(**row) if "error" in row else Annotation(**row)
+            for row in self.rows(ids, encoded, scores)
+        ]
+
+    def rows(
+        self,
+        ids: Sequence[str],
+        encoded: Sequence[EncodedPair | ItemError],
+        scores: NDArray[np.float32],
+    ) -> list[dict[str, Any]]:
+        """What `label` gives, as the fields of its models: a server writes them as they are."""
         finite = np.isfinite(scores[:, 0]) & np.isfinite(scores[:, 1])
         safe = np.where(finite[:, None], scores, np.float32(0))
-        confidences = confidence(safe[:, 0], safe[:, 1])
-        calibrated = (
-            None
-            if self.temperature is None
-            else confidence(safe[:, 0], safe[:, 1], self.temperature).tolist()
-        )
-        rows = zip(safe.tolist(), confidences.tolist(), finite.tolist(), strict=True)
-        result: list[Annotation | FailedAnnotation] = []
-        at = 0
+        a, b = safe[:, 0], safe[:, 1]
+        columns = [a.tolist(), b.tolist(), confidence(a, b).tolist()]
+        if self.temperature is not None:
+            columns.append(confidence(a, b, self.temperature).tolist())
+        scored = zip(finite.tolist(), *columns, strict=True)
+        result: list[dict[str, Any]] = []
         for item_id, item in zip(ids, encoded, strict=True):
             if isinstance(item, ItemError):
-                result.append(FailedAnnotation(id=item_id, error=item))
+                result.append({"id": item_id, "error": item})
                 continue
-            (score_a, score_b), certainty, is_finite = next(rows)
-            if is_finite:
-                result.append(
-                    Annotation(
-                        id=item_id,
-                        preferred=preferred(score_a, score_b),
-                        confidence=certainty,
-                        score_a=score_a,
-                        score_b=score_b,
-                        truncated=item.truncated,
-                        calibrated_confidence=calibrated[at] if calibrated else None,
-                    )
-                )
-            else:
-                result.append(FailedAnnotation(id=item_id, error=NON_FINITE))
-            at += 1
+            is_finite, score_a, score_b, certainty, *calibrated = next(scored)
+            if not is_finite:
+                result.append({"id": item_id, "error": NON_FINITE})
+                continue
+            row = {
+                "id": item_id,
+                "preferred": preferred(score_a, score_b),
+                "confidence": certainty,
+                "score_a": score_a,
+                "score_b": score_b,
+                "truncated": item.truncated,
+            }
+            if calibrated:
+                row["calibrated_confidence"] = calibrated[0]
+            result.append(row)
         return result
 
 

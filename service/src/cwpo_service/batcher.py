@@ -43,6 +43,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._tokens_per_second = 0.0
         self._loop_task: asyncio.Task[None] | None = None
+        self._scoring_since: float | None = None
         metrics.watch_queue(lambda: self._queue.tokens)
 
     def start(self) -> None:
@@ -59,6 +60,11 @@ class Batcher:
     def is_dead(self) -> bool:
         """Whether the batcher itself has failed: nothing will ever be scored again."""
         return self._loop_task is not None and self._loop_task.done()
+
+    @property
+    def scoring_seconds(self) -> float:
+        """How long the batch on the device is there; 0 for none."""
+        return 0.0 if self._scoring_since is None else time.perf_counter() - self._scoring_since
 
     def check_room(self, tokens: int = 0) -> None:
         """Whether so many tokens may join the queue; an empty one takes any request.
@@ -115,6 +121,7 @@ class Batcher:
         begun = time.perf_counter()
         items = [item for part in parts for item in part.items]
         loop = asyncio.get_running_loop()
+        self._scoring_since = begun
         try:
             scores = await loop.run_in_executor(self.device, parts[0].entry.score, items)
             if len(scores) != len(items):
@@ -132,6 +139,8 @@ class Batcher:
                 for part in parts:
                     await self._score([part])
             return
+        finally:
+            self._scoring_since = None
         self._measure(parts, len(items), begun)
         at = 0
         for part in parts:

@@ -54,6 +54,12 @@ class ServeSettings(Command):
     token_budget: int | None = Field(
         None, ge=1, description="tokens a batch; without it 65536 on a GPU, 4096 on a CPU"
     )
+    stuck_seconds: float = Field(
+        300.0, gt=0, description="time that one batch may take before the service counts as dead"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="requests a minute that each API key may make; without it any"
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
     )

@@ -169,7 +169,7 @@ class Supervisor:
         known = settings.api_keys_file.read_text()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cwpo-"))
         settings.api_keys_file = Path(folder) / "keys"
-        line = f"cwpo-worker:{sha256(key.encode()).hexdigest()}"
+        line = f"cwpo-worker:{sha256(key.encode()).hexdigest()}:annotate"
         settings.api_keys_file.write_text(f"{known.rstrip()}\n{line}\n")
         return key
 
