@@ -9,7 +9,7 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test lint format openapi clean
+.PHONY: help setup demo test lint format bench-jobs openapi clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
 format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
+
+bench-jobs: $(INSTALLED) ## a million rows through `cwpo up`: rows/s, memory, scaling over workers
+	$(BIN)/python benchmarks/jobs.py
 
 openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json
