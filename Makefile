@@ -9,7 +9,7 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-vllm lint format openapi bench-annotator bench-service bench-jobs clean
+.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
 format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
+
+chaos: $(INSTALLED) ## jobs of 200,000 rows while 50 processes are killed, the network cut, the disk full
+	$(BIN)/python -m pytest tests/worker/test_chaos.py -s --timeout 1800 --chaos-rows 200000 --chaos-kills 50
+
+bench-jobs: $(INSTALLED) ## a million rows through `cwpo up`: rows/s, memory, scaling over workers
+	$(BIN)/python benchmarks/jobs.py
 
 openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json

@@ -27,6 +27,13 @@ _TEXT = (
 )
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("chaos", "how much tests/worker/test_chaos.py breaks")
+    group.addoption("--chaos-rows", type=int, default=20_000, help="rows of a job")
+    group.addoption("--chaos-kills", type=int, default=6, help="processes to kill")
+    group.addoption("--chaos-seed", type=int, default=5, help="of the moments and the victims")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real human preference data; tests that need it are skipped without."""
