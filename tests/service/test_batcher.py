@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from cwpo_service.batcher import PATIENCE, Batcher
+from cwpo_service.batcher import Batcher
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
+from cwpo_service.queue import PATIENCE
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -120,20 +122,16 @@ def test_cancelling_a_waiting_job_ends_it_and_empties_the_queue(house):
 
 
 def test_a_plan_stops_when_its_job_is_cancelled(house):
-    job_id = house.submit(house.rows(5000))
-    ledger = house.ledger
-    create = ledger.store.create
-
-    def create_and_cancel(key):
-        if key.endswith("/00001.jsonl"):
-            ledger.cancel(job_id, owner=None)
-        return create(key)
-
-    ledger.store.create = create_and_cancel
-    with pytest.raises(JobStoppedError, match="is cancelled"):
-        planner.plan(ledger, job_id)
-    assert not ledger.store.exists(f"jobs/{job_id}/manifest.json")
-    assert not ledger.store.exists(f"jobs/{job_id}/shards/00002.jsonl")
+    job_id = house.submit(house.rows(60_000))
+    store = house.ledger.store
+    with ThreadPoolExecutor(1) as pool:
+        planned = pool.submit(planner.plan, house.ledger, job_id)
+        while not store.exists(f"jobs/{job_id}/shards/00000.jsonl"):
+            time.sleep(0.001)
+        house.ledger.cancel(job_id, owner=None)
+        with pytest.raises(JobStoppedError, match="is cancel"):
+            planned.result()
+    assert not store.exists(f"jobs/{job_id}/manifest.json")
 
 
 def test_cancelling_a_running_job_stops_it_between_requests_and_keeps_what_is_done(house):
