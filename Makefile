@@ -12,7 +12,7 @@ RUN ?= runs/demo
 .PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install the five parts, the tools and two small models into .venv
 
