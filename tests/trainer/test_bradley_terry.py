@@ -9,10 +9,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
+from cwpo_annotator.calibration import likelihood_loss
 from cwpo_annotator.checkpoint import read_card
 from cwpo_trainer.commands import TrainAnnotator
-from cwpo_trainer.data import read_pairs
-from cwpo_trainer.evaluation.annotator import measure
+from cwpo_trainer.data import read_pairs, split, validation_split
+from cwpo_trainer.evaluation.annotator import margins_of, measure
 from cwpo_trainer.record import read_lines, read_record
 
 from .samples import pairs, write_lines
@@ -172,7 +173,122 @@ def test_what_is_cut_or_left_out_is_said(tiny_causal, tmp_path, command, capsys)
         TrainAnnotator,
         *("--model", tiny_causal, "--data", source, "--output", tmp_path / "out"),
         *("--max-length", 64, "--held-out-fraction", 0, "--max-steps", 1),
+        *("--validation-fraction", 0),
     )
-    assert "of 20 pairs, 1 prompts were cut to 64 tokens" in capsys.readouterr().err
+    assert "of 20 pairs, 1 prompts were cut to --max-length" in capsys.readouterr().err
     results = json.loads((tmp_path / "out" / "run.json").read_text())["results"]
-    assert results == {"pairs": 19, "pairs_too_long": 1, "prompts_truncated": 1}
+    assert results["pairs"] == 19
+    assert results["pairs_too_long"] == results["prompts_truncated"] == 1
+    assert results["temperature"] is None
+
+
+def test_the_temperature_comes_from_labelled_pairs_kept_out_of_training(trained):
+    card = read_card(trained / "annotator")
+    results = read_record(trained / "annotator").results
+    assert results["pairs"] + results["validation_pairs"] == card.labelled_pairs == 67
+    assert card.calibration_pairs == results["validation_pairs"] == 7
+    assert card.temperature == results["temperature"] > 0
+    assert card.held_out.ece is not None
+    assert card.held_out.calibrated_ece is not None
+    held_out = read_pairs(str(trained / "splits" / "held_out.jsonl"))[0]
+    (annotation,) = Annotator.load(trained / "annotator").annotate(
+        [Triplet(prompt=held_out.prompt, response_a=held_out.chosen, response_b=held_out.rejected)]
+    )
+    margin = abs(annotation.score_a - annotation.score_b)
+    assert annotation.calibrated_confidence == pytest.approx(
+        np.tanh(margin / (2 * card.temperature)), rel=1e-4
+    )
+
+
+SHORT = ("--batch-size", 8, "--max-length", 64, "--held-out-fraction", 0)
+
+
+def validated(folder):
+    lines = read_lines(folder / "training.jsonl")
+    return {line["step"]: line for line in lines if "validation_loss" in line}
+
+
+def test_training_stops_early_and_keeps_the_best_weights(tiny_causal, tmp_path, command):
+    # Labels that are coin tosses: what is learnt of them does not carry over.
+    rows = pairs(60)
+    for at, row in enumerate(rows):
+        row["preferred"] = "ab"[(at * 7 + at // 3) % 2]
+    source = write_lines(tmp_path / "pairs.jsonl", rows)
+    flags = ("--model", tiny_causal, "--data", source, *SHORT, "--learning-rate", 3e-3)
+    flags += ("--epochs", 40, "--validation-fraction", 0.3, "--dtype", "float32")
+    command(TrainAnnotator, *flags, "--patience", 2, "--output", tmp_path / "out")
+    checks = validated(tmp_path / "out")
+    best = min(checks, key=lambda step: checks[step]["validation_loss_calibrated"])
+    assert read_record(tmp_path / "out").results["best_step"] == best
+    assert list(checks).index(best) == len(checks) - 3
+    assert max(checks) < 40 * 6
+    labelled = split(
+        read_pairs(str(source)), labelled_fraction=1.0, held_out_fraction=0.0, seed=0
+    ).labelled
+    _, validation = validation_split(labelled, 0.3, seed=0)
+    annotator = Annotator.load(tmp_path / "out", dtype="float32")
+    saved = likelihood_loss(margins_of(annotator, validation))
+    assert saved == pytest.approx(checks[best]["validation_loss"], rel=1e-4)
+    assert saved != pytest.approx(checks[max(checks)]["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["tiny_causal", "tiny_bert"])
+def test_lora_leaves_a_plain_model(model, labelled, tmp_path, command, request):
+    folder = request.getfixturevalue(model)
+    flags = ("--model", folder, "--data", labelled, *SHORT, "--lora", "--learning-rate", 1e-2)
+    command(TrainAnnotator, *flags, "--max-steps", 30, "--output", tmp_path / "out")
+    start = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).state_dict()
+    end = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").state_dict()
+    assert start.keys() == end.keys()
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert any("attention" in name or "attn" in name for name in changed)
+    assert not any("embed" in name or "norm" in name.lower() for name in changed)
+    checks = validated(tmp_path / "out")
+    assert checks[30]["validation_loss"] < 0.5
+
+
+@pytest.mark.parametrize("model", ["tiny_causal", "tiny_bert"])
+def test_the_first_layers_can_be_kept(model, labelled, tmp_path, command, request):
+    folder = request.getfixturevalue(model)
+    flags = ("--model", folder, "--data", labelled, *SHORT, "--max-steps", 1)
+    command(TrainAnnotator, *flags, "--layers", 1, "--output", tmp_path / "out")
+    end = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert end.config.num_hidden_layers == 1
+    start = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    first = {name for name in end.state_dict() if ".0." in name}
+    assert first
+    for name in first:
+        difference = (start.state_dict()[name] - end.state_dict()[name]).abs().max()
+        assert difference < 1e-3, name
+
+
+def test_more_layers_than_there_are_is_one_line(tiny_causal, labelled, tmp_path, command):
+    flags = ("--model", tiny_causal, "--data", labelled, "--layers", 3)
+    with pytest.raises(SystemExit, match="the model has 2 layers"):
+        command(TrainAnnotator, *flags, "--output", tmp_path / "out")
+
+
+def test_packed_training_follows_padded(tiny_causal, labelled, tmp_path):
+    from cwpo_annotator.encoding import Encoder
+    from cwpo_trainer.annotators import model as annotator_model
+    from cwpo_trainer.annotators.bradley_terry import encode
+    from cwpo_trainer.annotators.scorer import Scorer
+
+    encoder = Encoder.create(tiny_causal, max_length=64)
+    batch = encode(encoder, read_pairs(str(labelled))[:9])
+    gradients, margins = [], []
+    for packed in (True, False):
+        torch.manual_seed(0)
+        model = annotator_model.load(tiny_causal, encoder)
+        scorer = Scorer(model, encoder.pad_token_id, bfloat16=False)
+        assert scorer.shares_prompts
+        if not packed:
+            scorer.restore()
+            scorer.shares_prompts = False
+        margins.append(np.sort(scorer.measure(batch)))
+        for part in scorer.margins(batch):
+            (-torch.nn.functional.logsigmoid(part)).sum().backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters()})
+    np.testing.assert_allclose(margins[0], margins[1], atol=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)

@@ -20,13 +20,15 @@ class CheckpointError(CwpoError):
 
 
 class HeldOut(BaseModel):
-    """How the annotator did on pairs that it was not trained on."""
+    """How the annotator did on pairs that it was neither trained nor calibrated on."""
 
     model_config = ConfigDict(extra="forbid")
 
     pairs: int
     accuracy: float
     mean_confidence: float
+    ece: float | None = Field(None, description="expected calibration error of confidence")
+    calibrated_ece: float | None = Field(None, description="the same of calibrated confidence")
 
 
 class EncodingSpec(BaseModel):
@@ -52,6 +54,9 @@ class Card(BaseModel):
     labelled_pairs: int | None = None
     held_out: HeldOut | None = None
     temperature: float | None = Field(None, gt=0, description="calibration temperature")
+    calibration_pairs: int | None = Field(
+        None, description="labelled pairs kept out of training to fit the temperature on"
+    )
     confidence_quantiles: list[float] | None = Field(
         None, description="of held-out confidence at 0, 0.1, ..., 1"
     )

@@ -30,7 +30,8 @@ class TrainAnnotator(_Training):
 
     DATA holds labelled pairs; all pairs of one prompt stay on one side of every split. A share is
     held out and measured at the end; --labelled-fraction below 1 leaves the rest unlabelled, and
-    --splits writes the three parts for the next steps.
+    --splits writes the three parts for the next steps. Of the labelled pairs a share validates:
+    the best weights are kept, and their temperature is fitted and written to annotator.json.
 
     Example:
         cwpo train-annotator --model models/minilm --data pairs.jsonl --output runs/annotator
@@ -51,6 +52,32 @@ class TrainAnnotator(_Training):
     splits: Path | None = Field(
         None, description="folder for labelled.jsonl, unlabelled.jsonl and held_out.jsonl"
     )
+    validation_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the labelled pairs that is not trained on: it chooses the best "
+        "weights and the calibration temperature; 0 trains on all and calibrates nothing",
+    )
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between validations; an epoch by default"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better one before training stops early"
+    )
+    margin: float = Field(0, ge=0, description="the scores have to differ by, in the loss")
+    label_smoothing: float = Field(
+        0, ge=0, lt=0.5, description="share of labels that the loss takes to be flipped"
+    )
+    layers: int | None = Field(
+        None, ge=1, description="keep the first so many layers: a weaker, faster annotator"
+    )
+    lora: bool = Field(
+        False, description="train a low-rank adapter and the head, merged in the end"
+    )
+    lora_rank: int = Field(8, ge=1, description="r of LoRA")
+    lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="of LoRA")
     epochs: float = Field(5, gt=0, description="passes over the pairs")
     batch_size: int = Field(32, ge=1, description="pairs a step")
     learning_rate: float = Field(2e-5, gt=0, description="peak of AdamW's")

@@ -99,10 +99,8 @@ def split(
         held_out_fraction: share of all pairs, in [0, 1).
     Raises: DatasetError when a part that was asked for stays empty.
     """
-    by_prompt: dict[str, list[LabelledPair]] = {}
-    for pair in pairs:
-        by_prompt.setdefault(prompt_key(pair.prompt), []).append(pair)
-    groups = list(by_prompt.values())
+    groups = _by_prompt(pairs)
+    prompts = len(groups)
     random.Random(seed).shuffle(groups)  # noqa: S311
     held_out = _take(groups, round(held_out_fraction * len(pairs)))
     rest = len(pairs) - len(held_out)
@@ -110,10 +108,31 @@ def split(
     unlabelled = [pair for group in groups for pair in group]
     if not labelled or (held_out_fraction > 0 and not held_out):
         raise DatasetError(
-            f"{len(pairs)} pairs over {len(by_prompt)} prompts are too few to hold out "
+            f"{len(pairs)} pairs over {prompts} prompts are too few to hold out "
             f"{held_out_fraction:.0%} and label {labelled_fraction:.0%} of the rest"
         )
     return Split(labelled, unlabelled, held_out)
+
+
+def validation_split(
+    pairs: Sequence[LabelledPair], fraction: float, *, seed: int
+) -> tuple[list[LabelledPair], list[LabelledPair]]:
+    """Labelled pairs to train on, and a share of them by prompt to validate and calibrate on.
+
+    Raises: DatasetError when a part that was asked for stays empty.
+    """
+    if fraction == 0:
+        return list(pairs), []
+    groups = _by_prompt(pairs)
+    random.Random(seed).shuffle(groups)  # noqa: S311
+    validation = _take(groups, round(fraction * len(pairs)))
+    training = [pair for group in groups for pair in group]
+    if not validation or not training:
+        raise DatasetError(
+            f"{len(pairs)} labelled pairs are too few to validate on {fraction:.0%} of them: "
+            "give more, or --validation-fraction 0"
+        )
+    return training, validation
 
 
 def write_splits(parts: Split, folder: Path, *, seed: int) -> None:
@@ -145,6 +164,13 @@ def prompt_key(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return json.dumps([[message.role, message.content] for message in prompt])
+
+
+def _by_prompt(pairs: Sequence[LabelledPair]) -> list[list[LabelledPair]]:
+    groups: dict[str, list[LabelledPair]] = {}
+    for pair in pairs:
+        groups.setdefault(prompt_key(pair.prompt), []).append(pair)
+    return list(groups.values())
 
 
 def _take(groups: list[list[LabelledPair]], wanted: int) -> list[LabelledPair]:

@@ -72,6 +72,18 @@ def rdpo(
     return (clean - flipped) / (1 - 2 * epsilon)
 
 
+def bradley_terry(margins: Tensor, *, margin: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
+    """The annotator's loss, eq. 5: -log sigmoid(margins - margin).
+
+    Args:
+        margins: score of the chosen less that of the rejected response, shape (n,).
+        margin: what the scores have to differ by before a pair counts as well told apart.
+        label_smoothing: share of labels taken to be flipped, in [0, 1/2).
+    """
+    apart = margins - margin
+    return -(1 - label_smoothing) * F.logsigmoid(apart) - label_smoothing * F.logsigmoid(-apart)
+
+
 def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
     """Eq. 7: the plain mean of c * loss, both shape (n,).
 

@@ -53,7 +53,7 @@ class TorchBackend:
         self.model = _load(folder, getattr(torch, self.dtype)).to(self.device).eval()
         self.model.config.pad_token_id = pad_token_id
         _keep_head_in_float32(self.model)
-        self.shares_prompts = _can_share(self.model)
+        self.shares_prompts = share_prompts(self.model)
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         """Shape (n, 2); see Backend."""
@@ -81,7 +81,7 @@ class TorchBackend:
     def _score_packed(self, rows: Iterable[Row], count: int) -> NDArray[np.float32]:
         scores = np.empty(count, np.float32)
         for row in rows:
-            hidden = _read_row(self.model, row)
+            hidden = read_row(self.model, row)
             # Equal texts are read at one place, and rounding may differ from place to place.
             places, of_text = np.unique(row.last, return_inverse=True)
             scores[row.texts] = self.model.score(hidden[places])[:, 0].cpu().numpy()[of_text]
@@ -139,8 +139,8 @@ def _keep_head_in_float32(model: torch.nn.Module) -> None:
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
-def _read_row(model: Any, row: Row) -> torch.Tensor:
-    """Hidden states of a packed row, shape (tokens, width)."""
+def read_row(model: Any, row: Row) -> torch.Tensor:
+    """Hidden states of a packed row, shape (tokens, width), by a model that `share_prompts`."""
     with shared_prefix.layout(row.segments):
         output = model.base_model(
             input_ids=torch.tensor([row.ids], device=model.device),
@@ -152,7 +152,7 @@ def _read_row(model: Any, row: Row) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _can_share(model: Any) -> bool:
+def share_prompts(model: Any) -> bool:
     """Switch a decoder to shared prompts, where its hidden states then prove to be the same.
 
     Encoders, and decoders whose attention goes its own ways, stay as they are.
@@ -167,7 +167,7 @@ def _can_share(model: Any) -> bool:
     expected = torch.stack([output.last_hidden_state[0, -1] for output in own]).float()
     try:
         model.set_attn_implementation(shared_prefix.NAME)
-        error = (_read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
+        error = (read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
     except (TypeError, ValueError, RuntimeError, LookupError):
         error = torch.tensor(torch.inf)
     # Another mask or other positions change hidden states by the order of their size.

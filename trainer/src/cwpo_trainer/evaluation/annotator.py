@@ -37,23 +37,23 @@ def run(settings: EvaluateAnnotator) -> None:
 def measure(annotator: Annotator, pairs: Sequence[LabelledPair]) -> AnnotatorMetrics:
     """Score all pairs and compare. Raises: DatasetError when none can be scored."""
     margins = margins_of(annotator, pairs)
-    return metrics_of(margins, failed=len(pairs) - len(margins))
-
-
-def metrics_of(margins: NDArray[np.float32], *, failed: int) -> AnnotatorMetrics:
-    """The measures of margins, shape (n,). Raises: DatasetError for none."""
     if not margins.size:
         raise DatasetError("none of the pairs can be scored: all are too long for the annotator")
-    confidences = confidence(margins, np.zeros_like(margins))
+    zeros = np.zeros_like(margins)
+    confidences = confidence(margins, zeros)
     agreement = np.where(margins == 0, 0.5, margins > 0)
     bins = _bins(confidences, agreement)
-    gaps = [item.pairs * abs(item.accuracy - (1 + item.mean_confidence) / 2) for item in bins]
+    calibrated_ece = None
+    if annotator.temperature is not None:
+        calibrated = confidence(margins, zeros, annotator.temperature)
+        calibrated_ece = _calibration_error(_bins(calibrated, agreement))
     return AnnotatorMetrics(
         pairs=len(margins),
-        failed=failed,
+        failed=len(pairs) - len(margins),
         accuracy=float(agreement.mean()),
         mean_confidence=float(confidences.mean()),
-        ece=sum(gaps) / len(margins),
+        ece=_calibration_error(bins),
+        calibrated_ece=calibrated_ece,
         confidence_quantiles=np.quantile(confidences, np.linspace(0, 1, 11)).tolist(),
         bins=bins,
     )
@@ -84,3 +84,9 @@ def _bins(confidences: NDArray[np.float32], agreement: NDArray[np.float64]) -> l
         )
         for part in np.array_split(order, min(_BINS, len(order)))
     ]
+
+
+def _calibration_error(bins: Sequence[ConfidenceBin]) -> float:
+    """Mean gap between what a bin's confidence promises, (1 + C) / 2, and its accuracy."""
+    gaps = [item.pairs * abs(item.accuracy - (1 + item.mean_confidence) / 2) for item in bins]
+    return sum(gaps) / sum(item.pairs for item in bins)

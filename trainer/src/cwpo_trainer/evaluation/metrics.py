@@ -20,6 +20,7 @@ class AnnotatorMetrics(BaseModel):
 
     accuracy: share of pairs on which the annotator prefers what the person chose; a tie is half.
     ece: expected calibration error of P(chosen is better) = (1 + confidence) / 2 over the bins.
+    calibrated_ece: the same of the confidence at the annotator's temperature, where it has one.
     confidence_quantiles: at 0, 0.1, ..., 1.
     failed: pairs that could not be scored; they count nowhere else.
     """
@@ -29,16 +30,20 @@ class AnnotatorMetrics(BaseModel):
     accuracy: float
     mean_confidence: float
     ece: float
+    calibrated_ece: float | None = None
     confidence_quantiles: list[float]
     bins: list[ConfidenceBin]
 
     @property
     def summary(self) -> str:
         """The figures in one line."""
+        calibrated = (
+            "" if self.calibrated_ece is None else f", {self.calibrated_ece:.3f} calibrated"
+        )
         return (
             f"accuracy {self.accuracy:.1%} on {self.pairs:,} pairs, mean confidence "
             f"{self.mean_confidence:.3f}, {self.bins[-1].accuracy:.1%} on the most confident "
-            f"tenth, calibration error {self.ece:.3f}"
+            f"tenth, calibration error {self.ece:.3f}{calibrated}"
         )
 
 

@@ -1,0 +1,63 @@
+"""The annotator's model before training: a pretrained backbone with a new scalar head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from cwpo.errors import ConfigError
+from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_annotator.encoding import Encoder
+
+
+def load(base: Path, encoder: Encoder, *, layers: int | None = None) -> Any:
+    """The base model with a new scalar head, in float32.
+
+    Args:
+        layers: how many of the backbone's layers to keep, from the input on; None keeps all.
+    Raises: CheckpointError for one that cannot be loaded so; ConfigError for too many layers.
+    """
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, num_labels=1)
+        if layers is not None:
+            _keep_layers(config, layers)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{base}: cannot be given a scalar head: {reason}") from error
+    if len(encoder.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(encoder.tokenizer))
+    model.config.pad_token_id = encoder.pad_token_id
+    return model
+
+
+def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
+    """Freeze the backbone and give its linear layers low-rank adapters; the head trains whole."""
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
+    setattr(model, model.base_model_prefix, get_peft_model(model.base_model, lora))
+
+
+def merge_lora(model: Any) -> None:
+    """Make the model a plain one again, its adapters added into the backbone."""
+    setattr(model, model.base_model_prefix, model.base_model.merge_and_unload())
+
+
+def _keep_layers(config: Any, layers: int) -> None:
+    if layers > config.num_hidden_layers:
+        raise ConfigError(
+            f"--layers {layers}: the model has {config.num_hidden_layers} layers to keep"
+        )
+    config.num_hidden_layers = layers
+    # Models that mix kinds of attention name the kind of each layer.
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]

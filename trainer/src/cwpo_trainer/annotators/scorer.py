@@ -1,0 +1,123 @@
+"""Scores with gradients: what an annotator in training makes of a batch of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cwpo_annotator.backends.base import EncodedPair
+from cwpo_annotator.backends.torch import read_row, share_prompts
+from cwpo_annotator.packing import Row, pack_pairs
+
+# Tokens a forward pass, padding included; it sets memory and speed, not the result.
+_TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
+
+
+class Scorer:
+    """Reads pairs with a sequence-classification model, on the device that the model is on.
+
+    A decoder reads the prompt of a pair once for both responses, in rows without padding, as it
+    does when it serves; other models read padded batches of like lengths.
+
+    Args:
+        pad_token_id: of the encoder; a padded text's score is read at its last other token.
+        bfloat16: whether the backbone computes in it. The head is float32 always: a bfloat16 score
+            has eight bits, too few to tell close responses apart.
+    """
+
+    def __init__(self, model: Any, pad_token_id: int, *, bfloat16: bool) -> None:
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.bfloat16 = bfloat16
+        self.token_budget = _TOKEN_BUDGETS.get(model.device.type, 8192)
+        self._attention = model.config._attn_implementation
+        _keep_head_in_float32(model)
+        model.eval()
+        # The packed attention has no dropout of its own.
+        self.shares_prompts = not getattr(model.config, "attention_dropout", 0) and share_prompts(
+            model
+        )
+
+    def margins(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
+        """Score of a less that of b, float32: one tensor a forward pass, the pairs in any order."""
+        if self.shares_prompts:
+            by_length = sorted(pairs, key=lambda pair: pair.tokens)
+            for row in pack_pairs(by_length, self.token_budget):
+                yield self._of_row(row)
+        else:
+            for part in _like_lengths(pairs, self.token_budget):
+                yield self._of_padded(part)
+
+    @torch.no_grad()
+    def measure(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
+        """The margins without gradients or dropout, shape (pairs,), in any order."""
+        self.model.eval()
+        parts = [part.cpu().numpy() for part in self.margins(pairs)]
+        self.model.train()
+        return np.concatenate(parts).astype(np.float64)
+
+    def restore(self) -> None:
+        """Give the model its own attention back."""
+        self.model.set_attn_implementation(self._attention)
+
+    def _of_row(self, row: Row) -> Tensor:
+        with self._arithmetic():
+            hidden = read_row(self.model, row)
+        scores: Tensor = self.model.score(hidden[row.last])[:, 0]
+        # Texts 2i and 2i + 1 are a and b of pair i, and stand side by side in either order.
+        signs = torch.tensor([1.0 if text % 2 == 0 else -1.0 for text in row.texts])
+        return (scores * signs.to(scores.device)).view(-1, 2).sum(dim=1)
+
+    def _of_padded(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        texts = [*(pair.a for pair in pairs), *(pair.b for pair in pairs)]
+        ids = torch.full((len(texts), max(map(len, texts))), self.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.as_tensor(text)
+            mask[row, : len(text)] = 1
+        device = self.model.device
+        with self._arithmetic():
+            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        scores: Tensor = logits[:, 0].float()
+        return scores[: len(pairs)] - scores[len(pairs) :]
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        kind = self.model.device.type
+        return torch.autocast(kind, torch.bfloat16) if self.bfloat16 else nullcontext()
+
+
+def _like_lengths(pairs: Sequence[EncodedPair], budget: int) -> Iterator[list[EncodedPair]]:
+    """The pairs in parts of like length within the token budget: little padding, same gradient."""
+    part: list[EncodedPair] = []
+    for pair in sorted(pairs, key=_width, reverse=True):
+        if part and (len(part) + 1) * 2 * _width(part[0]) > budget:
+            yield part
+            part = []
+        part.append(pair)
+    yield part
+
+
+def _width(pair: EncodedPair) -> int:
+    return max(len(pair.a), len(pair.b))
+
+
+def _keep_head_in_float32(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features == 1:
+            head: Any = module
+            head.forward = _float32(head)
+
+
+def _float32(head: torch.nn.Linear) -> Any:
+    def forward(inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return F.linear(inputs.float(), head.weight, head.bias)
+
+    return forward
