@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 
 from cwpo import Triplet
@@ -91,14 +92,20 @@ def test_a_request_that_is_under_way_keeps_its_annotator_until_it_is_answered(
             assert not self.closed.is_set()
             return super().score_pairs(pairs)
 
-    slow, answers, swapped = Slow(), [], []
-    with serve(lambda: named("slow", slow), loader=loading, token_budget=2) as service:
+    slow, loaded, answers, swapped = Slow(), threading.Event(), [], []
+
+    def load(name):
+        loaded.set()
+        return loading(name)
+
+    with serve(lambda: named("slow", slow), loader=load, token_budget=2) as service:
         triplets = [triplet(n) for n in range(3)]
         asking = threading.Thread(target=lambda: answers.append(service.annotate(*triplets)))
         asking.start()
         assert slow.entered.wait(30)
         swapping = threading.Thread(target=lambda: swapped.append(swap(service, "opposite")))
         swapping.start()
+        assert loaded.wait(30)
         slow.gate.set()
         asking.join()
         swapping.join()
@@ -136,7 +143,7 @@ class NotFinite(NullBackend):
 
 class Ordered(NullBackend):
     def score_pairs(self, pairs):
-        return super().score_pairs(pairs) + [1.0, 0.0]
+        return super().score_pairs(pairs) + np.array([1.0, 0.0], np.float32)
 
 
 @pytest.mark.parametrize(

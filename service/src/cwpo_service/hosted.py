@@ -70,11 +70,7 @@ def check_golden(annotator: Annotator, golden: Sequence[GoldenTriplet]) -> None:
         failed = forth if isinstance(forth, FailedAnnotation) else back
         assert isinstance(failed, FailedAnnotation)  # noqa: S101
         raise GoldenError(f"{name}: a plain question could not be scored: {failed.error.detail}")
-    scores, swapped = (forth.score_a, forth.score_b), (back.score_b, back.score_a)
-    if not all(
-        isclose(x, y, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-        for x, y in zip(scores, swapped, strict=True)
-    ):
+    if not (_close(forth.score_a, back.score_b) and _close(forth.score_b, back.score_a)):
         raise GoldenError(f"{name}: a response's score changes with the order of the two responses")
     for index, (label, preferred) in enumerate(zip(labels, wanted, strict=True)):
         if isinstance(label, FailedAnnotation):
@@ -84,3 +80,7 @@ def check_golden(annotator: Annotator, golden: Sequence[GoldenTriplet]) -> None:
                 f"golden[{index}]: {name} prefers {label.preferred}, not {preferred}, "
                 f"with confidence {label.confidence:.3f}"
             )
+
+
+def _close(score: float, other: float) -> bool:
+    return isclose(score, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
