@@ -205,6 +205,7 @@ def test_waiting_for_a_cancelled_job_is_an_error(ask, triplets_file):
     assert ask(lambda client: client.jobs.cancel(job.id)).state == "cancelled"
     with pytest.raises(JobFailedError, match="cancelled"):
         ask(lambda client: client.jobs.wait(job.id))
+    assert ask(lambda client: client.jobs.resume(job.id)).state == "validating"
 
 
 MODEL = {

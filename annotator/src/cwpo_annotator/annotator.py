@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from cwpo.types import (
 from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
 from cwpo_annotator.confidence import confidence, preferred
+
+if TYPE_CHECKING:
+    from cwpo_annotator.backends.vllm_server import VllmServer
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -96,10 +99,33 @@ class Annotator:
             device=device,
             token_budget=token_budget,
         )
-        card = checkpoint.read_card(folder)
-        name = Path(path).resolve().name if Path(path).is_dir() else str(path)
-        model = ModelRef(name=name, revision=checkpoint.revision(folder))
-        return cls(encoder, backend, model, card.temperature if card else None)
+        return cls(encoder, backend, *_identity(path, folder))
+
+    @classmethod
+    def over_vllm(
+        cls, path: str | Path, url: str, *, dtype: DType = "auto", server: VllmServer | None = None
+    ) -> Annotator:
+        """An annotator whose checkpoint a vLLM server at `url` serves; `server` if it is ours.
+
+        Texts are encoded here; some are scored here too, with the torch backend in float32, to be
+        sure that the server scores the same.
+        Raises: CheckpointError; BackendUnavailableError without a server; CwpoError for one that
+        scores otherwise.
+        """
+        from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.torch import TorchBackend
+        from cwpo_annotator.backends.vllm import VllmBackend
+        from cwpo_annotator.encoding import Encoder
+
+        folder = checkpoint.resolve(path)
+        encoder = Encoder.load(folder)
+        backend = VllmBackend(url, dtype=dtype, server=server)
+        texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]
+        reference = TorchBackend(
+            folder, pad_token_id=encoder.pad_token_id, dtype="float32", device="cpu"
+        )
+        backend.verify(texts, reference.score_texts(texts))
+        return cls(encoder, backend, *_identity(path, folder))
 
     @classmethod
     def null(cls) -> Annotator:
@@ -197,4 +223,20 @@ class Annotator:
         return result
 
 
+def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None]:
+    """What tells the checkpoint from others, and its calibration temperature."""
+    from cwpo_annotator import checkpoint
+
+    name = folder.resolve().name if Path(path).is_dir() else str(path)
+    card = checkpoint.read_card(folder)
+    model = ModelRef(name=name, revision=checkpoint.revision(folder))
+    return model, card.temperature if card else None
+
+
+# Texts by which two backends are compared.
+GOLDEN = (
+    ScoreItem(prompt="Why is the sky blue?", response="Air scatters blue light more than red."),
+    ScoreItem(prompt="Why is the sky blue?", response="no idea"),
+    ScoreItem(prompt="2 + 2", response="5, as everybody knows; do not ask again."),
+)
 NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")

@@ -190,6 +190,10 @@ class AsyncJobs:
         """Stop the job; what is finished stays."""
         return await self._client._send(resources.cancel_job(job_id))
 
+    async def resume(self, job_id: str) -> Job:
+        """Go on with a failed or cancelled job; what was finished is not done again."""
+        return await self._client._send(resources.resume_job(job_id))
+
     async def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> AsyncIterator[Job]:
         """The job again and again until it has ended."""
         while True:

@@ -193,6 +193,10 @@ class Jobs:
         """Stop the job; what is finished stays."""
         return self._client._send(resources.cancel_job(job_id))
 
+    def resume(self, job_id: str) -> Job:
+        """Go on with a failed or cancelled job; what was finished is not done again."""
+        return self._client._send(resources.resume_job(job_id))
+
     def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> Iterator[Job]:
         """The job again and again until it has ended."""
         while True:

@@ -191,6 +191,19 @@ class Cancel(JobCommand):
             print_job(client.jobs.cancel(self.id), as_json=False)
 
 
+class Resume(JobCommand):
+    """Go on with a failed or cancelled job; what was finished is not done again.
+
+    Example:
+        cwpo jobs resume job-0123
+    """
+
+    def cli_cmd(self) -> None:
+        """Ask for it."""
+        with self.client() as client:
+            print_job(client.jobs.resume(self.id), as_json=False)
+
+
 class Download(JobCommand):
     """Download a job's weighted dataset, and its rejected rows beside it.
 
@@ -219,6 +232,7 @@ class Jobs(Command):
     show: CliSubCommand[Show]
     watch: CliSubCommand[Watch]
     cancel: CliSubCommand[Cancel]
+    resume: CliSubCommand[Resume]
     download: CliSubCommand[Download]
 
 

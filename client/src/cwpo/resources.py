@@ -108,3 +108,8 @@ def get_job(job_id: str) -> Call[Job]:
 def cancel_job(job_id: str) -> Call[Job]:
     """POST /jobs/{id}/cancel."""
     return Call("POST", f"/jobs/{job_id}/cancel", Job)
+
+
+def resume_job(job_id: str) -> Call[Job]:
+    """POST /jobs/{id}/resume."""
+    return Call("POST", f"/jobs/{job_id}/resume", Job)

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from cwpo.errors import CwpoError
 from cwpo_annotator.annotator import Annotator
+from cwpo_annotator.backends.base import BackendUnavailableError
 from cwpo_service import contract, problems
 from cwpo_service.allowance import Allowance
 from cwpo_service.auth import Keyring
@@ -32,6 +33,7 @@ _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
     job_errors.IdempotencyConflictError: (409, "conflict"),
     job_errors.QueueUnavailableError: (503, "queue"),
     job_errors.StoreError: (503, "store"),
+    BackendUnavailableError: (503, "backend"),
 }
 
 

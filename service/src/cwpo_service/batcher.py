@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cwpo.types import Priority
+from cwpo_annotator.backends.base import BackendUnavailableError
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.queue import Entry, Item, Part, Scorer, Scores, TokenQueue
@@ -131,8 +132,9 @@ class Batcher:
             raise
         except Exception as error:
             logger.error("a batch of %d items failed", len(items), exc_info=error)
-            if len(parts) == 1:
-                parts[0].fail(_failed())
+            if len(parts) == 1 or isinstance(error, BackendUnavailableError):
+                for part in parts:
+                    part.fail(_failed(error))
             else:
                 for part in parts:
                     await self._score([part])
@@ -159,7 +161,9 @@ class Batcher:
                 self._metrics.queue_seconds.observe(begun - part.entry.since)
 
 
-def _failed() -> ProblemError:
+def _failed(error: Exception) -> ProblemError:
+    if isinstance(error, BackendUnavailableError):
+        return ProblemError(503, str(error), reason="backend", retry_after=5)
     return ProblemError(
         500, "the annotator failed on this request; the service's log says why", reason="backend"
     )

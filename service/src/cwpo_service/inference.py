@@ -111,9 +111,11 @@ class Inference:
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and let go of the annotator."""
         self._batcher.stop()
         self._tokeniser.shutdown(wait=False, cancel_futures=True)
+        if self._hosted is not None:
+            self._hosted.annotator.backend.close()
 
     @property
     def is_idle(self) -> bool:

@@ -30,8 +30,9 @@ async def live(service: CurrentService) -> Health:
 
 @router.get("/health/ready", summary="Does it take work?", responses=documented(503))
 async def ready(service: CurrentService) -> Health:
-    """Fails while the annotator loads, while the service drains, and without its stores."""
+    """Fails while loading, while draining, and without the backend or the stores of jobs."""
     service.inference.check_accepting()
+    await run_in_threadpool(service.inference.annotator.backend.check)
     if service.jobs is not None:
         await run_in_threadpool(service.jobs.check)
     return Health()

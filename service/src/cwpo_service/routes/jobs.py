@@ -1,4 +1,4 @@
-"""Batch jobs: submit, list, watch, cancel, download."""
+"""Batch jobs: submit, list, watch, cancel, resume, download."""
 
 from __future__ import annotations
 
@@ -87,6 +87,12 @@ async def get_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
 async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     """Stop the job. A job that has ended already cannot be cancelled."""
     return await run_in_threadpool(jobs.ledger.cancel, job_id, owner=owner)
+
+
+@router.post("/{job_id}/resume", summary="Resume a job", responses=documented(404, 409, 503))
+async def resume_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+    """Go on with a failed or cancelled job. What was finished is kept and not done again."""
+    return await run_in_threadpool(jobs.ledger.resume, job_id, owner=owner)
 
 
 @router.get(
