@@ -76,7 +76,7 @@ class AsyncClient:
                     resources.annotate(named[at : at + batch_size], truncation, priority)
                 )
 
-        starts = range(0, max(len(named), 1), batch_size)
+        starts = range(0, len(named), batch_size)
         return resources.joined(await asyncio.gather(*(part(at) for at in starts)))
 
     async def score(

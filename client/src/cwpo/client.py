@@ -79,7 +79,7 @@ class Client:
         named = resources.with_ids(triplets)
         answers = [
             self._send(resources.annotate(named[at : at + batch_size], truncation, priority))
-            for at in range(0, max(len(named), 1), batch_size)
+            for at in range(0, len(named), batch_size)
         ]
         return resources.joined(answers)
 

@@ -113,6 +113,25 @@ class ModelInfo(ModelRef):
         return ModelRef(name=self.name, revision=self.revision)
 
 
+class GoldenTriplet(Triplet):
+    """A triplet whose label is known."""
+
+    preferred: Literal["a", "b"]
+
+
+class SwapRequest(_Model):
+    """The body of POST /model."""
+
+    annotator: str = Field(
+        min_length=1,
+        max_length=1024,
+        description="checkpoint: a folder of the service, or a Hub id",
+    )
+    golden: Annotated[list[GoldenTriplet], Field(max_length=256)] = Field(
+        [], description="triplets that it has to label so, or it is not taken"
+    )
+
+
 class Usage(_Model):
     """What a request cost."""
 

@@ -37,11 +37,16 @@ _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
 }
 
 
-def create_app(settings: ServeSettings, annotator_factory: Callable[[], Annotator]) -> FastAPI:
+def create_app(
+    settings: ServeSettings,
+    annotator_factory: Callable[[], Annotator],
+    loader: Callable[[str], Annotator] | None = None,
+) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
         annotator_factory: loads the annotator; called on the device thread once the app is up.
+        loader: loads the one that POST /model names; that of the settings if not given.
     Raises: ConfigError for an API key file that is none.
     """
     metrics = Metrics()
@@ -52,6 +57,7 @@ def create_app(settings: ServeSettings, annotator_factory: Callable[[], Annotato
         allowance=Allowance(settings.requests_per_minute),
         inference=Inference(settings, metrics),
         jobs=Jobs.open(settings),
+        loader=loader or settings.load_annotator,
     )
 
     @asynccontextmanager

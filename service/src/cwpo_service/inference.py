@@ -13,6 +13,7 @@ from cwpo.errors import CwpoError
 from cwpo.types import (
     AnnotateRequest,
     FailedScore,
+    GoldenTriplet,
     ItemError,
     ModelInfo,
     Score,
@@ -23,6 +24,7 @@ from cwpo.types import (
 from cwpo_annotator.annotator import NON_FINITE, Annotator
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_service.batcher import Batcher
+from cwpo_service.hosted import Hosted, check_golden
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.settings import ServeSettings
@@ -44,7 +46,8 @@ class Inference:
         self.failure: CwpoError | None = None
         self._settings = settings
         self._metrics = metrics
-        self._annotator: Annotator | None = None
+        self._hosted: Hosted | None = None
+        self._is_swapping = False
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -66,12 +69,40 @@ class Inference:
             self.phase = "failed"
             self.failure = CwpoError(f"{name}: the annotator cannot be loaded: {reason}")
         else:
-            self._annotator = annotator
+            self._hosted = self._host(annotator)
             if self._settings.token_budget is None and annotator.backend.device.startswith("cuda"):
                 self._batcher.budget = _GPU_BUDGET
             self._batcher.start()
             if self.phase == "loading":
                 self.phase = "ready"
+
+    async def swap(self, load: Callable[[], Annotator], golden: Sequence[GoldenTriplet]) -> None:
+        """Load an annotator beside the present one, check it, and answer by it from now on.
+
+        Requests that are under way are answered by the annotator that they began with, and no
+        batch holds items of both.
+        Raises: ProblemError, 409 while another one is loaded, 503 while no annotator serves;
+            CwpoError for one that cannot be loaded or labels wrong: the present one stays.
+        """
+        self.check_accepting()
+        if self._is_swapping:
+            raise ProblemError(409, "another annotator is being loaded", reason="conflict")
+        self._is_swapping = True
+        try:
+            annotator = await asyncio.to_thread(_loaded, load)
+            try:
+                # On the device's own thread, so that it falls between two batches.
+                await asyncio.get_running_loop().run_in_executor(
+                    self._batcher.device, check_golden, annotator, golden
+                )
+            except Exception:
+                annotator.backend.close()
+                raise
+            before, self._hosted = self._hosted, self._host(annotator)
+            if before is not None:
+                before.retire()
+        finally:
+            self._is_swapping = False
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests; return when the accepted ones are answered, or the time is up."""
@@ -83,13 +114,13 @@ class Inference:
         """Stop the threads, and let go of the annotator."""
         self._batcher.stop()
         self._tokeniser.shutdown(wait=False, cancel_futures=True)
-        if self._annotator is not None:
-            self._annotator.backend.close()
+        if self._hosted is not None:
+            self._hosted.annotator.backend.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether none of the threads is at work."""
-        return self._annotator is not None and self._idle.is_set()
+        return self._hosted is not None and not self._is_swapping and self._idle.is_set()
 
     def check_alive(self) -> None:
         """Raises: ProblemError, 503, once only a restart can help."""
@@ -104,9 +135,9 @@ class Inference:
     @property
     def annotator(self) -> Annotator:
         """The loaded annotator. Raises: ProblemError, 503 while there is none."""
-        if self._annotator is None:
+        if self._hosted is None:
             raise self._unavailable()
-        return self._annotator
+        return self._hosted.annotator
 
     def info(self) -> ModelInfo:
         """What is loaded, and the limits."""
@@ -185,11 +216,17 @@ class Inference:
         self._active += 1
         self._idle.clear()
         try:
-            yield self.annotator
+            assert self._hosted is not None  # noqa: S101
+            with self._hosted.used() as annotator:
+                yield annotator
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
+
+    def _host(self, annotator: Annotator) -> Hosted:
+        # Queued on the device: a batch of a request that was given up may still be there.
+        return Hosted(annotator, lambda: self._batcher.device.submit(annotator.backend.close))
 
     def _check_count(self, count: int, what: str) -> None:
         limit = self._settings.max_triplets
@@ -206,6 +243,16 @@ class Inference:
             reason=phase,
             retry_after=_RETRY_AFTER.get(phase),
         )
+
+
+def _loaded(load: Callable[[], Annotator]) -> Annotator:
+    try:
+        return load()
+    except CwpoError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise CwpoError(f"the annotator cannot be loaded: {reason}") from error
 
 
 def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> Usage:

@@ -82,13 +82,14 @@ class ServeSettings(Command):
             )
         return self
 
-    def load_annotator(self) -> Annotator:
-        """The annotator as set. Raises: CheckpointError for what is no annotator."""
-        if self.backend == "null" or self.annotator is None:
+    def load_annotator(self, name: str | None = None) -> Annotator:
+        """The annotator of this name, or as set. Raises: CheckpointError for what is none."""
+        name = name or self.annotator
+        if self.backend == "null" or name is None:
             return Annotator.null()
         if self.backend == "vllm":
-            return self._over_vllm(self.annotator)
-        return Annotator.load(self.annotator, dtype=self.dtype, device=self.device)
+            return self._over_vllm(name)
+        return Annotator.load(name, dtype=self.dtype, device=self.device)
 
     def _over_vllm(self, annotator: str) -> Annotator:
         if self.vllm_url is not None:
