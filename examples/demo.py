@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from rich.rule import Rule
 from cwpo import Client, datasets
 from cwpo.commands import follow
 from cwpo.errors import CwpoError
+from cwpo.process import free_port
 from cwpo.types import Job
 
 CWPO = str(Path(sys.executable).with_name("cwpo"))
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--policy", default="models/smollm2", help="the model to align")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder for results")
     parser.add_argument("--max-pairs", type=int, default=2000, help="used at most, drawn at random")
-    parser.add_argument("--annotator-epochs", type=float, default=8, help="over the labelled pairs")
+    parser.add_argument("--annotator-epochs", type=float, default=5, help="over the labelled pairs")
     parser.add_argument("--steps", type=int, default=20, help="of SFT and of each alignment")
     parser.add_argument("--prompts", type=int, default=16, help="to sample answers for")
     return parser.parse_args()
@@ -106,9 +106,9 @@ def train_annotator(arguments: argparse.Namespace, run: Path) -> None:
     cwpo(
         "train-annotator", "--model", arguments.model, "--data", arguments.data,
         "--output", run / "annotator", "--splits", run / "splits",
-        "--labelled-fraction", 0.3, "--held-out-fraction", 0.2,
+        "--labelled-fraction", 0.3, "--held-out-fraction", 0.15,
         "--max-pairs", arguments.max_pairs, "--epochs", arguments.annotator_epochs,
-        "--batch-size", 8, "--learning-rate", "5e-5",
+        "--batch-size", 8, "--learning-rate", "1e-4",
     )  # fmt: skip
 
 
@@ -232,12 +232,6 @@ def show(command: Sequence[object]) -> None:
 def step(number: int, title: str) -> None:
     console.print()
     console.print(Rule(f"{number}  {title}", align="left"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

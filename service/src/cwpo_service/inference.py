@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cwpo.errors import CwpoError
 from cwpo.types import (
     AnnotateRequest,
-    AnnotateResponse,
     FailedScore,
     ItemError,
     ModelInfo,
@@ -81,19 +80,26 @@ class Inference:
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and let go of the annotator."""
         self._batcher.stop()
         self._tokeniser.shutdown(wait=False, cancel_futures=True)
+        if self._annotator is not None:
+            self._annotator.backend.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether none of the threads is at work."""
         return self._annotator is not None and self._idle.is_set()
 
-    @property
-    def is_alive(self) -> bool:
-        """False once requests can never be answered again."""
-        return not self._batcher.is_dead
+    def check_alive(self) -> None:
+        """Raises: ProblemError, 503, once only a restart can help."""
+        if self._batcher.is_dead:
+            raise ProblemError(503, "the batcher has died", reason="dead")
+        seconds = self._batcher.scoring_seconds
+        if seconds > self._settings.stuck_seconds:
+            raise ProblemError(
+                503, f"a batch is stuck on the device for {seconds:.0f} s", reason="stuck"
+            )
 
     @property
     def annotator(self) -> Annotator:
@@ -126,8 +132,12 @@ class Inference:
         if self.phase == "draining":
             raise self._unavailable()
 
-    async def annotate(self, request: AnnotateRequest) -> AnnotateResponse:
-        """Label the triplets, in order. Raises: ProblemError, 413, 429, 500 or 503."""
+    async def annotate(self, request: AnnotateRequest) -> dict[str, Any]:
+        """Label the triplets, in order; the fields of AnnotateResponse.
+
+        Making a model of every row would take longer than all else that is done for a request.
+        Raises: ProblemError, 413, 429, 500 or 503.
+        """
         triplets = request.triplets
         self._check_count(len(triplets), "triplets")
         with self._accepted() as annotator:
@@ -135,11 +145,10 @@ class Inference:
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
-        annotations = annotator.label(ids, encoded, scores)
-        self._metrics.count(annotations)
-        return AnnotateResponse.model_construct(
-            annotations=annotations, model=annotator.model, usage=_usage(len(triplets), pairs)
-        )
+        rows = annotator.rows(ids, encoded, scores)
+        self._metrics.count(rows)
+        usage = _usage(len(triplets), pairs)
+        return {"annotations": rows, "model": annotator.model, "usage": usage}
 
     async def score(self, request: ScoreRequest, *, limit: bool = True) -> ScoreResponse:
         """Score the items, in order. Raises: ProblemError, 413 (if limit), 429, 500 or 503."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from cwpo_service.allowance import Allowance
 from cwpo_service.auth import Keyring
 from cwpo_service.inference import Inference
 from cwpo_service.jobs import Jobs
@@ -22,6 +23,7 @@ class Service:
     settings: ServeSettings
     metrics: Metrics
     keyring: Keyring
+    allowance: Allowance
     inference: Inference
     jobs: Jobs | None
 

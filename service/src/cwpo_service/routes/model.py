@@ -10,7 +10,9 @@ from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
 
 router = APIRouter(
-    tags=["annotate"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+    tags=["annotate"],
+    dependencies=[Depends(authenticated)],
+    responses=documented(401, 422, 429, 500),
 )
 
 

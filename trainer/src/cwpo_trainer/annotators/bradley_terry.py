@@ -22,6 +22,7 @@ from cwpo_annotator.backends.torch import best_device
 from cwpo_annotator.checkpoint import Card, CheckpointError, HeldOut, resolve, write_card
 from cwpo_annotator.encoding import Encoder
 from cwpo_trainer import data, runtime
+from cwpo_trainer.annotators import calibration
 from cwpo_trainer.data import LabelledPair, Split
 from cwpo_trainer.evaluation import annotator as evaluation
 from cwpo_trainer.record import LOG_NAME, Output, new_output
@@ -102,9 +103,8 @@ def load(base: Path, encoder: Encoder) -> Any:
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{base}: cannot be given a scalar head: {reason}") from error
     if len(encoder.tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -234,8 +234,11 @@ def _save(
     )
     write_card(output.folder, card)
     if parts.held_out:
-        metrics = evaluation.measure(Annotator.load(output.folder), parts.held_out)
+        annotator = Annotator.load(output.folder)
+        margins = evaluation.margins_of(annotator, parts.held_out)
+        metrics = evaluation.metrics_of(margins, failed=len(parts.held_out) - len(margins))
         output.results["held_out"] = metrics.model_dump(mode="json")
+        card.temperature = calibration.temperature(margins)
         card.held_out = HeldOut(
             pairs=metrics.pairs,
             accuracy=metrics.accuracy,

@@ -37,15 +37,20 @@ def run(settings: EvaluateAnnotator) -> None:
 def measure(annotator: Annotator, pairs: Sequence[LabelledPair]) -> AnnotatorMetrics:
     """Score all pairs and compare. Raises: DatasetError when none can be scored."""
     margins = margins_of(annotator, pairs)
+    return metrics_of(margins, failed=len(pairs) - len(margins))
+
+
+def metrics_of(margins: NDArray[np.float32], *, failed: int) -> AnnotatorMetrics:
+    """The measures of margins, shape (n,). Raises: DatasetError for none."""
     if not margins.size:
-        raise DatasetError("none of the pairs can be scored: they are longer than the annotator's")
+        raise DatasetError("none of the pairs can be scored: all are too long for the annotator")
     confidences = confidence(margins, np.zeros_like(margins))
     agreement = np.where(margins == 0, 0.5, margins > 0)
     bins = _bins(confidences, agreement)
     gaps = [item.pairs * abs(item.accuracy - (1 + item.mean_confidence) / 2) for item in bins]
     return AnnotatorMetrics(
         pairs=len(margins),
-        failed=len(pairs) - len(margins),
+        failed=failed,
         accuracy=float(agreement.mean()),
         mean_confidence=float(confidences.mean()),
         ece=sum(gaps) / len(margins),
