@@ -33,6 +33,9 @@ def test_a_retried_submission_is_one_job(house):
     assert len(house.ledger.queue.rq) == 2
     with pytest.raises(IdempotencyConflictError):
         submit(house, file_id, key="k", truncation="prompt_left")
+    request = JobRequest(file_id=file_id, max_rejected_share=0.1)
+    with pytest.raises(IdempotencyConflictError):
+        house.ledger.submit(request, owner=None, idempotency_key="k")
 
 
 def test_submissions_with_one_key_at_one_moment_are_one_job(house):

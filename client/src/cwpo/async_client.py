@@ -17,6 +17,7 @@ from cwpo.client import partial_file, succeeded
 from cwpo.transport import Call
 from cwpo.types import (
     FINAL_STATES,
+    MAX_REJECTED_SHARE,
     AnnotateResponse,
     File,
     Job,
@@ -169,9 +170,17 @@ class AsyncJobs:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def create(self, file_id: str, *, truncation: Truncation = "error") -> Job:
-        """Submit an uploaded file."""
-        request = JobRequest(file_id=file_id, truncation=truncation)
+    async def create(
+        self,
+        file_id: str,
+        *,
+        truncation: Truncation = "error",
+        max_rejected_share: float = MAX_REJECTED_SHARE,
+    ) -> Job:
+        """Submit an uploaded file; the job fails early over that share of invalid rows."""
+        request = JobRequest(
+            file_id=file_id, truncation=truncation, max_rejected_share=max_rejected_share
+        )
         return await self._client._send(
             resources.create_job(request, resources.new_idempotency_key())
         )

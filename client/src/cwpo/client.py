@@ -18,6 +18,7 @@ from cwpo.errors import JobFailedError
 from cwpo.transport import Call
 from cwpo.types import (
     FINAL_STATES,
+    MAX_REJECTED_SHARE,
     AnnotateResponse,
     File,
     Job,
@@ -174,9 +175,17 @@ class Jobs:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, file_id: str, *, truncation: Truncation = "error") -> Job:
-        """Submit an uploaded file."""
-        request = JobRequest(file_id=file_id, truncation=truncation)
+    def create(
+        self,
+        file_id: str,
+        *,
+        truncation: Truncation = "error",
+        max_rejected_share: float = MAX_REJECTED_SHARE,
+    ) -> Job:
+        """Submit an uploaded file; the job fails early over that share of invalid rows."""
+        request = JobRequest(
+            file_id=file_id, truncation=truncation, max_rejected_share=max_rejected_share
+        )
         return self._client._send(resources.create_job(request, resources.new_idempotency_key()))
 
     def list(

@@ -201,11 +201,24 @@ class File(_Model):
     created_at: datetime
 
 
+MAX_REJECTED_SHARE = 0.5
+RejectedShare = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="a job whose input has a larger share of invalid rows fails early; "
+        "it is looked at from row 1,000 on",
+    ),
+]
+
+
 class JobRequest(_Model):
     """The body of POST /jobs."""
 
     file_id: str
     truncation: Truncation = "error"
+    max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
 
 
 class JobProgress(_Model):
@@ -226,6 +239,7 @@ class Job(_Model):
     state: JobState
     file_id: str
     truncation: Truncation = "error"
+    max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

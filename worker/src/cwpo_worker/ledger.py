@@ -63,13 +63,14 @@ class Ledger:
             state="validating",
             file_id=request.file_id,
             truncation=request.truncation,
+            max_rejected_share=request.max_rejected_share,
             created_at=now(),
             owner=owner,
             shard_rows=SHARD_ROWS,
         )
         with queue_errors():
             record = self.records.create(asked)
-            if (record.file_id, record.truncation) != (asked.file_id, asked.truncation):
+            if any(getattr(record, name) != value for name, value in request):
                 raise IdempotencyConflictError(
                     "this Idempotency-Key was used for another job: send a new one"
                 )
