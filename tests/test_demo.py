@@ -29,9 +29,10 @@ def processes_of(run):
         try:
             environment = (folder / "environ").read_bytes()
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            where = os.readlink(folder / "cwd")
         except OSError:
             continue
-        if str(run).encode() in environment or str(run) in line:
+        if str(run).encode() in environment or str(run) in line + where:
             found.append(line)
     return found
 
