@@ -107,6 +107,8 @@ def train_annotator(arguments: argparse.Namespace, run: Path) -> None:
         "train-annotator", "--model", arguments.model, "--data", arguments.data,
         "--output", run / "annotator", "--splits", run / "splits",
         "--labelled-fraction", 0.3, "--held-out-fraction", 0.15,
+        # So few labels that none are spared for validation.
+        "--validation-fraction", 0,
         "--max-pairs", arguments.max_pairs, "--epochs", arguments.annotator_epochs,
         "--batch-size", 8, "--learning-rate", "1e-4",
     )  # fmt: skip
