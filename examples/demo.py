@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from rich.rule import Rule
 from cwpo import Client, datasets
 from cwpo.commands import follow
 from cwpo.errors import CwpoError
+from cwpo.process import free_port
 from cwpo.types import Job
 
 CWPO = str(Path(sys.executable).with_name("cwpo"))
@@ -232,12 +232,6 @@ def show(command: Sequence[object]) -> None:
 def step(number: int, title: str) -> None:
     console.print()
     console.print(Rule(f"{number}  {title}", align="left"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -24,6 +25,13 @@ _TEXT = (
     "know water than call first who may down side been now find Human Assistant hello why cat "
     "Sure sorry please thanks question answer because good bad help safe rude kind"
 )
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("chaos", "how much tests/worker/test_chaos.py breaks")
+    group.addoption("--chaos-rows", type=int, default=20_000, help="rows of a job")
+    group.addoption("--chaos-kills", type=int, default=6, help="processes to kill")
+    group.addoption("--chaos-seed", type=int, default=5, help="of the moments and the victims")
 
 
 @pytest.fixture(scope="session")
@@ -124,23 +132,32 @@ def real_models(request) -> Path:
     return root / "models"
 
 
-@pytest.fixture(scope="session", params=["smollm2", "minilm"])
-def real_annotator(request, real_models, tmp_path_factory) -> Path:
-    """A real backbone, causal or encoder, with a random scalar head, as training starts with."""
+@pytest.fixture(scope="session")
+def scalar_head(real_models, tmp_path_factory):
+    """`scalar_head("smollm2")`: a real backbone with a random scalar head, as training starts."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
     from cwpo_annotator.encoding import Encoder
 
-    torch.manual_seed(0)
-    backbone = real_models / request.param
-    folder = tmp_path_factory.mktemp("real") / request.param
-    encoder = Encoder.create(backbone)
-    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
-    model.config.pad_token_id = encoder.pad_token_id
-    model.save_pretrained(folder)
-    encoder.save(folder)
-    return folder
+    @functools.cache
+    def build(name: str) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("real") / name
+        encoder = Encoder.create(real_models / name)
+        model = AutoModelForSequenceClassification.from_pretrained(real_models / name, num_labels=1)
+        model.config.pad_token_id = encoder.pad_token_id
+        model.save_pretrained(folder)
+        encoder.save(folder)
+        return folder
+
+    return build
+
+
+@pytest.fixture(params=["smollm2", "minilm"])
+def real_annotator(request, scalar_head) -> Path:
+    """A causal backbone, and an encoder."""
+    return scalar_head(request.param)
 
 
 @pytest.fixture(scope="session")

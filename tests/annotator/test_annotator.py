@@ -55,6 +55,14 @@ def test_annotations_are_in_order_with_ids_and_the_label_of_the_higher_score(tin
     assert annotations[2].confidence == 0
 
 
+def test_equal_responses_tie_wherever_they_stand_in_a_batch(tiny_annotator):
+    same = Triplet(prompt="the word", response_a="same", response_b="same")
+    annotator = Annotator.load(tiny_annotator)
+    for before in range(9):
+        annotation = annotator.annotate([*TRIPLETS[:2] * before, same])[-1]
+        assert (annotation.preferred, annotation.confidence) == ("tie", 0)
+
+
 def test_one_bad_item_leaves_the_others_unharmed(tiny_annotator):
     bad = [
         Triplet(id="empty", prompt="why", response_a=" \n", response_b="good"),

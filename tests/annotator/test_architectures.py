@@ -105,7 +105,10 @@ def test_swapping_and_batching_change_nothing(name, triplets, tiny_tokenizer, tm
     swapped = [
         Triplet(prompt=t.prompt, response_a=t.response_b, response_b=t.response_a) for t in triplets
     ]
+    triplets.append(Triplet(prompt="why", response_a="same", response_b="same"))
+    swapped.append(triplets[-1])
     margins = [a.score_a - a.score_b for a in annotator.annotate(triplets)]
+    assert margins[-1] == 0
     opposite = [a.score_a - a.score_b for a in annotator.annotate(swapped)]
     assert margins == [-margin for margin in opposite]
     alone = [annotator.annotate([t])[0] for t in triplets]

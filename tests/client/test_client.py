@@ -128,6 +128,12 @@ def test_a_long_input_goes_in_parts_and_comes_back_as_one(ask):
     assert answer.usage.triplets == 10
 
 
+def test_nothing_to_ask_is_one_line_and_no_request(use):
+    for call in (lambda client: client.annotate([]), lambda client: client.score([])):
+        with pytest.raises(CwpoError, match=r"the list is empty$"):
+            use("http://127.0.0.1:9", call)
+
+
 def test_score_gives_raw_scores(ask):
     annotation = Annotator.null().annotate(TRIPLETS[:1])[0]
     items = [ScoreItem(prompt=TRIPLETS[0].prompt, response=TRIPLETS[0].response_a)]
@@ -199,6 +205,7 @@ def test_waiting_for_a_cancelled_job_is_an_error(ask, triplets_file):
     assert ask(lambda client: client.jobs.cancel(job.id)).state == "cancelled"
     with pytest.raises(JobFailedError, match="cancelled"):
         ask(lambda client: client.jobs.wait(job.id))
+    assert ask(lambda client: client.jobs.resume(job.id)).state == "validating"
 
 
 MODEL = {

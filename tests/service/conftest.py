@@ -58,12 +58,16 @@ class Running:
 
 @contextmanager
 def running(
-    factory: Callable[[], Annotator] = Annotator.null, *, wait: bool = True, **settings: Any
+    factory: Callable[[], Annotator] = Annotator.null,
+    *,
+    loader: Callable[[str], Annotator] | None = None,
+    wait: bool = True,
+    **settings: Any,
 ) -> Iterator[Running]:
     chosen = ServeSettings(backend="null", port=0, **settings)
     with listen(chosen.host, chosen.port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        app = create_app(chosen, factory)
+        app = create_app(chosen, factory, loader)
         server = Server(app, chosen)
         thread = threading.Thread(target=server.serve_on, args=[listener], daemon=True)
         thread.start()

@@ -65,9 +65,47 @@ def test_without_a_key_a_body_is_not_even_looked_at(guarded):
     assert answer.status_code == 401
 
 
+CALLS = {
+    "annotate": [("POST", "/annotate"), ("POST", "/score"), ("POST", "/get_reward")],
+    "admin": [("POST", "/model")],
+    "jobs": [("POST", "/files"), ("GET", "/jobs"), ("GET", "/jobs/job_x/results")],
+}
+
+
+@pytest.mark.parametrize("scope", ["annotate", "jobs", "admin", "annotate,jobs", None])
+def test_a_key_opens_the_calls_of_its_scopes_only(serve, tmp_path, problem, scope):
+    path = tmp_path / "keys"
+    path.write_text(f"carol:{digest('secret')}" + (f":{scope}" if scope else "") + "\n")
+    allowed = set(CALLS) if scope == "admin" else set((scope or "annotate,jobs").split(","))
+    headers = {"Authorization": "Bearer secret"}
+    with serve(api_keys_file=path) as service:
+        assert service.http.get("/model", headers=headers).status_code == 200
+        for needed, calls in CALLS.items():
+            for method, url in calls:
+                answer = service.http.request(method, url, headers=headers)
+                assert (answer.status_code != 403) == (needed in allowed), (method, url)
+                if needed not in allowed:
+                    assert f"the scope {needed}" in problem(answer)["detail"]
+
+
+def test_a_key_that_asks_too_often_is_told_to_wait_and_others_are_not(serve, keys, problem):
+    with serve(api_keys_file=keys, requests_per_minute=3) as service:
+
+        def ask(key):
+            return service.http.get("/model", headers={"X-API-Key": key})
+
+        assert [ask("wonderland").status_code for _ in range(4)] == [200, 200, 200, 429]
+        refused = ask("wonderland")
+        assert "alice may make 3 requests a minute" in problem(refused)["detail"]
+        assert 1 <= int(refused.headers["retry-after"]) <= 20
+        assert ask("builder").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        (f"alice:{'0' * 64}:annotate,write", "line 1: 'write' is no scope; there are annotate"),
+        (f"alice:{'0' * 64}:", "line 1 is not name:sha256hex"),
         ("alice wonderland", "line 1 is not name:sha256hex"),
         (f"alice:{'0' * 64}\nbob:{'0' * 63}", "line 2 is not"),
         (f"alice:{'0' * 64}\nalice:{'1' * 64}", "line 2 names alice again"),

@@ -141,6 +141,7 @@ def test_the_idempotency_key_makes_tries_one(alice, rows, problem):
         ("GET", "/jobs/job_nope/errors"),
         ("GET", "/jobs/job_nope/events"),
         ("POST", "/jobs/job_nope/cancel"),
+        ("POST", "/jobs/job_nope/resume"),
         ("GET", "/jobs/..%2F..%2Fetc"),
     ],
 )
@@ -205,6 +206,17 @@ def test_cancelling_stops_a_job_and_is_refused_once_it_has_ended(alice, finished
     job = alice.post("/jobs", json={"file_id": file["id"]}).json()
     assert alice.post(f"/jobs/{job['id']}/cancel").json()["state"] in ("cancelling", "cancelled")
     answer = alice.post(f"/jobs/{finished}/cancel")
+    assert answer.status_code == 409
+    assert "completed_with_errors" in problem(answer)["detail"]
+
+
+def test_a_cancelled_job_is_resumed_and_a_finished_one_is_not(alice, finished, rows, problem):
+    job = alice.post("/jobs", json={"file_id": upload(alice, rows).json()["id"]}).json()
+    alice.post(f"/jobs/{job['id']}/cancel")
+    while (answer := alice.post(f"/jobs/{job['id']}/resume")).status_code == 409:
+        assert "cancelling" in problem(answer)["detail"]
+    assert answer.json()["finished_at"] is None
+    answer = alice.post(f"/jobs/{finished}/resume")
     assert answer.status_code == 409
     assert "completed_with_errors" in problem(answer)["detail"]
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 import socket
 import threading
@@ -125,3 +126,80 @@ def test_a_client_that_goes_away_leaves_the_queue(serve, annotator_with, gated, 
         assert [answer.status_code for answer in asking.wait()] == [200]
         assert gated.batches == [1]
         assert 'cwpo_failures_total{reason="client_gone"} 1.0' in service.http.get("/metrics").text
+
+
+def gzipped(service, body, path="/annotate", encoding="gzip", kind="application/json"):
+    headers = {"Content-Type": kind, "Content-Encoding": encoding}
+    return service.http.post(path, content=body, headers=headers)
+
+
+def test_a_compressed_body_is_answered_as_the_plain_one_is(service, triplet):
+    body = {"triplets": [triplet(n) for n in range(500)]}
+    answer = gzipped(service, gzip.compress(json.dumps(body).encode()))
+    assert answer.status_code == 200
+    assert answer.json() == service.annotate(*body["triplets"]).json()
+
+
+def test_a_compressed_body_is_counted_after_inflation(serve, triplet, problem):
+    with serve(max_body_bytes=10_000) as service:
+        for size in (10_001, 50_000_000):
+            answer = gzipped(service, gzip.compress(b" " * size))
+            assert answer.status_code == 413
+            assert "10,000 bytes" in problem(answer)["detail"]
+        body = json.dumps({"triplets": [triplet()]}).encode()
+        assert gzipped(service, gzip.compress(body.ljust(10_000))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"x"]
+)
+def test_a_body_that_is_no_gzip_is_a_400(service, problem, body):
+    answer = gzipped(service, body)
+    assert answer.status_code == 400
+    assert "gzip" in problem(answer)["detail"]
+
+
+def test_an_unknown_encoding_is_a_415_that_names_the_known_one(service, problem):
+    answer = gzipped(service, b"{}", encoding="br")
+    assert answer.status_code == 415
+    assert answer.headers["accept-encoding"] == "gzip"
+    assert "gzip" in problem(answer)["detail"]
+
+
+def test_a_request_past_its_deadline_is_a_504_and_leaves_the_queue(
+    serve, annotator_with, gated, asking, triplet, problem
+):
+    with serve(lambda: annotator_with(gated)) as service:
+        asking(service, 1)
+        assert gated.entered.acquire(timeout=30)
+        body = {"triplets": [triplet(n) for n in range(5)]}
+        answer = service.http.post("/annotate", json=body, headers={"X-Request-Timeout": "0.05"})
+        assert answer.status_code == 504
+        assert "X-Request-Timeout" in problem(answer)["detail"]
+        queued(service, 0)
+        gated.gate.set()
+        assert [answer.status_code for answer in asking.wait()] == [200]
+        assert gated.batches == [1]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "soon", "1e9"])
+def test_a_deadline_that_is_none_is_a_422(service, triplet, problem, value):
+    answer = service.http.post(
+        "/annotate", json={"triplets": [triplet()]}, headers={"X-Request-Timeout": value}
+    )
+    assert answer.status_code == 422
+    assert "x-request-timeout" in problem(answer)["detail"]
+
+
+def test_a_stuck_forward_pass_is_seen_by_liveness(serve, annotator_with, gated, asking, problem):
+    with serve(lambda: annotator_with(gated), stuck_seconds=0.05) as service:
+        assert service.http.get("/health/live").status_code == 200
+        asking(service, 1)
+        assert gated.entered.acquire(timeout=30)
+        while (answer := service.http.get("/health/live")).status_code == 200:
+            pass
+        assert answer.status_code == 503
+        assert "stuck" in problem(answer)["detail"]
+        gated.gate.set()
+        asking.wait()
+        assert service.http.get("/health/live").status_code == 200

@@ -16,7 +16,7 @@ from cwpo_trainer.data import read_pairs, split, validation_split
 from cwpo_trainer.evaluation.annotator import margins_of, measure
 from cwpo_trainer.record import read_lines, read_record
 
-from .conftest import pairs, write_lines
+from .samples import pairs, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def trained(tiny_causal, labelled, tmp_path_factory):
         max_length=64,
         labelled_fraction=0.7,
         held_out_fraction=0.2,
+        dtype="float32",
     ).cli_cmd()
     return root
 
@@ -97,6 +98,18 @@ def test_the_checkpoint_scores_as_hugging_face_does(trained):
         with torch.no_grad():
             score = model(**tokenizer(text, return_tensors="pt")).logits.item()
         assert annotation.score_a == pytest.approx(score, abs=1e-4)
+
+
+def test_a_large_held_out_set_gives_a_temperature(tiny_causal, labelled, tmp_path, command):
+    flags = ("--model", tiny_causal, "--data", labelled, "--output", tmp_path / "out", *FLAGS)
+    command(TrainAnnotator, *flags, "--held-out-fraction", 0.5)
+    temperature = read_card(tmp_path / "out").temperature
+    assert temperature is not None
+    triplet = Triplet(prompt="what", response_a="kind good help", response_b="rude bad")
+    (annotation,) = Annotator.load(tmp_path / "out").annotate([triplet])
+    margin = annotation.score_a - annotation.score_b
+    expected = np.tanh(abs(margin) / (2 * temperature))
+    assert annotation.calibrated_confidence == pytest.approx(expected, rel=1e-4)
 
 
 def test_splits_share_no_prompt(trained):

@@ -10,7 +10,7 @@ from cwpo_trainer import report
 from cwpo_trainer.commands import Report
 from cwpo_trainer.record import new_output
 
-from .conftest import weighted, write_lines
+from .samples import weighted, write_lines
 
 BINS = [
     {"pairs": 10, "lowest": 0.1 * i, "highest": 0.1 * i + 0.1, "mean_confidence": 0.1 * i + 0.05}

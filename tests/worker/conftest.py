@@ -125,7 +125,7 @@ class House:
         upload.write(data)
         return upload.commit().id
 
-    def submit(self, data: bytes | list[dict], format: str = "jsonl", **request: str) -> str:
+    def submit(self, data: bytes | list[dict], format: str = "jsonl", **request: object) -> str:
         if isinstance(data, list):
             data = "".join(json.dumps(row) + "\n" for row in data).encode()
         file_id = self.upload(data, format)

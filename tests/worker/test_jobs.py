@@ -125,3 +125,31 @@ def test_real_preferences_come_back_row_for_row(open_house, data_dir):
     for line in lines:
         if line["id"] in done:
             assert done[line["id"]]["prompt"] == line["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "share", "state"),
+    [
+        (600, 0.5, "failed"),
+        (500, 0.5, "completed_with_errors"),
+        (1, 0.0, "failed"),
+        (1000, 1.0, "completed_with_errors"),
+    ],
+)
+def test_over_the_share_of_bad_rows_the_job_fails_early(open_house, bad, share, state):
+    rows = open_house.rows(1000)
+    for number in range(bad):
+        rows[number] = {"prompt": "alone"}
+    job = open_house.wait(open_house.submit(rows, max_rejected_share=share))
+    assert job.state == state
+    if state == "failed":
+        assert f"{bad:,} of the first 1,000 rows are invalid" in job.error
+        assert "the first is row 1: chosen is missing" in job.error
+    else:
+        assert len(open_house.errors(job.id)) == job.progress.rows_failed == bad
+
+
+def test_a_few_rows_say_nothing_about_the_share_of_bad_ones(open_house):
+    rows = [*open_house.rows(10), *[{"prompt": "alone"}] * 989]
+    job = open_house.wait(open_house.submit(rows, max_rejected_share=0.0))
+    assert (job.state, job.progress.rows_annotated) == ("completed_with_errors", 10)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from cwpo.types import JobRequest
+from cwpo.types import JobRequest, ModelRef
 from cwpo_worker import planner, shard
 from cwpo_worker.errors import (
     IdempotencyConflictError,
@@ -33,6 +33,9 @@ def test_a_retried_submission_is_one_job(house):
     assert len(house.ledger.queue.rq) == 2
     with pytest.raises(IdempotencyConflictError):
         submit(house, file_id, key="k", truncation="prompt_left")
+    request = JobRequest(file_id=file_id, max_rejected_share=0.1)
+    with pytest.raises(IdempotencyConflictError):
+        house.ledger.submit(request, owner=None, idempotency_key="k")
 
 
 def test_submissions_with_one_key_at_one_moment_are_one_job(house):
@@ -202,3 +205,49 @@ def test_a_submission_that_the_queue_missed_is_made_good_by_its_retry(house):
     job = ledger.submit(request, owner=None, idempotency_key="k")
     reconcile(ledger)
     assert [task.job_id for task in ledger.queue.census().waiting] == [job.id]
+
+
+def test_a_cancelled_job_is_resumed_where_it_was(house):
+    rows = house.rows(5000)
+    job_id = house.submit(rows)
+    planner.plan(house.ledger, job_id)
+    shard.annotate(house.ledger, house.client, job_id, 1)
+    asked = house.service.requests
+    assert house.ledger.cancel(job_id, owner=None).state == "cancelled"
+    resumed = house.ledger.resume(job_id, owner=None)
+    assert (resumed.state, resumed.finished_at, resumed.progress.rows_done) == (
+        "validating",
+        None,
+        0,
+    )
+    assert house.ledger.resume(job_id, owner=None) == resumed
+    house.start_worker("--burst")
+    job = house.wait(job_id)
+    assert (job.state, job.progress.rows_annotated) == ("completed", 5000)
+    assert house.results(job_id) == house.expected(rows)
+    assert house.service.requests == asked + 12  # The finished shard was not asked again.
+    with pytest.raises(IllegalTransitionError, match="only a failed or cancelled one"):
+        house.ledger.resume(job_id, owner=None)
+
+
+def test_a_failed_job_is_resumed_and_keeps_its_annotator(house):
+    job_id = house.submit(house.rows(5000))
+    planner.plan(house.ledger, job_id)
+    shard.annotate(house.ledger, house.client, job_id, 0)
+    house.ledger.records.fail(job_id, "somebody stumbled over a cable")
+    with pytest.raises(UnknownJobError):
+        house.ledger.resume("job-" + "0" * 24, owner=None)
+    house.redis.flushall()
+    reconcile(house.ledger)
+    assert house.ledger.resume(job_id, owner=None).error is None
+    house.service.model = ModelRef(name="null", revision="other")
+    house.start_worker("--burst")
+    job = house.wait(job_id)
+    assert job.state == "failed"
+    assert "from null null to null other" in job.error
+    house.service.reset()
+    house.ledger.resume(job_id, owner=None)
+    house.start_worker("--burst")
+    job = house.wait(job_id)
+    assert job.state == "completed"
+    assert house.results(job_id) == house.expected(house.rows(5000))

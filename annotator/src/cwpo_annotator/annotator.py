@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from cwpo.types import (
 from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
 from cwpo_annotator.confidence import confidence, preferred
+
+if TYPE_CHECKING:
+    from cwpo_annotator.backends.vllm_server import VllmServer
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -96,10 +99,33 @@ class Annotator:
             device=device,
             token_budget=token_budget,
         )
-        card = checkpoint.read_card(folder)
-        name = Path(path).resolve().name if Path(path).is_dir() else str(path)
-        model = ModelRef(name=name, revision=checkpoint.revision(folder))
-        return cls(encoder, backend, model, card.temperature if card else None)
+        return cls(encoder, backend, *_identity(path, folder))
+
+    @classmethod
+    def over_vllm(
+        cls, path: str | Path, url: str, *, dtype: DType = "auto", server: VllmServer | None = None
+    ) -> Annotator:
+        """An annotator whose checkpoint a vLLM server at `url` serves; `server` if it is ours.
+
+        Texts are encoded here; some are scored here too, with the torch backend in float32, to be
+        sure that the server scores the same.
+        Raises: CheckpointError; BackendUnavailableError without a server; CwpoError for one that
+        scores otherwise.
+        """
+        from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.torch import TorchBackend
+        from cwpo_annotator.backends.vllm import VllmBackend
+        from cwpo_annotator.encoding import Encoder
+
+        folder = checkpoint.resolve(path)
+        encoder = Encoder.load(folder)
+        backend = VllmBackend(url, dtype=dtype, server=server)
+        texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]
+        reference = TorchBackend(
+            folder, pad_token_id=encoder.pad_token_id, dtype="float32", device="cpu"
+        )
+        backend.verify(texts, reference.score_texts(texts))
+        return cls(encoder, backend, *_identity(path, folder))
 
     @classmethod
     def null(cls) -> Annotator:
@@ -155,38 +181,62 @@ class Annotator:
         scores: NDArray[np.float32],
     ) -> list[Annotation | FailedAnnotation]:
         """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
+        return [
+            FailedAnnotation(**row) if "error" in row else Annotation(**row)
+            for row in self.rows(ids, encoded, scores)
+        ]
+
+    def rows(
+        self,
+        ids: Sequence[str],
+        encoded: Sequence[EncodedPair | ItemError],
+        scores: NDArray[np.float32],
+    ) -> list[dict[str, Any]]:
+        """What `label` gives, as the fields of its models: a server writes them as they are."""
         finite = np.isfinite(scores[:, 0]) & np.isfinite(scores[:, 1])
         safe = np.where(finite[:, None], scores, np.float32(0))
-        confidences = confidence(safe[:, 0], safe[:, 1])
-        calibrated = (
-            None
-            if self.temperature is None
-            else confidence(safe[:, 0], safe[:, 1], self.temperature).tolist()
-        )
-        rows = zip(safe.tolist(), confidences.tolist(), finite.tolist(), strict=True)
-        result: list[Annotation | FailedAnnotation] = []
-        at = 0
+        a, b = safe[:, 0], safe[:, 1]
+        columns = [a.tolist(), b.tolist(), confidence(a, b).tolist()]
+        if self.temperature is not None:
+            columns.append(confidence(a, b, self.temperature).tolist())
+        scored = zip(finite.tolist(), *columns, strict=True)
+        result: list[dict[str, Any]] = []
         for item_id, item in zip(ids, encoded, strict=True):
             if isinstance(item, ItemError):
-                result.append(FailedAnnotation(id=item_id, error=item))
+                result.append({"id": item_id, "error": item})
                 continue
-            (score_a, score_b), certainty, is_finite = next(rows)
-            if is_finite:
-                result.append(
-                    Annotation(
-                        id=item_id,
-                        preferred=preferred(score_a, score_b),
-                        confidence=certainty,
-                        score_a=score_a,
-                        score_b=score_b,
-                        truncated=item.truncated,
-                        calibrated_confidence=calibrated[at] if calibrated else None,
-                    )
-                )
-            else:
-                result.append(FailedAnnotation(id=item_id, error=NON_FINITE))
-            at += 1
+            is_finite, score_a, score_b, certainty, *calibrated = next(scored)
+            if not is_finite:
+                result.append({"id": item_id, "error": NON_FINITE})
+                continue
+            row = {
+                "id": item_id,
+                "preferred": preferred(score_a, score_b),
+                "confidence": certainty,
+                "score_a": score_a,
+                "score_b": score_b,
+                "truncated": item.truncated,
+            }
+            if calibrated:
+                row["calibrated_confidence"] = calibrated[0]
+            result.append(row)
         return result
 
 
+def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None]:
+    """What tells the checkpoint from others, and its calibration temperature."""
+    from cwpo_annotator import checkpoint
+
+    name = folder.resolve().name if Path(path).is_dir() else str(path)
+    card = checkpoint.read_card(folder)
+    model = ModelRef(name=name, revision=checkpoint.revision(folder))
+    return model, card.temperature if card else None
+
+
+# Texts by which two backends are compared.
+GOLDEN = (
+    ScoreItem(prompt="Why is the sky blue?", response="Air scatters blue light more than red."),
+    ScoreItem(prompt="Why is the sky blue?", response="no idea"),
+    ScoreItem(prompt="2 + 2", response="5, as everybody knows; do not ask again."),
+)
 NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")

@@ -17,6 +17,7 @@ from cwpo.client import partial_file, succeeded
 from cwpo.transport import Call
 from cwpo.types import (
     FINAL_STATES,
+    MAX_REJECTED_SHARE,
     AnnotateResponse,
     File,
     Job,
@@ -76,7 +77,7 @@ class AsyncClient:
                     resources.annotate(named[at : at + batch_size], truncation, priority)
                 )
 
-        starts = range(0, max(len(named), 1), batch_size)
+        starts = range(0, len(named), batch_size)
         return resources.joined(await asyncio.gather(*(part(at) for at in starts)))
 
     async def score(
@@ -169,9 +170,17 @@ class AsyncJobs:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def create(self, file_id: str, *, truncation: Truncation = "error") -> Job:
-        """Submit an uploaded file."""
-        request = JobRequest(file_id=file_id, truncation=truncation)
+    async def create(
+        self,
+        file_id: str,
+        *,
+        truncation: Truncation = "error",
+        max_rejected_share: float = MAX_REJECTED_SHARE,
+    ) -> Job:
+        """Submit an uploaded file; the job fails early over that share of invalid rows."""
+        request = JobRequest(
+            file_id=file_id, truncation=truncation, max_rejected_share=max_rejected_share
+        )
         return await self._client._send(
             resources.create_job(request, resources.new_idempotency_key())
         )
@@ -189,6 +198,10 @@ class AsyncJobs:
     async def cancel(self, job_id: str) -> Job:
         """Stop the job; what is finished stays."""
         return await self._client._send(resources.cancel_job(job_id))
+
+    async def resume(self, job_id: str) -> Job:
+        """Go on with a failed or cancelled job; what was finished is not done again."""
+        return await self._client._send(resources.resume_job(job_id))
 
     async def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> AsyncIterator[Job]:
         """The job again and again until it has ended."""

@@ -18,6 +18,7 @@ from cwpo.errors import JobFailedError
 from cwpo.transport import Call
 from cwpo.types import (
     FINAL_STATES,
+    MAX_REJECTED_SHARE,
     AnnotateResponse,
     File,
     Job,
@@ -79,7 +80,7 @@ class Client:
         named = resources.with_ids(triplets)
         answers = [
             self._send(resources.annotate(named[at : at + batch_size], truncation, priority))
-            for at in range(0, max(len(named), 1), batch_size)
+            for at in range(0, len(named), batch_size)
         ]
         return resources.joined(answers)
 
@@ -174,9 +175,17 @@ class Jobs:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def create(self, file_id: str, *, truncation: Truncation = "error") -> Job:
-        """Submit an uploaded file."""
-        request = JobRequest(file_id=file_id, truncation=truncation)
+    def create(
+        self,
+        file_id: str,
+        *,
+        truncation: Truncation = "error",
+        max_rejected_share: float = MAX_REJECTED_SHARE,
+    ) -> Job:
+        """Submit an uploaded file; the job fails early over that share of invalid rows."""
+        request = JobRequest(
+            file_id=file_id, truncation=truncation, max_rejected_share=max_rejected_share
+        )
         return self._client._send(resources.create_job(request, resources.new_idempotency_key()))
 
     def list(
@@ -192,6 +201,10 @@ class Jobs:
     def cancel(self, job_id: str) -> Job:
         """Stop the job; what is finished stays."""
         return self._client._send(resources.cancel_job(job_id))
+
+    def resume(self, job_id: str) -> Job:
+        """Go on with a failed or cancelled job; what was finished is not done again."""
+        return self._client._send(resources.resume_job(job_id))
 
     def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> Iterator[Job]:
         """The job again and again until it has ended."""

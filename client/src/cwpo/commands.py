@@ -27,10 +27,12 @@ from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow
 from cwpo.errors import DatasetError
 from cwpo.transport import ClientSettings
 from cwpo.types import (
+    MAX_REJECTED_SHARE,
     AnnotateResponse,
     Annotation,
     Job,
     JobState,
+    RejectedShare,
     ResultFormat,
     Triplet,
     Truncation,
@@ -92,6 +94,9 @@ class Submit(ServiceCommand):
     input: CliPositionalArg[Path] = Field(description=".jsonl, .jsonl.gz or .parquet of triplets")
     wait: bool = Field(False, description="until the job has ended; implied by --output")
     output: Path | None = Field(None, description=".parquet or .jsonl to download to")
+    max_rejected_share: RejectedShare = Field(
+        MAX_REJECTED_SHARE, description="fail early when more of the input's rows are invalid"
+    )
     truncation: Truncation = Field(
         "error", description="of texts over the annotator's limit: refuse, or cut the prompt"
     )
@@ -103,7 +108,11 @@ class Submit(ServiceCommand):
             result_format(self.output)
         with self.client() as client:
             file = client.files.upload(_readable(self.input))
-            job = client.jobs.create(file.id, truncation=self.truncation)
+            job = client.jobs.create(
+                file.id,
+                truncation=self.truncation,
+                max_rejected_share=self.max_rejected_share,
+            )
             if self.output is not None:
                 job = finish(client, job, self.output)
             elif self.wait:
@@ -191,6 +200,19 @@ class Cancel(JobCommand):
             print_job(client.jobs.cancel(self.id), as_json=False)
 
 
+class Resume(JobCommand):
+    """Go on with a failed or cancelled job; what was finished is not done again.
+
+    Example:
+        cwpo jobs resume job-0123
+    """
+
+    def cli_cmd(self) -> None:
+        """Ask for it."""
+        with self.client() as client:
+            print_job(client.jobs.resume(self.id), as_json=False)
+
+
 class Download(JobCommand):
     """Download a job's weighted dataset, and its rejected rows beside it.
 
@@ -219,6 +241,7 @@ class Jobs(Command):
     show: CliSubCommand[Show]
     watch: CliSubCommand[Watch]
     cancel: CliSubCommand[Cancel]
+    resume: CliSubCommand[Resume]
     download: CliSubCommand[Download]
 
 

@@ -192,6 +192,12 @@ def weighted_schema(*, chat: bool, calibrated: bool, model: ModelRef | None = No
     return pa.schema(fields, metadata=metadata)
 
 
+def weighted_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """The rows as a table of the schema, built column by column: many times from_pylist's speed."""
+    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+    return pa.Table.from_pydict(columns, schema=schema)
+
+
 class ParquetWriter:
     """Writes weighted rows as Parquet; the first rows decide whether it is chat and calibrated."""
 
@@ -204,7 +210,7 @@ class ParquetWriter:
         """Append the rows as one row group."""
         if not rows:
             return
-        self.write_table(pa.Table.from_pylist(list(rows), schema=self._schema(rows[0])))
+        self.write_table(weighted_table(rows, self._schema(rows[0])))
 
     def write_table(self, table: pa.Table) -> None:
         """Append a table that already has the schema."""

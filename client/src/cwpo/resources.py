@@ -46,7 +46,12 @@ def annotate(
 
 
 def with_ids(triplets: Sequence[Triplet]) -> list[Triplet]:
-    """The triplets, those without an id named by their position in the whole input."""
+    """The triplets, those without an id named by their position in the whole input.
+
+    Raises: CwpoError for none.
+    """
+    if not triplets:
+        raise CwpoError("there is no triplet to annotate: the list is empty")
     return [
         triplet if triplet.id is not None else triplet.model_copy(update={"id": str(index)})
         for index, triplet in enumerate(triplets)
@@ -73,7 +78,9 @@ def joined(answers: Sequence[AnnotateResponse]) -> AnnotateResponse:
 def score(
     items: Sequence[ScoreItem], truncation: Truncation, priority: Priority
 ) -> Call[ScoreResponse]:
-    """POST /score."""
+    """POST /score. Raises: CwpoError for no item."""
+    if not items:
+        raise CwpoError("there is no item to score: the list is empty")
     body = ScoreRequest(items=list(items), truncation=truncation, priority=priority)
     return Call("POST", "/score", ScoreResponse, body)
 
@@ -101,3 +108,8 @@ def get_job(job_id: str) -> Call[Job]:
 def cancel_job(job_id: str) -> Call[Job]:
     """POST /jobs/{id}/cancel."""
     return Call("POST", f"/jobs/{job_id}/cancel", Job)
+
+
+def resume_job(job_id: str) -> Call[Job]:
+    """POST /jobs/{id}/resume."""
+    return Call("POST", f"/jobs/{job_id}/resume", Job)

@@ -113,6 +113,25 @@ class ModelInfo(ModelRef):
         return ModelRef(name=self.name, revision=self.revision)
 
 
+class GoldenTriplet(Triplet):
+    """A triplet whose label is known."""
+
+    preferred: Literal["a", "b"]
+
+
+class SwapRequest(_Model):
+    """The body of POST /model."""
+
+    annotator: str = Field(
+        min_length=1,
+        max_length=1024,
+        description="checkpoint: a folder of the service, or a Hub id",
+    )
+    golden: Annotated[list[GoldenTriplet], Field(max_length=256)] = Field(
+        [], description="triplets that it has to label so, or it is not taken"
+    )
+
+
 class Usage(_Model):
     """What a request cost."""
 
@@ -182,11 +201,24 @@ class File(_Model):
     created_at: datetime
 
 
+MAX_REJECTED_SHARE = 0.5
+RejectedShare = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        description="a job whose input has a larger share of invalid rows fails early; "
+        "it is looked at from row 1,000 on",
+    ),
+]
+
+
 class JobRequest(_Model):
     """The body of POST /jobs."""
 
     file_id: str
     truncation: Truncation = "error"
+    max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
 
 
 class JobProgress(_Model):
@@ -207,6 +239,7 @@ class Job(_Model):
     state: JobState
     file_id: str
     truncation: Truncation = "error"
+    max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

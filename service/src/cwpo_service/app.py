@@ -12,7 +12,9 @@ from fastapi import FastAPI
 
 from cwpo.errors import CwpoError
 from cwpo_annotator.annotator import Annotator
+from cwpo_annotator.backends.base import BackendUnavailableError
 from cwpo_service import contract, problems
+from cwpo_service.allowance import Allowance
 from cwpo_service.auth import Keyring
 from cwpo_service.inference import Inference
 from cwpo_service.jobs import Jobs
@@ -31,14 +33,20 @@ _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
     job_errors.IdempotencyConflictError: (409, "conflict"),
     job_errors.QueueUnavailableError: (503, "queue"),
     job_errors.StoreError: (503, "store"),
+    BackendUnavailableError: (503, "backend"),
 }
 
 
-def create_app(settings: ServeSettings, annotator_factory: Callable[[], Annotator]) -> FastAPI:
+def create_app(
+    settings: ServeSettings,
+    annotator_factory: Callable[[], Annotator],
+    loader: Callable[[str], Annotator] | None = None,
+) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
         annotator_factory: loads the annotator; called on the device thread once the app is up.
+        loader: loads the one that POST /model names; that of the settings if not given.
     Raises: ConfigError for an API key file that is none.
     """
     metrics = Metrics()
@@ -46,8 +54,10 @@ def create_app(settings: ServeSettings, annotator_factory: Callable[[], Annotato
         settings=settings,
         metrics=metrics,
         keyring=Keyring.read(settings.api_keys_file),
+        allowance=Allowance(settings.requests_per_minute),
         inference=Inference(settings, metrics),
         jobs=Jobs.open(settings),
+        loader=loader or settings.load_annotator,
     )
 
     @asynccontextmanager

@@ -8,31 +8,58 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from fastapi import Depends, Request, Security
+from fastapi.params import Depends as DependsMarker
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from cwpo.errors import ConfigError
 from cwpo_service.problems import ProblemError
 
-ADMIN = "admin"
-_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-f]{64})")
+Scope = Literal["annotate", "jobs", "admin"]
+
+ADMIN: Scope = "admin"
+_SCOPES: tuple[Scope, ...] = get_args(Scope)
+_DEFAULT_SCOPES: frozenset[Scope] = frozenset({"annotate", "jobs"})
+_LINE = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-f]{64})(:(?P<scopes>[a-z,]+))?"
+)
 
 _bearer = HTTPBearer(auto_error=False, description="an API key")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 
 @dataclass(frozen=True)
-class Keyring:
-    """The SHA-256 of every key, by its name. An empty ring lets everyone in."""
+class Key:
+    """An API key, without the key.
 
-    digests: Mapping[str, str]
+    Args:
+        scopes: annotate for labels and scores, jobs for files and jobs, admin for everything,
+            everybody's jobs and the change of the model included.
+    """
+
+    name: str
+    digest: str
+    scopes: frozenset[Scope]
+
+    def may(self, scope: Scope) -> bool:
+        """Whether it opens calls of this scope."""
+        return scope in self.scopes or ADMIN in self.scopes
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """Every key, by its name. An empty ring lets everyone in."""
+
+    keys: Mapping[str, Key]
 
     @classmethod
     def read(cls, path: Path | None) -> Keyring:
-        """The keys in a file of `name:sha256hex` lines; blank lines and # comments are skipped.
+        """The keys in a file of `name:sha256hex` or `name:sha256hex:scope,scope` lines.
 
+        Without scopes a key has annotate and jobs, and the one named admin has all. Blank lines
+        and # comments are skipped.
         Raises: ConfigError for a file that cannot be read, or a line that is no key.
         """
         if path is None:
@@ -41,29 +68,27 @@ class Keyring:
             lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--api-keys-file {path}: {error}") from error
-        digests: dict[str, str] = {}
+        keys: dict[str, Key] = {}
         for number, text in enumerate(lines, 1):
             line = text.strip()
             if not line or line.startswith("#"):
                 continue
-            key = _LINE.fullmatch(line)
-            if key is None:
-                raise ConfigError(f"{path}: line {number} is not name:sha256hex")
-            if key["name"] in digests:
-                raise ConfigError(f"{path}: line {number} names {key['name']} again")
-            digests[key["name"]] = key["digest"]
-        if not digests:
+            key = _key(line, f"{path}: line {number}")
+            if key.name in keys:
+                raise ConfigError(f"{path}: line {number} names {key.name} again")
+            keys[key.name] = key
+        if not keys:
             raise ConfigError(f"{path}: there is no key in the file")
-        return cls(digests)
+        return cls(keys)
 
-    def name(self, key: str) -> str | None:
-        """The name of the key, None for one that is not on the ring."""
-        digest = sha256(key.encode()).hexdigest()
+    def find(self, secret: str) -> Key | None:
+        """The key, None for one that is not on the ring."""
+        digest = sha256(secret.encode()).hexdigest()
         found = None
         # Every digest is compared, so that the time taken tells nothing about the ring.
-        for name, known in self.digests.items():
-            if hmac.compare_digest(digest, known):
-                found = name
+        for key in self.keys.values():
+            if hmac.compare_digest(digest, key.digest):
+                found = key
         return found
 
 
@@ -71,25 +96,64 @@ async def authenticated(
     request: Request,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
     header: Annotated[str | None, Security(_header)],
-) -> str | None:
-    """Whose files and jobs the caller sees: its key's name, or None for everybody's.
+) -> Key | None:
+    """The caller's key; None where the service has none.
 
-    None is also who calls with the key named admin, and whoever calls a service without keys.
-    Raises: ProblemError, 401, for a wrong or missing key.
+    Raises: ProblemError, 401, for a wrong or missing key; 429 for one that asks too often.
     """
     keyring: Keyring = request.app.state.service.keyring
-    if not keyring.digests:
+    if not keyring.keys:
         return None
-    key = bearer.credentials if bearer else header
-    name = keyring.name(key) if key else None
-    if name is None:
+    secret = bearer.credentials if bearer else header
+    key = keyring.find(secret) if secret else None
+    if key is None:
         raise ProblemError(
             401,
             "the API key is missing or unknown: send it as `Authorization: Bearer KEY`",
             reason="unauthorized",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    return None if name == ADMIN else name
+    request.state.key = key.name
+    request.app.state.service.allowance.take(key.name)
+    return key
 
 
-Owner = Annotated[str | None, Depends(authenticated)]
+CurrentKey = Annotated[Key | None, Depends(authenticated)]
+
+
+def scoped(scope: Scope) -> DependsMarker:
+    """A dependency of calls that need the scope. Raises: ProblemError, 403, for keys without."""
+
+    async def check(key: CurrentKey) -> None:
+        if key is not None and not key.may(scope):
+            raise ProblemError(
+                403,
+                f"the API key {key.name} has not the scope {scope} that this call needs",
+                reason="forbidden",
+            )
+
+    marker: DependsMarker = Depends(check)
+    return marker
+
+
+async def _owner(key: CurrentKey) -> str | None:
+    return None if key is None or ADMIN in key.scopes else key.name
+
+
+# Whose files and jobs the caller sees: its key's name, or None for everybody's.
+Owner = Annotated[str | None, Depends(_owner)]
+
+
+def _key(line: str, place: str) -> Key:
+    parts = _LINE.fullmatch(line)
+    if parts is None:
+        raise ConfigError(f"{place} is not name:sha256hex or name:sha256hex:scope,scope")
+    name = parts["name"]
+    if parts["scopes"] is None:
+        default = frozenset(_SCOPES) if name == ADMIN else _DEFAULT_SCOPES
+        return Key(name, parts["digest"], default)
+    wanted = parts["scopes"].split(",")
+    for scope in wanted:
+        if scope not in _SCOPES:
+            raise ConfigError(f"{place}: {scope!r} is no scope; there are {', '.join(_SCOPES)}")
+    return Key(name, parts["digest"], frozenset(s for s in _SCOPES if s in wanted))

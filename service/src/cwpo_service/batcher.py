@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cwpo.types import Priority
+from cwpo_annotator.backends.base import BackendUnavailableError
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.queue import Entry, Item, Part, Scorer, Scores, TokenQueue
@@ -42,6 +43,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._tokens_per_second = 0.0
         self._loop_task: asyncio.Task[None] | None = None
+        self._scoring_since: float | None = None
         metrics.watch_queue(lambda: self._queue.tokens)
 
     def start(self) -> None:
@@ -58,6 +60,11 @@ class Batcher:
     def is_dead(self) -> bool:
         """Whether the batcher itself has failed: nothing will ever be scored again."""
         return self._loop_task is not None and self._loop_task.done()
+
+    @property
+    def scoring_seconds(self) -> float:
+        """How long the batch on the device is there; 0 for none."""
+        return 0.0 if self._scoring_since is None else time.perf_counter() - self._scoring_since
 
     def check_room(self, tokens: int = 0) -> None:
         """Whether so many tokens may join the queue; an empty one takes any request.
@@ -114,6 +121,7 @@ class Batcher:
         begun = time.perf_counter()
         items = [item for part in parts for item in part.items]
         loop = asyncio.get_running_loop()
+        self._scoring_since = begun
         try:
             scores = await loop.run_in_executor(self.device, parts[0].entry.score, items)
             if len(scores) != len(items):
@@ -124,12 +132,15 @@ class Batcher:
             raise
         except Exception as error:
             logger.error("a batch of %d items failed", len(items), exc_info=error)
-            if len(parts) == 1:
-                parts[0].fail(_failed())
+            if len(parts) == 1 or isinstance(error, BackendUnavailableError):
+                for part in parts:
+                    part.fail(_failed(error))
             else:
                 for part in parts:
                     await self._score([part])
             return
+        finally:
+            self._scoring_since = None
         self._measure(parts, len(items), begun)
         at = 0
         for part in parts:
@@ -150,7 +161,9 @@ class Batcher:
                 self._metrics.queue_seconds.observe(begun - part.entry.since)
 
 
-def _failed() -> ProblemError:
+def _failed(error: Exception) -> ProblemError:
+    if isinstance(error, BackendUnavailableError):
+        return ProblemError(503, str(error), reason="backend", retry_after=5)
     return ProblemError(
         500, "the annotator failed on this request; the service's log says why", reason="backend"
     )

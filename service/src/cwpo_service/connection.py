@@ -1,29 +1,57 @@
-"""Whether anybody still waits for the answer."""
+"""Whether anybody still waits for the answer, and how long."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
+
+from cwpo_service.problems import ProblemError
 
 T = TypeVar("T")
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, but give it up when the client goes away. The body has to be read before.
+async def _deadline(
+    request: Request,
+    x_request_timeout: Annotated[
+        float | None,
+        Header(gt=0, le=86_400, description="seconds after which the answer is of no use"),
+    ] = None,
+) -> float | None:
+    if x_request_timeout is None:
+        return None
+    begun: float = request.state.begun
+    return begun + x_request_timeout
 
-    Raises: ClientDisconnect when it has gone.
+
+# When the answer is of no use any more, on the clock of time.perf_counter; None for never.
+Deadline = Annotated[float | None, Depends(_deadline)]
+
+
+async def while_awaited(
+    request: Request, deadline: float | None, work: Coroutine[Any, Any, T]
+) -> T:
+    """Do the work, but give it up when the client goes away or the deadline passes.
+
+    The body has to be read before.
+    Raises: ClientDisconnect when the client has gone; ProblemError, 504, at the deadline.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        left = None if deadline is None else max(deadline - time.perf_counter(), 0.0)
+        await asyncio.wait((task, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientDisconnect
+        if gone.done():
+            raise ClientDisconnect
+        raise ProblemError(
+            504, "not answered within the X-Request-Timeout of the request", reason="deadline"
+        )
     finally:
         task.cancel()
         gone.cancel()

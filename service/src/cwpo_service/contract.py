@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from cwpo.types import AnnotateRequest, JobRequest, Problem, ScoreRequest
+from cwpo.types import AnnotateRequest, JobRequest, Problem, ScoreRequest, SwapRequest
 from cwpo_service.routes.openrlhf import RewardRequest
 
 TAGS = [
@@ -20,7 +20,7 @@ TAGS = [
 ]
 
 # Read or written by routes without FastAPI's knowing, so that it does not list them by itself.
-_MODELS = (AnnotateRequest, ScoreRequest, JobRequest, RewardRequest, Problem)
+_MODELS = (AnnotateRequest, ScoreRequest, SwapRequest, JobRequest, RewardRequest, Problem)
 
 
 def install(app: FastAPI) -> None:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cwpo.errors import CwpoError
 from cwpo.types import (
     AnnotateRequest,
-    AnnotateResponse,
     FailedScore,
+    GoldenTriplet,
     ItemError,
     ModelInfo,
     Score,
@@ -24,6 +24,7 @@ from cwpo.types import (
 from cwpo_annotator.annotator import NON_FINITE, Annotator
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_service.batcher import Batcher
+from cwpo_service.hosted import Hosted, check_golden
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.settings import ServeSettings
@@ -45,7 +46,8 @@ class Inference:
         self.failure: CwpoError | None = None
         self._settings = settings
         self._metrics = metrics
-        self._annotator: Annotator | None = None
+        self._hosted: Hosted | None = None
+        self._is_swapping = False
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -67,12 +69,40 @@ class Inference:
             self.phase = "failed"
             self.failure = CwpoError(f"{name}: the annotator cannot be loaded: {reason}")
         else:
-            self._annotator = annotator
+            self._hosted = self._host(annotator)
             if self._settings.token_budget is None and annotator.backend.device.startswith("cuda"):
                 self._batcher.budget = _GPU_BUDGET
             self._batcher.start()
             if self.phase == "loading":
                 self.phase = "ready"
+
+    async def swap(self, load: Callable[[], Annotator], golden: Sequence[GoldenTriplet]) -> None:
+        """Load an annotator beside the present one, check it, and answer by it from now on.
+
+        Requests that are under way are answered by the annotator that they began with, and no
+        batch holds items of both.
+        Raises: ProblemError, 409 while another one is loaded, 503 while no annotator serves;
+            CwpoError for one that cannot be loaded or labels wrong: the present one stays.
+        """
+        self.check_accepting()
+        if self._is_swapping:
+            raise ProblemError(409, "another annotator is being loaded", reason="conflict")
+        self._is_swapping = True
+        try:
+            annotator = await asyncio.to_thread(_loaded, load)
+            try:
+                # On the device's own thread, so that it falls between two batches.
+                await asyncio.get_running_loop().run_in_executor(
+                    self._batcher.device, check_golden, annotator, golden
+                )
+            except Exception:
+                annotator.backend.close()
+                raise
+            before, self._hosted = self._hosted, self._host(annotator)
+            if before is not None:
+                before.retire()
+        finally:
+            self._is_swapping = False
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests; return when the accepted ones are answered, or the time is up."""
@@ -81,26 +111,33 @@ class Inference:
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, and let go of the annotator."""
         self._batcher.stop()
         self._tokeniser.shutdown(wait=False, cancel_futures=True)
+        if self._hosted is not None:
+            self._hosted.annotator.backend.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether none of the threads is at work."""
-        return self._annotator is not None and self._idle.is_set()
+        return self._hosted is not None and not self._is_swapping and self._idle.is_set()
 
-    @property
-    def is_alive(self) -> bool:
-        """False once requests can never be answered again."""
-        return not self._batcher.is_dead
+    def check_alive(self) -> None:
+        """Raises: ProblemError, 503, once only a restart can help."""
+        if self._batcher.is_dead:
+            raise ProblemError(503, "the batcher has died", reason="dead")
+        seconds = self._batcher.scoring_seconds
+        if seconds > self._settings.stuck_seconds:
+            raise ProblemError(
+                503, f"a batch is stuck on the device for {seconds:.0f} s", reason="stuck"
+            )
 
     @property
     def annotator(self) -> Annotator:
         """The loaded annotator. Raises: ProblemError, 503 while there is none."""
-        if self._annotator is None:
+        if self._hosted is None:
             raise self._unavailable()
-        return self._annotator
+        return self._hosted.annotator
 
     def info(self) -> ModelInfo:
         """What is loaded, and the limits."""
@@ -126,8 +163,12 @@ class Inference:
         if self.phase == "draining":
             raise self._unavailable()
 
-    async def annotate(self, request: AnnotateRequest) -> AnnotateResponse:
-        """Label the triplets, in order. Raises: ProblemError, 413, 429, 500 or 503."""
+    async def annotate(self, request: AnnotateRequest) -> dict[str, Any]:
+        """Label the triplets, in order; the fields of AnnotateResponse.
+
+        Making a model of every row would take longer than all else that is done for a request.
+        Raises: ProblemError, 413, 429, 500 or 503.
+        """
         triplets = request.triplets
         self._check_count(len(triplets), "triplets")
         with self._accepted() as annotator:
@@ -135,11 +176,10 @@ class Inference:
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
-        annotations = annotator.label(ids, encoded, scores)
-        self._metrics.count(annotations)
-        return AnnotateResponse.model_construct(
-            annotations=annotations, model=annotator.model, usage=_usage(len(triplets), pairs)
-        )
+        rows = annotator.rows(ids, encoded, scores)
+        self._metrics.count(rows)
+        usage = _usage(len(triplets), pairs)
+        return {"annotations": rows, "model": annotator.model, "usage": usage}
 
     async def score(self, request: ScoreRequest, *, limit: bool = True) -> ScoreResponse:
         """Score the items, in order. Raises: ProblemError, 413 (if limit), 429, 500 or 503."""
@@ -176,11 +216,17 @@ class Inference:
         self._active += 1
         self._idle.clear()
         try:
-            yield self.annotator
+            assert self._hosted is not None  # noqa: S101
+            with self._hosted.used() as annotator:
+                yield annotator
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
+
+    def _host(self, annotator: Annotator) -> Hosted:
+        # Queued on the device: a batch of a request that was given up may still be there.
+        return Hosted(annotator, lambda: self._batcher.device.submit(annotator.backend.close))
 
     def _check_count(self, count: int, what: str) -> None:
         limit = self._settings.max_triplets
@@ -197,6 +243,16 @@ class Inference:
             reason=phase,
             retry_after=_RETRY_AFTER.get(phase),
         )
+
+
+def _loaded(load: Callable[[], Annotator]) -> Annotator:
+    try:
+        return load()
+    except CwpoError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise CwpoError(f"the annotator cannot be loaded: {reason}") from error
 
 
 def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> Usage:

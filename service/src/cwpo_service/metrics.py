@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
-
-from cwpo.types import Annotation, FailedAnnotation
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = tuple(2.0**power for power in range(0, 15, 2))
@@ -83,17 +82,17 @@ class Metrics:
         gauge = Gauge("cwpo_queue_tokens", "Tokens that wait to be scored", registry=self.registry)
         gauge.set_function(tokens)
 
-    def count(self, annotations: Sequence[Annotation | FailedAnnotation]) -> None:
-        """Count one answer."""
+    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Count one answer's annotations."""
         confidences = []
         ties = truncations = 0
-        for item in annotations:
-            if isinstance(item, FailedAnnotation):
-                self.failures.labels(item.error.code).inc()
+        for row in rows:
+            if "error" in row:
+                self.failures.labels(row["error"].code).inc()
                 continue
-            confidences.append(item.confidence)
-            ties += item.preferred == "tie"
-            truncations += item.truncated
+            confidences.append(row["confidence"])
+            ties += row["preferred"] == "tie"
+            truncations += row["truncated"]
         self.annotations.inc(len(confidences))
         self.ties.inc(ties)
         self.truncations.inc(truncations)

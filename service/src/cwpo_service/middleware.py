@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+import zlib
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +16,8 @@ from cwpo_service.problems import ProblemError, unexpected
 from cwpo_service.settings import ServeSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# zlib's way to say "gzip, with the largest window".
+_GZIP = 31
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -33,7 +36,7 @@ class Envelope:
             return
         begun = time.perf_counter()
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, begun=begun)
         body = LimitedBody(receive, scope, self._limit(scope))
         status = 0
 
@@ -62,27 +65,67 @@ class Envelope:
 
 
 class LimitedBody:
-    """A request's body that may not be longer than a limit."""
+    """A request's body, inflated if it came compressed, that may not be longer than a limit."""
 
     def __init__(self, receive: Receive, scope: Scope, limit: int) -> None:
-        length = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
         self._declared = int(length) if length.isdecimal() else 0
         self._receive = receive
         self._limit = limit
         self._size = 0
+        self._encoding = headers.get("content-encoding", "identity").strip().lower()
+        self._inflation = zlib.decompressobj(_GZIP)
 
     async def receive(self) -> Message:
-        """The next part. Raises: ProblemError, 413, at the first byte over the limit."""
+        """The next part.
+
+        Raises: ProblemError, 413, at the first byte over the limit; 415 for an encoding other than
+            gzip; 400 for a body that is no gzip.
+        """
         if self._declared > self._limit:
             raise self._too_large()
         message = await self._receive()
-        self._size += len(message.get("body", b""))
+        if message["type"] != "http.request":
+            return message
+        body = message.get("body", b"")
+        if self._encoding != "identity":
+            is_last = not message.get("more_body", False)
+            body = self._inflate(body, is_last)
+            message = {**message, "body": body}
+        self._size += len(body)
         if self._size > self._limit:
             raise self._too_large()
         return message
 
+    def _inflate(self, data: bytes, is_last: bool) -> bytes:
+        if self._encoding != "gzip":
+            raise ProblemError(
+                415,
+                f"send Content-Encoding: gzip or none, not {self._encoding}",
+                reason="invalid",
+                headers={"Accept-Encoding": "gzip"},
+            )
+        try:
+            # One byte over the limit tells enough, however far a bomb would go on.
+            body = self._inflation.decompress(data, self._limit - self._size + 1)
+        except zlib.error as error:
+            raise _no_gzip() from error
+        has_more = self._inflation.unconsumed_tail or self._inflation.unused_data
+        if len(body) + self._size <= self._limit and (
+            has_more or (is_last and not self._inflation.eof)
+        ):
+            raise _no_gzip()
+        return body
+
     def _too_large(self) -> ProblemError:
         return ProblemError(413, f"the body is over {self._limit:,} bytes", reason="too_large")
+
+
+def _no_gzip() -> ProblemError:
+    return ProblemError(
+        400, "the body is not the one gzip member it claims to be", reason="invalid"
+    )
 
 
 def _request_id(given: str | None) -> str:

@@ -164,16 +164,18 @@ def _title(status: int) -> str:
 _RENAMED = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
 
 _DOCUMENTED: dict[int, str] = {
-    400: "The request is not well-formed.",
+    400: "The request is not well-formed, or its body is not in its Content-Encoding.",
     401: "The API key is missing or unknown.",
+    403: "The API key has not the scope that this call needs.",
     404: "There is none of this id that the key may see.",
     409: "The state of the job does not allow this.",
     413: "Over a limit that the detail names.",
-    415: "The Content-Type is none that this call reads.",
+    415: "The Content-Type or Content-Encoding is none that this call reads.",
     416: "The range lies outside the file.",
     422: "Something in the request is invalid; `errors` names each place.",
     429: "Too much work is waiting; Retry-After says when to come back.",
     500: "The service failed; its log says why under the request id.",
+    504: "Not answered within the X-Request-Timeout of the request.",
     503: "Loading, draining, or a store is unreachable; the detail says which.",
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from cwpo_annotator.annotator import Annotator
+from cwpo_service.allowance import Allowance
 from cwpo_service.auth import Keyring
 from cwpo_service.inference import Inference
 from cwpo_service.jobs import Jobs
@@ -22,8 +25,10 @@ class Service:
     settings: ServeSettings
     metrics: Metrics
     keyring: Keyring
+    allowance: Allowance
     inference: Inference
     jobs: Jobs | None
+    loader: Callable[[str], Annotator]
 
 
 async def current_service(request: Request) -> Service:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
@@ -9,9 +10,10 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from cwpo.cli import Command
+from cwpo.errors import CwpoError
 from cwpo_annotator.annotator import Annotator, DType
 
-BackendName = Literal["torch", "null"]
+BackendName = Literal["torch", "vllm", "null"]
 
 
 class ServeSettings(Command):
@@ -21,8 +23,15 @@ class ServeSettings(Command):
         None, description="annotator checkpoint: a folder, or a Hub id (owner/name)"
     )
     backend: BackendName = Field(
-        "torch", description="what scores; null scores by a hash, for load tests"
+        "torch",
+        description="what scores: torch in this process, or a vLLM server; null scores by a hash, "
+        "for load tests",
     )
+    vllm_url: str | None = Field(None, description="a running vLLM server, for --backend vllm")
+    vllm_python: Path | None = Field(
+        None, description="interpreter of the environment with vLLM, to start a server of our own"
+    )
+    vllm_arguments: str = Field("", description="more of vLLM's command line, for such a server")
     dtype: DType = Field("auto", description="of the weights: bfloat16 on a GPU, else float32")
     device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -45,14 +54,25 @@ class ServeSettings(Command):
     token_budget: int | None = Field(
         None, ge=1, description="tokens a batch; without it 65536 on a GPU, 4096 on a CPU"
     )
+    stuck_seconds: float = Field(
+        300.0, gt=0, description="time that one batch may take before the service counts as dead"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="requests a minute that each API key may make; without it any"
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
     )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.backend == "torch" and self.annotator is None:
+        if self.backend != "null" and self.annotator is None:
             raise ValueError("--annotator is missing: name a checkpoint folder or a Hub id")
+        if self.backend == "vllm" and (self.vllm_url is None) == (self.vllm_python is None):
+            raise ValueError(
+                "--backend vllm needs --vllm-url of a running server, or --vllm-python of the "
+                "environment to start one from"
+            )
         if (self.redis_url is None) != (self.store_url is None):
             raise ValueError("jobs need both --redis-url and --store-url, or neither")
         if self.api_keys_file is None and not _is_loopback(self.host):
@@ -62,11 +82,33 @@ class ServeSettings(Command):
             )
         return self
 
-    def load_annotator(self) -> Annotator:
-        """The annotator as set. Raises: CheckpointError for what is no annotator."""
-        if self.backend == "null" or self.annotator is None:
+    def load_annotator(self, name: str | None = None) -> Annotator:
+        """The annotator of this name, or as set. Raises: CheckpointError for what is none."""
+        name = name or self.annotator
+        if self.backend == "null" or name is None:
             return Annotator.null()
-        return Annotator.load(self.annotator, dtype=self.dtype, device=self.device)
+        if self.backend == "vllm":
+            return self._over_vllm(name)
+        return Annotator.load(name, dtype=self.dtype, device=self.device)
+
+    def _over_vllm(self, annotator: str) -> Annotator:
+        if self.vllm_url is not None:
+            return Annotator.over_vllm(annotator, self.vllm_url, dtype=self.dtype)
+        from cwpo_annotator.backends.vllm_server import VllmServer
+
+        server = VllmServer(
+            Path(self.vllm_python or ""),
+            annotator,
+            dtype=self.dtype,
+            on_cpu=self.device == "cpu",
+            arguments=shlex.split(self.vllm_arguments),
+        )
+        try:
+            server.start()
+            return Annotator.over_vllm(annotator, server.url, dtype=self.dtype, server=server)
+        except CwpoError:
+            server.stop()
+            raise
 
     @property
     def url(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import signal
@@ -20,6 +19,7 @@ import httpx
 from pydantic import SecretStr
 
 from cwpo.errors import ConfigError, CwpoError
+from cwpo.process import die_with_parent
 from cwpo_annotator import checkpoint
 from cwpo_service.auth import Keyring
 from cwpo_service.server import listen
@@ -31,9 +31,6 @@ _WORKER_STOP_SECONDS = 10.0
 _SERVICE_GRACE_SECONDS = 10.0
 _LONGEST_BACK_OFF = 30.0
 _HEALTHY_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Child:
@@ -60,7 +57,7 @@ class Child:
             # What it has to say besides errors is said by the supervisor.
             stdout=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=die_with_parent(),  # noqa: PLW1509
         )
         self._started = time.monotonic()
 
@@ -172,7 +169,7 @@ class Supervisor:
         known = settings.api_keys_file.read_text()
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cwpo-"))
         settings.api_keys_file = Path(folder) / "keys"
-        line = f"cwpo-worker:{sha256(key.encode()).hexdigest()}"
+        line = f"cwpo-worker:{sha256(key.encode()).hexdigest()}:annotate"
         settings.api_keys_file.write_text(f"{known.rstrip()}\n{line}\n")
         return key
 
@@ -242,9 +239,3 @@ def _worker_environment(settings: ServeSettings, key: str | None) -> dict[str, s
         "CWPO_STORE_URL": settings.store_url or "",
     }
     return result if key is None else {**result, "CWPO_API_KEY": key}
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: the kernel sends it SIGTERM when the supervisor is gone, however."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -6,6 +6,7 @@ Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.align`, with the flags
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,8 @@ from cwpo.errors import ConfigError
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, runtime
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
-from cwpo_trainer.formatting import Formatter
+from cwpo_trainer.formatting import Formatter, TokenisedText
 from cwpo_trainer.record import Output, new_output
-from cwpo_trainer.sft import report_left_out
 from cwpo_trainer.weighted import WeightedPair, read_human, read_weighted, weights_of
 
 if TYPE_CHECKING:
@@ -92,27 +92,32 @@ def tokenised(
     Pairs with a text over max_length tokens are left out rather than cut, and counted in the
     results. Raises: DatasetError when none is left.
     """
-    prompts = [pair.prompt for pair in pairs]
-    chosen = formatter.tokenise(prompts, [pair.chosen for pair in pairs])
-    rejected = formatter.tokenise(prompts, [pair.rejected for pair in pairs])
-    rows: list[dict[str, Any]] = []
-    for of_chosen, of_rejected, weight in zip(chosen, rejected, weights.tolist(), strict=True):
-        if max(of_chosen.tokens, of_rejected.tokens) > max_length:
-            continue
-        # Where tokens merge across the seam, both responses start at the earlier place.
-        shared = min(len(of_chosen.prompt_ids), len(of_rejected.prompt_ids))
-        rows.append(
-            {
-                "prompt_ids": of_chosen.prompt_ids[:shared],
-                "chosen_ids": of_chosen.prompt_ids[shared:] + of_chosen.response_ids,
-                "rejected_ids": of_rejected.prompt_ids[shared:] + of_rejected.response_ids,
-                _WEIGHT_COLUMN: weight,
-            }
-        )
-    report_left_out(output, len(pairs), len(rows), max_length)
-    used = [row[_WEIGHT_COLUMN] for row in rows]
-    output.results |= {"mean_weight": float(np.mean(used)), "max_weight": max(used)}
-    return Dataset.from_list(rows)
+    pairs_and_weights = list(zip(pairs, weights.tolist(), strict=True))
+
+    def rows(part: Sequence[tuple[WeightedPair, float]]) -> list[dict[str, Any]]:
+        prompts = [pair.prompt for pair, _ in part]
+        chosen = formatter.tokenise(prompts, [pair.chosen for pair, _ in part])
+        rejected = formatter.tokenise(prompts, [pair.rejected for pair, _ in part])
+        return [
+            _row(of_chosen, of_rejected) | {_WEIGHT_COLUMN: weight}
+            for of_chosen, of_rejected, (_, weight) in zip(chosen, rejected, part, strict=True)
+            if max(of_chosen.tokens, of_rejected.tokens) <= max_length
+        ]
+
+    dataset = policy.dataset_of(pairs_and_weights, rows, max_length, output)
+    used = np.asarray(dataset.with_format("numpy")[_WEIGHT_COLUMN][:])
+    output.results |= {"mean_weight": float(used.mean()), "max_weight": float(used.max())}
+    return dataset
+
+
+def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, list[int]]:
+    # Where tokens merge across the seam, both responses start at the earlier place.
+    shared = min(len(chosen.prompt_ids), len(rejected.prompt_ids))
+    return {
+        "prompt_ids": chosen.prompt_ids[:shared],
+        "chosen_ids": chosen.prompt_ids[shared:] + chosen.response_ids,
+        "rejected_ids": rejected.prompt_ids[shared:] + rejected.response_ids,
+    }
 
 
 def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:

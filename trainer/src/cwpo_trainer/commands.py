@@ -9,8 +9,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from cwpo.cli import Command
-
-DType = Literal["auto", "float32", "bfloat16"]
+from cwpo_trainer.runtime import DType
 
 
 class _Training(Command):

@@ -11,7 +11,6 @@ from cwpo.types import Prompt
 from cwpo_trainer import transcript
 
 JOIN = "\n\n"
-_BATCH = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +109,13 @@ class Formatter:
         for is_templated in (False, True):
             # A chat template writes the special tokens itself.
             places = [at for at, (_, templated) in enumerate(texts) if templated == is_templated]
-            for start in range(0, len(places), _BATCH):
-                part = places[start : start + _BATCH]
-                encoded = self.tokenizer(
-                    [texts[at][0] for at in part], add_special_tokens=not is_templated
-                )
-                for at, ids in zip(part, encoded["input_ids"], strict=True):
-                    result[at] = ids
+            if not places:
+                continue
+            encoded = self.tokenizer(
+                [texts[at][0] for at in places], add_special_tokens=not is_templated
+            )
+            for at, ids in zip(places, encoded["input_ids"], strict=True):
+                result[at] = ids
         return result
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
@@ -18,6 +21,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from cwpo.errors import DatasetError
 from cwpo_annotator.checkpoint import CheckpointError, resolve
 from cwpo_trainer import runtime
 from cwpo_trainer.record import LOG_NAME, Output
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from cwpo_trainer.commands import PolicyTraining
 
 WARMUP_SHARE = 0.1
+_PART = 1024
+
+T = TypeVar("T")
 
 
 def load(folder: Path, *, dtype: torch.dtype | str = torch.float32) -> Any:
@@ -107,6 +114,33 @@ def total_steps(settings: PolicyTraining, rows: int) -> int:
     """Optimiser steps over all epochs."""
     pairs_a_step = settings.batch_size * settings.gradient_accumulation * runtime.world_size()
     return math.ceil(math.ceil(rows / pairs_a_step) * settings.epochs)
+
+
+def dataset_of(
+    items: Sequence[T],
+    rows: Callable[[Sequence[T]], list[dict[str, Any]]],
+    max_length: int,
+    output: Output,
+) -> Dataset:
+    """The rows that `rows` makes of the items, a part at a time, so that tokens stay compact.
+
+    `rows` leaves out what is longer than max_length; that is said, and counted in the results.
+    Raises: DatasetError when nothing is left.
+    """
+    starts = range(0, len(items), _PART)
+    made = (rows(items[start : start + _PART]) for start in starts)
+    parts = [Dataset.from_list(part) for part in made if part]
+    used = sum(map(len, parts))
+    output.results |= {"pairs": used, "pairs_too_long": len(items) - used}
+    if not parts:
+        raise DatasetError(f"all {len(items):,} pairs are longer than --max-length {max_length:,}")
+    if used < len(items) and runtime.is_main():
+        print(
+            f"{len(items) - used:,} of {len(items):,} pairs are longer than --max-length "
+            f"{max_length:,} tokens and left out",
+            file=sys.stderr,
+        )
+    return concatenate_datasets(parts)
 
 
 def train(trainer: Any, output: Output, title: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -10,7 +11,6 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from cwpo import cli
-from cwpo.errors import DatasetError
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, runtime
 from cwpo_trainer.formatting import Formatter
@@ -53,30 +53,19 @@ def tokenised(
     Texts over max_length tokens are left out rather than cut, and counted in the results.
     Raises: DatasetError when none is left.
     """
-    texts = formatter.tokenise([pair.prompt for pair in pairs], [pair.chosen for pair in pairs])
-    rows: list[dict[str, Any]] = [
-        {
-            "input_ids": text.prompt_ids + text.response_ids,
-            "labels": [-100] * len(text.prompt_ids) + text.response_ids,
-        }
-        for text in texts
-        if text.tokens <= max_length
-    ]
-    report_left_out(output, len(pairs), len(rows), max_length)
-    return Dataset.from_list(rows)
 
+    def rows(part: Sequence[WeightedPair]) -> list[dict[str, Any]]:
+        texts = formatter.tokenise([pair.prompt for pair in part], [pair.chosen for pair in part])
+        return [
+            {
+                "input_ids": text.prompt_ids + text.response_ids,
+                "labels": [-100] * len(text.prompt_ids) + text.response_ids,
+            }
+            for text in texts
+            if text.tokens <= max_length
+        ]
 
-def report_left_out(output: Output, pairs: int, used: int, max_length: int) -> None:
-    """Say how many pairs are too long. Raises: DatasetError if all are."""
-    output.results |= {"pairs": used, "pairs_too_long": pairs - used}
-    if used == 0:
-        raise DatasetError(f"all {pairs:,} pairs are longer than --max-length {max_length:,}")
-    if used < pairs and runtime.is_main():
-        print(
-            f"{pairs - used:,} of {pairs:,} pairs are longer than --max-length {max_length:,} "
-            "tokens and left out",
-            file=sys.stderr,
-        )
+    return policy.dataset_of(pairs, rows, max_length, output)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     "cancelling": frozenset({"cancelled"}),
     "completed": frozenset(),
     "completed_with_errors": frozenset(),
-    "failed": frozenset(),
-    "cancelled": frozenset(),
+    # Resumed, a job is planned again, which finds what was finished before.
+    "failed": frozenset({"validating"}),
+    "cancelled": frozenset({"validating"}),
 }
 
 

@@ -1,4 +1,4 @@
-"""Jobs as the service sees them: submit, look at, list, cancel, fetch."""
+"""Jobs as the service sees them: submit, look at, list, cancel, resume, fetch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import BinaryIO
 
 import redis
 
-from cwpo.types import FINAL_STATES, Job, JobList, JobRequest, JobState, ResultFormat
+from cwpo.types import (
+    FINAL_STATES,
+    Job,
+    JobList,
+    JobProgress,
+    JobRequest,
+    JobState,
+    ResultFormat,
+)
 from cwpo_worker import ids
 from cwpo_worker.errors import (
     IdempotencyConflictError,
@@ -55,13 +63,14 @@ class Ledger:
             state="validating",
             file_id=request.file_id,
             truncation=request.truncation,
+            max_rejected_share=request.max_rejected_share,
             created_at=now(),
             owner=owner,
             shard_rows=SHARD_ROWS,
         )
         with queue_errors():
             record = self.records.create(asked)
-            if (record.file_id, record.truncation) != (asked.file_id, asked.truncation):
+            if any(getattr(record, name) != value for name, value in request):
                 raise IdempotencyConflictError(
                     "this Idempotency-Key was used for another job: send a new one"
                 )
@@ -110,6 +119,31 @@ class Ledger:
             record = self.records.change(job_id, cancelling)
             if record.state == "cancelling":
                 record = self.settle(job_id, self.queue.census())
+            return self._public(record)
+
+    def resume(self, job_id: str, *, owner: str | None) -> Job:
+        """Go on with a failed or cancelled job: only what is missing is done.
+
+        A job that is under way stays as it is. Raises: UnknownJobError; IllegalTransitionError if
+        it has completed, or is still being cancelled.
+        """
+
+        def resumed(record: JobRecord) -> JobRecord:
+            if record.state in ("validating", "queued", "running", "finalizing"):
+                return record
+            if record.state not in ("failed", "cancelled"):
+                raise IllegalTransitionError(
+                    f"job {record.id} is {record.state}: only a failed or cancelled one is resumed"
+                )
+            return record.moved(
+                "validating", progress=JobProgress(), error=None, started_at=None, finished_at=None
+            )
+
+        with queue_errors():
+            before = self._owned(job_id, owner)
+            record = self.records.change(job_id, resumed)
+            if record.version != before.version:
+                self.queue.enqueue([Task(job_id, "plan")])
             return self._public(record)
 
     def settle(self, job_id: str, census: Census) -> JobRecord:

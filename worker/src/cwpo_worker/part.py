@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cwpo.datasets import ParquetWriter, RejectedRow, weighted_schema
+from cwpo.datasets import ParquetWriter, RejectedRow, weighted_schema, weighted_table
 from cwpo.types import ModelRef
 from cwpo_worker.store import BlobStore
 
@@ -47,12 +47,10 @@ def write(
         model=model,
     )
     failed = json.dumps([error.as_dict() for error in errors])
-    table = pa.Table.from_pylist(
-        list(rows), schema=schema.with_metadata({**(schema.metadata or {}), _ERRORS: failed})
-    )
+    schema = schema.with_metadata({**(schema.metadata or {}), _ERRORS: failed})
     with store.create(key) as sink:
         writer = ParquetWriter(sink)
-        writer.write_table(table)
+        writer.write_table(weighted_table(rows, schema))
         writer.close()
 
 

@@ -15,13 +15,15 @@ from cwpo_worker.queue import Task
 
 # A shard of long texts is closed before its rows are too much for a worker's memory.
 SHARD_BYTES = 32 << 20
+# Fewer rows say little about the share of bad ones.
+JUDGED_ROWS = 1000
 
 
 def plan(ledger: Ledger, job_id: str) -> None:
     """Write the shards and the manifest, and queue the shards.
 
-    Raises: DatasetError when the input cannot be read as a whole or has no rows; JobStoppedError
-    when the job was cancelled; StoreError.
+    Raises: DatasetError when the input cannot be read as a whole, has no rows or too large a share
+    of invalid ones; JobStoppedError when the job was cancelled; StoreError.
     """
     record = ledger.records.expect(job_id, "validating")
     folder = JobFolder(job_id)
@@ -40,7 +42,8 @@ def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
     shards: list[Shard] = []
     with ledger.store.create(folder.rejected) as sink, ledger.files.open(file.id) as source:
         errors = JsonlWriter(sink)
-        for item in _shards(ledger, record, read_triplets(source, file.format)):
+        items = _bearable(read_triplets(source, file.format), record.max_rejected_share)
+        for item in _shards(ledger, record, items):
             if isinstance(item, RejectedRow):
                 errors.write([item.as_dict()])
                 rejected += 1
@@ -57,6 +60,25 @@ def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
     with ledger.store.create(folder.manifest) as blob:
         blob.write(manifest.model_dump_json().encode())
     return manifest
+
+
+def _bearable(
+    items: Iterable[NumberedTriplet | RejectedRow], share: float
+) -> Iterator[NumberedTriplet | RejectedRow]:
+    """The same items. Raises: DatasetError once more than the share of them are rejected."""
+    rejected = 0
+    first: RejectedRow | None = None
+    for seen, item in enumerate(items, 1):
+        if isinstance(item, RejectedRow):
+            rejected += 1
+            first = first or item
+        if first is not None and seen >= JUDGED_ROWS and rejected > share * seen:
+            raise DatasetError(
+                f"{rejected:,} of the first {seen:,} rows are invalid, a larger share than "
+                f"max_rejected_share = {share:g} allows; the first is row {first.row}: "
+                f"{first.error.detail}"
+            )
+        yield item
 
 
 def _shards(

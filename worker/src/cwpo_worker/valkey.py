@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import secrets
-import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -20,11 +15,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cwpo.process import die_with_parent, free_port
 from cwpo_worker.errors import ValkeyError
 
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedValkey:
@@ -61,7 +56,7 @@ class EmbeddedValkey:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._acquire()
         self._stop_leftover()
-        self._port = self._port or _free_port()
+        self._port = self._port or free_port()
         self._write_config(self._port)
         with (self._folder / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
@@ -72,7 +67,7 @@ class EmbeddedValkey:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for the supervisor, which stops the server last.
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509
+                preexec_fn=die_with_parent(),  # noqa: PLW1509
             )
         self._wait_until_ready()
 
@@ -184,29 +179,6 @@ def _binary() -> str:
             "no embedded Valkey server for this system: start Redis or Valkey and set --redis-url"
         ) from error
     return str(get_binary_path())
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes the server: ask Linux to end it with its parent."""
-    if not sys.platform.startswith("linux"):
-        return None
-    parent = os.getpid()
-    # Loaded here: between fork and exec only the call itself is safe.
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _last_line(folder: Path) -> str:

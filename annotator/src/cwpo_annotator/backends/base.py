@@ -9,6 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cwpo.errors import CwpoError
+
+
+class BackendUnavailableError(CwpoError):
+    """Nothing can be scored at the moment; the same request may succeed later."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
@@ -54,6 +60,10 @@ class Backend(Protocol):
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Raw scores, shape (n,), in input order."""
+        ...
+
+    def check(self) -> None:
+        """Raises: BackendUnavailableError while nothing can be scored."""
         ...
 
     def close(self) -> None:

@@ -52,6 +52,9 @@ class NullBackend:
         """Shape (n,)."""
         return _score(np.array([text.ids[0] for text in texts], dtype=np.float64))
 
+    def check(self) -> None:
+        """It always can."""
+
     def close(self) -> None:
         """Nothing is held."""
 

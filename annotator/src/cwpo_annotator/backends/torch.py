@@ -70,6 +70,9 @@ class TorchBackend:
             return self._score_packed(pack_texts(sequences, self.token_budget), len(texts))
         return self._score_padded(sequences)
 
+    def check(self) -> None:
+        """A model in this process is there as long as the process is."""
+
     def close(self) -> None:
         """Free the model."""
         del self.model
@@ -79,17 +82,23 @@ class TorchBackend:
         scores = np.empty(count, np.float32)
         for row in rows:
             hidden = read_row(self.model, row)
-            scores[row.texts] = self.model.score(hidden[row.last])[:, 0].cpu().numpy()
+            # Equal texts are read at one place, and rounding may differ from place to place.
+            places, of_text = np.unique(row.last, return_inverse=True)
+            scores[row.texts] = self.model.score(hidden[places])[:, 0].cpu().numpy()[of_text]
         return scores
 
     @torch.inference_mode()
     def _score_padded(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        scores = np.empty(len(sequences), np.float32)
-        for rows in length_sorted([len(ids) for ids in sequences], self.token_budget):
-            ids, mask = self._padded([sequences[row] for row in rows])
+        # Each text once and in an order of its own: equal texts tie, and a pair whose responses
+        # are swapped is read in the very same batches.
+        texts = sorted(set(map(tuple, sequences)), key=lambda ids: (len(ids), ids))
+        place = {ids: at for at, ids in enumerate(texts)}
+        scores = np.empty(len(texts), np.float32)
+        for rows in length_sorted([len(ids) for ids in texts], self.token_budget):
+            ids, mask = self._padded([texts[row] for row in rows])
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             scores[rows] = logits[:, 0].float().cpu().numpy()
-        return scores
+        return scores[[place[tuple(ids)] for ids in sequences]]
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(ids) for ids in sequences)

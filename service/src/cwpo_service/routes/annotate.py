@@ -8,14 +8,16 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic_core import to_json
 
 from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
-from cwpo_service.auth import authenticated
+from cwpo_service.auth import scoped
 from cwpo_service.body import accepts, answers, json_body
-from cwpo_service.connection import while_connected
+from cwpo_service.connection import Deadline, while_awaited
 from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
 
 router = APIRouter(
-    tags=["annotate"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+    tags=["annotate"],
+    dependencies=[scoped("annotate")],
+    responses=documented(401, 403, 422, 429, 500),
 )
 
 _TRIPLET = {
@@ -46,22 +48,22 @@ _ANSWER = {
     "/annotate",
     summary="Label triplets",
     response_model=AnnotateResponse,
-    responses={**documented(413, 415, 429, 503), **answers(_ANSWER)},
+    responses={**documented(400, 413, 415, 429, 503, 504), **answers(_ANSWER)},
     openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}),
 )
 async def annotate(
     request: Request,
     body: Annotated[AnnotateRequest, Depends(json_body(AnnotateRequest))],
     service: CurrentService,
+    deadline: Deadline,
 ) -> Response:
     """Say which response of each triplet is preferred, and with what confidence.
 
     The answer is in input order; a triplet without an id is named by its position. One that
     cannot be annotated has an `error` in place of a label, and the others are unharmed.
     """
-    answer = await while_connected(request, service.inference.annotate(body))
-    # A list of models is written twice as fast as the field's list of a union of models.
-    return Response(to_json(dict(answer), exclude_none=True), media_type="application/json")
+    answer = await while_awaited(request, deadline, service.inference.annotate(body))
+    return Response(to_json(answer), media_type="application/json")
 
 
 @router.post(
@@ -69,7 +71,7 @@ async def annotate(
     summary="Score single responses",
     response_model=ScoreResponse,
     responses={
-        **documented(413, 415, 429, 503),
+        **documented(400, 413, 415, 429, 503, 504),
         **answers(
             {
                 "scores": [{"score": 2.25, "truncated": False}],
@@ -87,7 +89,8 @@ async def score(
     request: Request,
     body: Annotated[ScoreRequest, Depends(json_body(ScoreRequest))],
     service: CurrentService,
+    deadline: Deadline,
 ) -> Response:
     """The annotator's raw score (logit) of each response, in input order."""
-    answer = await while_connected(request, service.inference.score(body))
+    answer = await while_awaited(request, deadline, service.inference.score(body))
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

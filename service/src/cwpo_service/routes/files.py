@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
 
 from cwpo.resources import CONTENT_TYPES
 from cwpo.types import File
-from cwpo_service.auth import Owner, authenticated
+from cwpo_service.auth import Owner, scoped
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentJobs, CurrentService
 
 router = APIRouter(
-    tags=["files"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+    tags=["files"], dependencies=[scoped("jobs")], responses=documented(401, 403, 422, 429, 500)
 )
 
 IdempotencyKey = Annotated[
@@ -37,7 +37,7 @@ _UPLOAD = {
     "/files",
     status_code=201,
     summary="Upload triplets",
-    responses=documented(409, 413, 415, 503),
+    responses=documented(400, 409, 413, 415, 503),
     openapi_extra=_UPLOAD,
 )
 async def upload_file(

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from cwpo_service.problems import ProblemError, documented
+from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
 
 router = APIRouter(tags=["operate"], responses=documented(500))
@@ -24,15 +24,15 @@ class Health(BaseModel):
 @router.get("/health/live", summary="Is it alive?", responses=documented(503))
 async def live(service: CurrentService) -> Health:
     """Fails only when the service has to be restarted."""
-    if not service.inference.is_alive:
-        raise ProblemError(503, "the batcher has died", reason="dead")
+    service.inference.check_alive()
     return Health()
 
 
 @router.get("/health/ready", summary="Does it take work?", responses=documented(503))
 async def ready(service: CurrentService) -> Health:
-    """Fails while the annotator loads, while the service drains, and without its stores."""
+    """Fails while loading, while draining, and without the backend or the stores of jobs."""
     service.inference.check_accepting()
+    await run_in_threadpool(service.inference.annotator.backend.check)
     if service.jobs is not None:
         await run_in_threadpool(service.jobs.check)
     return Health()

@@ -1,4 +1,4 @@
-"""Batch jobs: submit, list, watch, cancel, download."""
+"""Batch jobs: submit, list, watch, cancel, resume, download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from cwpo.types import FINAL_STATES, Job, JobList, JobRequest, JobState, ResultFormat
-from cwpo_service.auth import Owner, authenticated
+from cwpo_service.auth import Owner, scoped
 from cwpo_service.body import accepts, json_body
 from cwpo_service.download import file_response
 from cwpo_service.jobs import Jobs
@@ -22,8 +22,8 @@ from cwpo_service.service import CurrentJobs, CurrentService, Service
 router = APIRouter(
     prefix="/jobs",
     tags=["jobs"],
-    dependencies=[Depends(authenticated)],
-    responses=documented(401, 422, 500),
+    dependencies=[scoped("jobs")],
+    responses=documented(401, 403, 422, 429, 500),
 )
 
 _POLL_SECONDS = 0.5
@@ -46,7 +46,7 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
     "",
     status_code=201,
     summary="Submit a job",
-    responses=documented(404, 409, 413, 415, 503),
+    responses=documented(400, 404, 409, 413, 415, 503),
     openapi_extra=accepts(JobRequest, {"file_id": "file_0123456789abcdef"}),
 )
 async def submit_job(
@@ -87,6 +87,12 @@ async def get_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
 async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     """Stop the job. A job that has ended already cannot be cancelled."""
     return await run_in_threadpool(jobs.ledger.cancel, job_id, owner=owner)
+
+
+@router.post("/{job_id}/resume", summary="Resume a job", responses=documented(404, 409, 503))
+async def resume_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+    """Go on with a failed or cancelled job. What was finished is kept and not done again."""
+    return await run_in_threadpool(jobs.ledger.resume, job_id, owner=owner)
 
 
 @router.get(

@@ -8,14 +8,16 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from cwpo.types import FailedScore, ScoreItem, ScoreRequest, Truncation
-from cwpo_service.auth import authenticated
+from cwpo_service.auth import scoped
 from cwpo_service.body import accepts, answers, json_body
-from cwpo_service.connection import while_connected
+from cwpo_service.connection import Deadline, while_awaited
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentService
 
 router = APIRouter(
-    tags=["openrlhf"], dependencies=[Depends(authenticated)], responses=documented(401, 422, 500)
+    tags=["openrlhf"],
+    dependencies=[scoped("annotate")],
+    responses=documented(401, 403, 422, 429, 500),
 )
 
 
@@ -57,7 +59,7 @@ class RewardResponse(BaseModel):
     summary="Reward rollouts",
     response_model=RewardResponse,
     responses={
-        **documented(413, 415, 429, 503),
+        **documented(400, 413, 415, 429, 503, 504),
         **answers({"rewards": [1.5], "scores": [1.5], "extra_logs": {"truncated": [0.0]}}),
     },
     openapi_extra=accepts(
@@ -69,6 +71,7 @@ async def get_reward(
     request: Request,
     body: Annotated[RewardRequest, Depends(json_body(RewardRequest))],
     service: CurrentService,
+    deadline: Deadline,
     truncation: Annotated[Truncation, Query(description="of too long texts")] = "error",
 ) -> Response:
     """The raw score of each text, for `--remote_rm_url http://HOST:PORT/get_reward`.
@@ -76,7 +79,7 @@ async def get_reward(
     There is no reward for a text that cannot be scored, so one such text fails the request.
     """
     wanted = ScoreRequest(items=body.items(), truncation=truncation)
-    answer = await while_connected(request, service.inference.score(wanted, limit=False))
+    answer = await while_awaited(request, deadline, service.inference.score(wanted, limit=False))
     rewards, truncated = [], []
     for index, item in enumerate(answer.scores):
         if isinstance(item, FailedScore):

@@ -31,9 +31,8 @@ def load(base: Path, encoder: Encoder, *, layers: int | None = None) -> Any:
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{base}: cannot be given a scalar head: {reason}") from error
     if len(encoder.tokenizer) > model.get_input_embeddings().num_embeddings:

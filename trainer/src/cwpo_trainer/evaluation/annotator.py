@@ -38,7 +38,7 @@ def measure(annotator: Annotator, pairs: Sequence[LabelledPair]) -> AnnotatorMet
     """Score all pairs and compare. Raises: DatasetError when none can be scored."""
     margins = margins_of(annotator, pairs)
     if not margins.size:
-        raise DatasetError("none of the pairs can be scored: they are longer than the annotator's")
+        raise DatasetError("none of the pairs can be scored: all are too long for the annotator")
     zeros = np.zeros_like(margins)
     confidences = confidence(margins, zeros)
     agreement = np.where(margins == 0, 0.5, margins > 0)

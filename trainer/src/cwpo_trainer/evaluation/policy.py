@@ -49,18 +49,19 @@ def run(settings: EvaluatePolicy) -> None:
     paths = named_paths(settings.policy)
     pairs = read_pairs(settings.data)
     prompts = _first_prompts(pairs, settings.prompts)
-    for path in (settings.reference, settings.annotator, *paths.values()):
+    for path in (settings.reference, *paths.values()):
         resolve(path)
     recorded = settings.model_dump(mode="json")
     with new_output("evaluate-policy", settings.output, recorded) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
+        annotator = Annotator.load(settings.annotator)
         rewards: dict[str, NDArray[np.float64]] = {}
         answers: dict[str, list[str]] = {}
         for name, path in {REFERENCE: settings.reference, **paths}.items():
             one = _Model(path, settings.dtype)
             rewards[name] = response_log_probs(one, pairs, settings)
             answers[name] = sample(one, prompts, settings, name)
-        scores = judge(Annotator.load(settings.annotator), prompts, answers)
+        scores = judge(annotator, prompts, answers)
         judged = np.isfinite(np.stack([*scores.values()])).all(axis=0)
         if not judged.any():
             raise DatasetError("no prompt got an answer from every policy that could be scored")

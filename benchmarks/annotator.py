@@ -1,0 +1,256 @@
+"""Pairs a second of the annotator against what one could use instead, on real pairs.
+
+SmolLM2-135M with a scalar head; the same pairs, weights, threads and dtype for all; the rounds go
+through all contestants in turn, and medians are reported.
+
+    CWPO_DATA_DIR=FOLDER python benchmarks/annotator.py --pairs 24
+
+Contestants: cwpo; Hugging Face in length-sorted batches at the batch size that is best for it;
+pipeline("text-classification"); vLLM with prefix caching, where CWPO_VLLM_PYTHON names the
+interpreter of its environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForSequenceClassification, pipeline
+
+from cwpo import Triplet
+from cwpo_annotator import Annotator
+from cwpo_annotator.backends.base import EncodedPair
+from cwpo_annotator.encoding import Encoder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import models
+
+RESULTS = Path(__file__).parent / "results" / "annotator.json"
+BATCH_SIZES = (1, 2, 4, 8, 16)
+DATASETS = ("hh_harmless", "qa_feedback")
+# Tokens, and the narrow and wide sides of SmolLM2-135M's largest layers.
+CEILING_SHAPE = (1024, 576, 1536)
+
+Contestant = Callable[[list[Triplet], list[EncodedPair]], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=24, help="of each dataset")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = with_scalar_head(Path(folder) / "annotator")
+        for dtype in arguments.dtypes:
+            with contestants(checkpoint, dtype) as (annotator, field):
+                for dataset in arguments.datasets:
+                    triplets = read(dataset, arguments.pairs)
+                    results.append(compare(annotator, field, dataset, triplets, arguments.rounds))
+    show(results)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": arguments.threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+    record = {"command": " ".join(sys.argv), "machine": machine, "results": results}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"written to {RESULTS}")
+
+
+def with_scalar_head(folder: Path) -> Path:
+    torch.manual_seed(0)
+    backbone = models.unpacked("smollm2", Path("models"))
+    encoder = Encoder.create(backbone)
+    model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1)
+    model.config.pad_token_id = encoder.pad_token_id
+    model.save_pretrained(folder)
+    encoder.save(folder)
+    return folder
+
+
+def read(dataset: str, count: int) -> list[Triplet]:
+    """The first pairs of a dataset that fit into the annotator's length."""
+    data = os.environ.get("CWPO_DATA_DIR")
+    if data is None:
+        sys.exit("CWPO_DATA_DIR is not set: name the folder of hh_harmless.jsonl.gz and the others")
+    names = ("id", "prompt", "response_a", "response_b")
+    with gzip.open(Path(data) / f"{dataset}.jsonl.gz", "rt") as lines:
+        rows = (json.loads(line) for line in lines)
+        found = (Triplet(**{name: row[name] for name in names}) for row in rows)
+        short = (t for t in found if len(str(t.prompt)) < 3500)
+        return [triplet for _, triplet in zip(range(count), short, strict=False)]
+
+
+@contextmanager
+def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[str, Contestant]]]:
+    annotator = Annotator.load(checkpoint, dtype=dtype)  # type: ignore[arg-type]
+    pad = annotator.encoder.pad_token_id  # type: ignore[attr-defined]
+    hugging_face = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, dtype=getattr(torch, dtype)
+    ).to(annotator.backend.device)
+    hugging_face.eval()
+    hugging_face.config.pad_token_id = pad
+    classify = pipeline(
+        "text-classification",
+        model=hugging_face,
+        tokenizer=annotator.encoder.tokenizer,  # type: ignore[attr-defined]
+        function_to_apply="none",
+        device=annotator.backend.device,
+    )
+    field: dict[str, Contestant] = {
+        "cwpo": lambda triplets, _: none(annotator.annotate(triplets, "prompt_left")),
+        "pipeline": lambda triplets, _: run_pipeline(classify, triplets),
+    }
+    for size in BATCH_SIZES:
+        field[f"hugging face, batches of {size}"] = lambda _, pairs, size=size: length_sorted(
+            hugging_face, pad, pairs, size
+        )
+    with ExitStack() as stack:
+        python = os.environ.get("CWPO_VLLM_PYTHON")
+        if python is not None:
+            from cwpo_annotator.backends.vllm_server import VllmServer
+
+            server = VllmServer(
+                Path(python), checkpoint, dtype=dtype, on_cpu=annotator.backend.device == "cpu"
+            )
+            server.start()
+            stack.callback(server.stop)
+            remote = Annotator.over_vllm(checkpoint, server.url, dtype=dtype)  # type: ignore[arg-type]
+            field["vllm"] = lambda triplets, _: none(remote.annotate(triplets, "prompt_left"))
+        yield annotator, field
+
+
+def none(_: object) -> None:
+    """Drop an answer."""
+
+
+def run_pipeline(classify: Any, triplets: list[Triplet]) -> None:
+    texts = [f"{t.prompt}{response}" for t in triplets for response in (t.response_a, t.response_b)]
+    classify(texts, batch_size=4)
+
+
+@torch.inference_mode()
+def length_sorted(model: Any, pad: int, pairs: list[EncodedPair], size: int) -> None:
+    texts = sorted((ids for pair in pairs for ids in (pair.a, pair.b)), key=len, reverse=True)
+    for at in range(0, len(texts), size):
+        batch = texts[at : at + size]
+        width = len(batch[0])
+        ids = torch.tensor([[*text, *[pad] * (width - len(text))] for text in batch])
+        mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in batch])
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+        logits.float().cpu()
+
+
+def compare(
+    annotator: Annotator,
+    field: dict[str, Contestant],
+    dataset: str,
+    triplets: list[Triplet],
+    rounds: int,
+) -> dict[str, Any]:
+    pairs = [p for p in annotator.encode(triplets, "prompt_left") if isinstance(p, EncodedPair)]
+    few = max(len(pairs) // 4, 2)
+    quick = {name: timed(run, triplets[:few], pairs[:few]) for name, run in field.items()}
+    peers = [name for name in field if name.startswith("hugging face")]
+    best = min(peers, key=quick.__getitem__)
+    left = {name: run for name, run in field.items() if name not in peers or name == best}
+    seconds: dict[str, list[float]] = {name: [] for name in left}
+    ceilings = []
+    for _ in range(rounds):
+        ceilings.append(matrix_ceiling(annotator))
+        for name, run in left.items():
+            seconds[name].append(timed(run, triplets, pairs))
+    medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
+    tokens = sum(pair.tokens for pair in pairs)
+    read_tokens = tokens - sum(pair.shared for pair in pairs)
+    ceiling = statistics.median(ceilings)
+    flops = 2 * linear_parameters(annotator) * read_tokens
+    return {
+        "dataset": dataset,
+        "dtype": annotator.backend.dtype,
+        "pairs": len(pairs),
+        "tokens": tokens,
+        "tokens_read_by_cwpo": read_tokens,
+        "pairs_per_second": {name: len(pairs) / s for name, s in medians.items()},
+        "seconds": seconds,
+        "ratio": {name: s / medians["cwpo"] for name, s in medians.items() if name != "cwpo"},
+        "matrix_ceiling_gflops": ceiling / 1e9,
+        "share_of_ceiling": flops / medians["cwpo"] / ceiling,
+    }
+
+
+def timed(run: Contestant, triplets: list[Triplet], pairs: list[EncodedPair]) -> float:
+    begun = time.perf_counter()
+    run(triplets, pairs)
+    return time.perf_counter() - begun
+
+
+@torch.inference_mode()
+def matrix_ceiling(annotator: Annotator) -> float:
+    """FLOP/s of plain matrix products of the model's shapes, in its dtype."""
+    model = annotator.backend.model  # type: ignore[attr-defined]
+    tokens, narrow, wide = CEILING_SHAPE
+    inputs = torch.randn(tokens, narrow, dtype=model.dtype, device=model.device)
+    weight = torch.randn(wide, narrow, dtype=model.dtype, device=model.device)
+    for _ in range(5):
+        torch.nn.functional.linear(inputs, weight)
+    rates = []
+    for _ in range(20):
+        begun = time.perf_counter()
+        for _ in range(5):
+            torch.nn.functional.linear(inputs, weight)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        rates.append(5 * 2 * tokens * narrow * wide / (time.perf_counter() - begun))
+    return statistics.median(rates)
+
+
+def linear_parameters(annotator: Annotator) -> int:
+    model = annotator.backend.model  # type: ignore[attr-defined]
+    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    table = Table("dataset", "dtype", "contestant", "pairs/s", "cwpo is", box=None)
+    for result in results:
+        for name, rate in result["pairs_per_second"].items():
+            ratio = result["ratio"].get(name)
+            table.add_row(
+                result["dataset"],
+                result["dtype"],
+                name,
+                f"{rate:.2f}",
+                "" if ratio is None else f"{ratio:.2f}x",
+            )
+        table.add_row("", "", f"{result['share_of_ceiling']:.0%} of the matrix ceiling", "", "")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

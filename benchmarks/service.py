@@ -1,0 +1,297 @@
+"""The service against a bare FastAPI endpoint, under load, and over many requests.
+
+    python benchmarks/service.py throughput latency load memory
+
+Both servers run in processes of their own, the client in this one; rounds of the two alternate,
+so that what else the machine does falls on both. The throughput is measured with httpx, the client
+that the SDK uses, and with bare sockets, which leave the processor to the server: then the ratio
+is that of the servers alone. Writes benchmarks/results/service.json and service-load.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from load import closed_loop, open_loop, request_bytes, sequence
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+TRIPLETS = 256
+CONNECTIONS = 4
+ROUNDS = 7
+ROUND_SECONDS = 1.5
+PACE = 20_000
+OFFERED = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+LOAD_SECONDS = 4.0
+# About half a second of work may wait for the paced device, two tokens a pair.
+PACED_QUEUE = PACE
+BAR_RATIO = 0.40
+BAR_ADDED_MS = 3.0
+
+
+@contextmanager
+def server(*command: str) -> Iterator[tuple[int, psutil.Process]]:
+    """Run `python COMMAND` on a free port, given as PORT; its port and process once it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [str(port) if part == "PORT" else part for part in command]
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def bare() -> Any:
+    """The bare endpoint."""
+    return server(str(HERE / "bare_endpoint.py"), "PORT")
+
+
+def ours() -> Any:
+    """The service with the null backend."""
+    return server("-m", "cwpo", "serve", "--backend", "null", "--port", "PORT")
+
+
+def triplets(count: int, characters: int) -> bytes:
+    """A request of triplets whose three texts have so many characters together."""
+    rng = random.Random(0)
+    words = ["the", "answer", "is", "never", "quite", "what", "a", "question", "hoped", "for"]
+
+    def text(length: int) -> str:
+        return " ".join(rng.choice(words) for _ in range(length // 5 + 1))[:length]
+
+    rows = [
+        {
+            "prompt": text(characters // 3),
+            "response_a": text(characters // 3),
+            "response_b": text(characters // 3),
+        }
+        for _ in range(count)
+    ]
+    return request_bytes(json.dumps({"triplets": rows}).encode())
+
+
+async def ask_by_httpx(port: int, request: bytes, *, seconds: float) -> tuple[int, float]:
+    """Like closed_loop, with the HTTP library of the SDK, which reads each answer's JSON."""
+    headers = {"Content-Type": "application/json"}
+    body = request.split(b"\r\n\r\n", 1)[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as http:
+        begun = time.perf_counter()
+
+        async def asks() -> int:
+            count = 0
+            while time.perf_counter() < begun + seconds:
+                answer = await http.post("/annotate", content=body)
+                answer.raise_for_status().json()
+                count += 1
+            return count
+
+        counts = await asyncio.gather(*(asks() for _ in range(CONNECTIONS)))
+        return sum(counts), time.perf_counter() - begun
+
+
+def throughput(client: str, characters: int) -> dict[str, Any]:
+    """Triplets a second of both, and their ratio: medians over rounds."""
+    request = triplets(TRIPLETS, characters)
+
+    def rate(port: int, seconds: float = ROUND_SECONDS) -> float:
+        if client == "httpx":
+            work = ask_by_httpx(port, request, seconds=seconds)
+        else:
+            work = closed_loop(port, request, connections=CONNECTIONS, seconds=seconds)
+        count, took = asyncio.run(work)
+        return count * TRIPLETS / took
+
+    with bare() as (bare_port, _), ours() as (our_port, _):
+        for port in (bare_port, our_port):
+            rate(port, 1.0)
+        rounds = [(rate(bare_port), rate(our_port)) for _ in range(ROUNDS)]
+    ratios = [our / bare for bare, our in rounds]
+    result = {
+        "client": client,
+        "body_bytes": len(request),
+        "bare_triplets_per_second": round(median(bare for bare, _ in rounds)),
+        "our_triplets_per_second": round(median(our for _, our in rounds)),
+        "ratio": round(median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+    }
+    print(
+        f"{client:>7}, {result['body_bytes']:>7,} bytes a request: bare "
+        f"{result['bare_triplets_per_second']:>7,} triplets/s, ours "
+        f"{result['our_triplets_per_second']:>7,}, ratio {result['ratio']:.2f} "
+        f"({result['ratio_min']:.2f}-{result['ratio_max']:.2f})"
+    )
+    return result
+
+
+def latency() -> dict[str, Any]:
+    """Milliseconds of a single triplet, one request at a time."""
+    request = triplets(1, 600)
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    with bare() as (bare_port, _), ours() as (our_port, _):
+        for port in (bare_port, our_port):
+            asyncio.run(sequence(port, request, requests=300))
+        for _ in range(ROUNDS):
+            seconds["bare"] += asyncio.run(sequence(bare_port, request, requests=200))
+            seconds["ours"] += asyncio.run(sequence(our_port, request, requests=200))
+    result = {
+        f"{name}_{quantile}_ms": round(float(np.percentile(values, float(quantile[1:]))) * 1e3, 3)
+        for name, values in seconds.items()
+        for quantile in ("p50", "p99")
+    }
+    result["added_p50_ms"] = round(result["ours_p50_ms"] - result["bare_p50_ms"], 3)
+    print(
+        f"single triplet: bare p50 {result['bare_p50_ms']:.2f} ms, ours "
+        f"{result['ours_p50_ms']:.2f} ms, added {result['added_p50_ms']:.2f} ms "
+        f"(bar < {BAR_ADDED_MS:.0f}); p99 {result['bare_p99_ms']:.2f} and "
+        f"{result['ours_p99_ms']:.2f} ms"
+    )
+    return result
+
+
+def load() -> list[dict[str, Any]]:
+    """Latency and refusals against offered load, on a device of known speed."""
+    request = triplets(16, 600)
+    points = []
+    print(f"a device of {PACE:,} pairs/s, requests of 16 with Poisson arrivals:")
+    print(f"{'offered':>8} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'refused':>8} {'pairs/s':>9}")
+    for offered in OFFERED:
+        rng = np.random.default_rng(0)
+        rate = offered * PACE / 16
+        arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * LOAD_SECONDS))).tolist()
+        with server(str(HERE / "paced_service.py"), "PORT", str(PACE), str(PACED_QUEUE)) as (
+            port,
+            _,
+        ):
+            begun = time.perf_counter()
+            answers = asyncio.run(open_loop(port, request, arrivals))
+            took = time.perf_counter() - begun
+        served = [answer.seconds * 1e3 for answer in answers if answer.status == 200]
+        refused = sum(answer.status == 429 for answer in answers)
+        if len(served) + refused != len(answers):
+            raise RuntimeError(f"answers: {sorted({answer.status for answer in answers})}")
+        p50, p95, p99 = (float(value) for value in np.percentile(served, (50, 95, 99)))
+        point = {
+            "offered": offered,
+            "p50_ms": round(p50, 2),
+            "p95_ms": round(p95, 2),
+            "p99_ms": round(p99, 2),
+            "refused": round(refused / len(answers), 4),
+            "pairs_per_second": round(len(served) * 16 / took),
+        }
+        points.append(point)
+        print(
+            f"{offered:>8.2f} {p50:>9.2f} {p95:>9.2f} {p99:>9.2f} {point['refused']:>8.1%} "
+            f"{point['pairs_per_second']:>9,}"
+        )
+    draw(points)
+    return points
+
+
+def draw(points: list[dict[str, Any]]) -> None:
+    """Latency and refusals against offered load."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "cwpo"
+    from matplotlib import pyplot as plt
+
+    offered = [point["offered"] for point in points]
+    figure, (above, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(7, 5), height_ratios=(3, 1), layout="constrained"
+    )
+    for name in ("p50", "p95", "p99"):
+        above.plot(offered, [point[f"{name}_ms"] for point in points], marker="o", label=name)
+    above.set(yscale="log", ylabel="latency of answers (ms)", title="Latency against offered load")
+    above.legend()
+    below.bar(offered, [100 * point["refused"] for point in points], width=0.05, color="tab:red")
+    below.set(xlabel="offered load, in multiples of the device's capacity", ylabel="refused (%)")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.axvline(1.0, color="grey", linestyle=":")
+    figure.savefig(RESULTS / "service-load.svg", metadata={"Date": None})
+
+
+def memory(requests: int) -> dict[str, Any]:
+    """Resident memory of the service while it answers so many requests."""
+    request = triplets(1, 600)
+    samples: list[tuple[int, float]] = []
+    with ours() as (port, process):
+        done = 0
+        while done < requests:
+            count, _ = asyncio.run(closed_loop(port, request, connections=8, seconds=1.0))
+            done += count
+            samples.append((done, process.memory_info().rss / 2**20))
+    settled = [mib for count, mib in samples if count >= requests / 10]
+    result = {
+        "requests": done,
+        "settled_mib": round(settled[0], 1),
+        "end_mib": round(settled[-1], 1),
+        "max_mib": round(max(settled), 1),
+    }
+    print(
+        f"memory: {result['settled_mib']} MiB after {requests // 10:,} requests, "
+        f"{result['end_mib']} MiB after {done:,} (at most {result['max_mib']})"
+    )
+    return result
+
+
+def main() -> None:
+    """Run the parts that are named, all without names."""
+    parts = ("throughput", "latency", "load", "memory")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="of the benchmark")
+    parser.add_argument("--requests", type=int, default=200_000, help="of the memory part")
+    arguments = parser.parse_args()
+    chosen = arguments.parts or parts
+    path = RESULTS / "service.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    results["machine"] = f"{platform.machine()}, {psutil.cpu_count()} cores"
+    results["versions"] = {
+        name: version(name) for name in ("fastapi", "uvicorn", "pydantic", "cwpo-service")
+    }
+    results["command"] = "python benchmarks/service.py"
+    if "throughput" in chosen:
+        print(f"requests of {TRIPLETS} triplets (bar with httpx: ratio >= {BAR_RATIO}):")
+        results["throughput"] = [
+            throughput(client, characters)
+            for client in ("httpx", "sockets")
+            for characters in (60, 1200)
+        ]
+    if "latency" in chosen:
+        results["latency"] = latency()
+    if "load" in chosen:
+        results["load"] = load()
+    if "memory" in chosen:
+        results["memory"] = memory(arguments.requests)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
