@@ -239,6 +239,7 @@ def _save(
         metrics = evaluation.metrics_of(margins, failed=len(parts.held_out) - len(margins))
         output.results["held_out"] = metrics.model_dump(mode="json")
         card.temperature = calibration.temperature(margins)
+        output.results["temperature"] = card.temperature
         card.held_out = HeldOut(
             pairs=metrics.pairs,
             accuracy=metrics.accuracy,
