@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cwpo_trainer.commands import Align, Evaluate, Sft, TrainAnnotator
 from cwpo_trainer.formatting import Formatter
 from cwpo_trainer.record import read_lines, read_record
+from cwpo_trainer.weighted import read_weighted
 
 from .samples import pairs, weighted, write_lines
 
@@ -76,7 +79,7 @@ def test_sft_does_not_learn_the_prompts(tiny_causal, tmp_path, command):
     assert log[0]["loss"] == pytest.approx((total / wanted).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["ipo", "rdpo"])
+@pytest.mark.parametrize("loss", ["ipo", "rdpo", "hinge", "cdpo", "simpo", "orpo"])
 def test_the_other_losses(loss, tiny_causal, data, tmp_path, command):
     command(
         Align,
@@ -95,6 +98,49 @@ def test_weight_none_is_unweighted(tiny_causal, data, tmp_path, command):
     )
     for line in read_lines(tmp_path / "dpo" / "training.jsonl"):
         assert line["loss"] == pytest.approx(line["unweighted_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "weight", ["margin", "normalised_margin", "power", "entropy", "rank", "confidence"]
+)
+def test_the_weights_reach_the_loss(weight, tiny_causal, data, tmp_path, command):
+    command(
+        Align,
+        *("--model", tiny_causal, "--data", data, "--output", tmp_path / "out", *SMALL),
+        *("--weight", weight, "--batch-size", 32, "--exponent", 2),
+    )
+    confidences = np.array([pair.confidence for pair in read_weighted(data)])
+    by_hand = {
+        "confidence": confidences,
+        "power": confidences**2,
+        "margin": np.log((1 + confidences) / (1 - confidences)),
+        "rank": (confidences.argsort().argsort() + 1) / 32,
+    }
+    (line,) = read_lines(tmp_path / "out" / "training.jsonl")
+    # At the start every pair's loss is log 2.
+    assert line["loss"] == pytest.approx(line["weight"] * math.log(2), rel=1e-3)
+    if weight in by_hand:
+        assert line["weight"] == pytest.approx(by_hand[weight].mean(), rel=1e-4)
+
+
+def test_top_leaves_the_other_pairs_out(tiny_causal, data, tmp_path, command):
+    flags = ("--model", tiny_causal, "--data", data, *SMALL)
+    command(Align, *flags, "--weight", "top", "--top-percent", 25, "--output", tmp_path / "out")
+    results = read_record(tmp_path / "out").results
+    assert (results["pairs"], results["mean_weight"]) == (8, 1)
+
+
+def test_human_labels_are_the_baseline(tiny_causal, tmp_path, command, capsys):
+    source = write_lines(tmp_path / "labelled.jsonl", pairs(8))
+    flags = ("--model", tiny_causal, "--data", source, *SMALL, "--labels", "human")
+    command(Sft, *flags, "--output", tmp_path / "sft")
+    command(Align, *flags, "--output", tmp_path / "dpo")
+    results = read_record(tmp_path / "dpo").results
+    assert (results["pairs"], results["mean_weight"]) == (8, 1)
+    message = failure(
+        command, capsys, Align, *flags, "--weight", "rank", "--output", tmp_path / "no"
+    )
+    assert "--labels human" in message
 
 
 def test_long_pairs_are_left_out_and_counted(tiny_causal, tmp_path, command, capsys):

@@ -96,7 +96,7 @@ def gradients(trainer, batch):
     }
 
 
-LOSSES = [("sigmoid", {}), ("ipo", {}), ("robust", {"label_smoothing": 0.2})]
+LOSSES = [("sigmoid", {}), ("hinge", {}), ("ipo", {}), ("robust", {"label_smoothing": 0.2})]
 
 
 @pytest.mark.parametrize(("loss", "extra"), LOSSES)
@@ -314,7 +314,7 @@ def test_lora_trains_the_adapter_against_the_start_model(tiny_causal, tiny_token
         {"use_weighting": True},
         {"padding_free": True},
         {"loss_type": ["sigmoid", "ipo"]},
-        {"loss_type": "hinge"},
+        {"loss_type": "exo_pair"},
         {"loss_weights": [1.0]},
         {"label_smoothing": 0.1},
         {"loss_type": "robust", "label_smoothing": 0.5},

@@ -61,3 +61,54 @@ def test_rdpo_refuses_an_epsilon_out_of_range(epsilon):
 def test_weighted_mean_is_not_divided_by_the_weights():
     weights = torch.tensor([0.5, 0.0])
     assert losses.weighted_mean(weights, torch.tensor([2.0, 100.0])).item() == 0.5
+
+
+def test_hinge():
+    # 1 - 0.5 * 3 is below 0; 1 + 0.5 * 4 is 3
+    torch.testing.assert_close(losses.hinge(*LOG_PROBS, beta=0.5), torch.tensor([0.0, 3.0]))
+
+
+def test_cdpo():
+    expected = torch.tensor(
+        [0.8 * softplus(-1.5) + 0.2 * softplus(1.5), 0.8 * softplus(2.0) + 0.2 * softplus(-2.0)]
+    )
+    torch.testing.assert_close(losses.cdpo(*LOG_PROBS, beta=0.5, epsilon=0.2), expected)
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 0.5, math.nan])
+def test_cdpo_refuses_an_epsilon_out_of_range(epsilon):
+    with pytest.raises(ValueError, match="epsilon"):
+        losses.cdpo(*LOG_PROBS, beta=0.5, epsilon=epsilon)
+
+
+TOKENS = {"chosen_tokens": torch.tensor([4, 5]), "rejected_tokens": torch.tensor([2, 3])}
+
+
+def test_simpo():
+    # 2 * (-10 / 4 + 8 / 2) - 0.5 = 2.5 and 2 * (-5 / 5 + 6 / 3) - 0.5 = 1.5
+    actual = losses.simpo(POLICY_CHOSEN, POLICY_REJECTED, beta=2.0, gamma=0.5, **TOKENS)
+    torch.testing.assert_close(actual, torch.tensor([softplus(-2.5), softplus(-1.5)]))
+
+
+def test_orpo():
+    # Mean log-probabilities of log(1/2) against log(1/4): odds of 1 and 1/3, so 3 / (3 + 1).
+    actual = losses.orpo(
+        torch.tensor([4 * math.log(0.5)]),
+        torch.tensor([2 * math.log(0.25)]),
+        beta=0.1,
+        chosen_tokens=torch.tensor([4]),
+        rejected_tokens=torch.tensor([2]),
+    )
+    assert actual.item() == pytest.approx(math.log(2) + 0.1 * math.log(4 / 3))
+
+
+def test_bradley_terry():
+    margins = torch.tensor([2.0, -1.0])
+    plain = torch.tensor([softplus(-2.0), softplus(1.0)])
+    torch.testing.assert_close(losses.bradley_terry(margins), plain)
+    apart = torch.tensor([softplus(-1.5), softplus(1.5)])
+    torch.testing.assert_close(losses.bradley_terry(margins, margin=0.5), apart)
+    smoothed = torch.tensor(
+        [0.9 * softplus(-2.0) + 0.1 * softplus(2.0), 0.9 * softplus(1.0) + 0.1 * softplus(-1.0)]
+    )
+    torch.testing.assert_close(losses.bradley_terry(margins, label_smoothing=0.1), smoothed)

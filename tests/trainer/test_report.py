@@ -72,7 +72,7 @@ def run(tmp_path):
     run = tmp_path / "demo"
     steps = [{"step": i, "loss": 0.7 - 0.01 * i, "lr": 1e-4} for i in range(1, 20)]
     more = [line | {"unweighted_loss": line["loss"], "rewards/margins": 0.1} for line in steps]
-    output(run, "train-annotator", "annotator", {"held_out": METRICS}, steps)
+    output(run, "train-annotator", "annotator", {"held_out": METRICS, "temperature": 0.25}, steps)
     output(run, "sft", "sft", {"pairs": 9}, steps)
     output(run, "align", "cw-dpo", {"pairs": 9}, more)
     output(run, "align", "dpo", {"pairs": 9}, more)
@@ -84,7 +84,7 @@ def run(tmp_path):
         run,
         "evaluate-policy",
         "evaluation",
-        {"prompts": 30, "reference_mean_score": 0.2, "policies": {"cw-dpo": POLICY}},
+        {"pairs": 90, "prompts": 30, "reference_mean_score": 0.2, "policies": {"cw-dpo": POLICY}},
         samples=[
             {"prompt": "<b>why</b>", "answers": answers},
             {"prompt": [{"role": "user", "content": "chat & more"}], "answers": answers},
@@ -101,7 +101,16 @@ def test_the_page_tells_the_whole_run(run, command, capsys):
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
-    for text in ("72.5 %", "57.3 %", "cw-dpo", "50 / 60 / 62 %", "Supervised fine-tuning", "chat"):
+    for text in (
+        "72.5 %",
+        "57.3 %\n          ± 9.0",
+        "61.0 %",
+        "cw-dpo",
+        "50 / 60 / 62 %",
+        "Supervised fine-tuning",
+        "chat",
+        "divided by 0.25",
+    ):
         assert text in page
     assert sum(tag == "figure" for tag, _ in checker.seen) == 6
     assert sum(tag == "svg" for tag, _ in checker.seen) == 6

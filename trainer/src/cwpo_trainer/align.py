@@ -1,4 +1,4 @@
-"""Step (iii), second half: alignment of the strong model with CW-DPO, CW-IPO or CW-rDPO.
+"""Step (iii), second half: alignment of the strong model on weighted preferences.
 
 Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.align`, with the flags of `cwpo align`.
 """
@@ -14,17 +14,19 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from cwpo import cli
+from cwpo.errors import ConfigError
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, runtime
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.formatting import Formatter, TokenisedText
 from cwpo_trainer.record import Output, new_output
-from cwpo_trainer.weighted import WeightedPair, read_weighted, weights_of
+from cwpo_trainer.weighted import WeightedPair, read_human, read_weighted, weights_of
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import Align
 
-_LOSS_TYPES = {"dpo": "sigmoid", "ipo": "ipo", "rdpo": "robust"}
+# TRL's names where they differ from ours.
+_LOSS_TYPES = {"dpo": "sigmoid", "rdpo": "robust"}
 _WEIGHT_COLUMN = "weight"
 
 
@@ -34,8 +36,7 @@ def run(settings: Align) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     runtime.expect_world_size(settings.world_size)
-    pairs = read_weighted(settings.data, calibrated=settings.calibrated)
-    weights = weights_of(pairs, settings.weight, normalise=settings.normalise)
+    pairs, weights = read(settings)
     folder = resolve(settings.model)
     with new_output("align", settings.output, settings.model_dump(mode="json")) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
@@ -52,6 +53,31 @@ def run(settings: Align) -> None:
         )
         policy.train(trainer, output, f"{settings.loss}, weight {settings.weight}")
         policy.save(trainer, settings, output.folder)
+
+
+def read(settings: Align) -> tuple[list[WeightedPair], NDArray[np.float32]]:
+    """The pairs to train on with their weights, shape (pairs,).
+
+    Pairs that `top` leaves out are not read by the model at all.
+    Raises: DatasetError, or ConfigError for a weight that human labels do not have.
+    """
+    if settings.labels == "human":
+        if settings.calibrated or settings.weight not in ("confidence", "none"):
+            raise ConfigError("--labels human: each pair has the weight 1, and no annotator's")
+        pairs = read_human(settings.data)
+    else:
+        pairs = read_weighted(settings.data, calibrated=settings.calibrated)
+    weights = weights_of(
+        pairs,
+        settings.weight,
+        normalise=settings.normalise and settings.weight != "top",
+        top_percent=settings.top_percent,
+        exponent=settings.exponent,
+    )
+    if settings.weight == "top":
+        pairs = [pair for pair, weight in zip(pairs, weights, strict=True) if weight]
+        weights = weights[weights > 0]
+    return pairs, weights
 
 
 def tokenised(
@@ -97,10 +123,11 @@ def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, list[int]]
 def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
     return ConfidenceDPOConfig(
         **policy.training_arguments(settings, output.folder, rows),
-        loss_type=[_LOSS_TYPES[settings.loss]],
+        loss_type=[_LOSS_TYPES.get(settings.loss, settings.loss)],
         beta=settings.tau if settings.loss == "ipo" else settings.beta,
-        label_smoothing=settings.epsilon if settings.loss == "rdpo" else 0.0,
+        label_smoothing=settings.epsilon if settings.loss in ("rdpo", "cdpo") else 0.0,
         ipo_length_normalised=settings.ipo_length_normalised,
+        simpo_gamma=settings.gamma,
         weight_column=_WEIGHT_COLUMN,
     )
 

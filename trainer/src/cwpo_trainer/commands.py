@@ -96,6 +96,9 @@ class PolicyTraining(_Training):
     """What sft and align share."""
 
     data: Path = Field(description="weighted dataset, .parquet or .jsonl")
+    labels: Literal["annotator", "human"] = Field(
+        "annotator", description="human: DATA holds labelled pairs, each of weight 1 (the baseline)"
+    )
     epochs: float = Field(5, gt=0, description="passes over the pairs")
     batch_size: int = Field(16, ge=1, description="pairs a device and forward pass")
     gradient_accumulation: int = Field(4, ge=1, description="forward passes a step")
@@ -142,21 +145,30 @@ class Align(PolicyTraining):
         cwpo align --model runs/sft --data weighted.parquet --loss dpo --output runs/cw-dpo --lora
     """
 
-    loss: Literal["dpo", "ipo", "rdpo"] = Field("dpo", description="eq. 9, 10 or 11")
-    weight: Literal["confidence", "none"] = Field(
-        "confidence", description="of each pair; none is the unweighted loss"
+    loss: Literal["dpo", "ipo", "rdpo", "hinge", "cdpo", "simpo", "orpo"] = Field(
+        "dpo", description="eq. 9, 10, 11, or another; simpo and orpo ignore the reference"
     )
+    weight: Literal[
+        "confidence", "none", "top", "margin", "normalised_margin", "power", "entropy", "rank"
+    ] = Field(
+        "confidence",
+        description="of each pair, from its confidence; none is the unweighted loss, top that of "
+        "the most confident pairs alone",
+    )
+    top_percent: float = Field(30, gt=0, le=100, description="of weight top: pairs to keep")
+    exponent: float = Field(2, gt=0, description="of weight power")
     calibrated: bool = Field(False, description="weight by the column calibrated_confidence")
     normalise: bool = Field(
         False, description="divide the weights by their mean, which keeps the size of the steps"
     )
     learning_rate: float = Field(5e-6, gt=0, description="peak of AdamW's, before a cosine")
-    beta: float = Field(0.5, gt=0, description="of dpo and rdpo: how dear it is to leave SFT")
+    beta: float = Field(0.5, gt=0, description="how dear it is to leave SFT; not of ipo")
     tau: float = Field(0.5, gt=0, description="of ipo: the margin aimed at is 1 / (2 tau)")
     ipo_length_normalised: bool = Field(
         True, description="log-ratios a token as in TRL, or else their sum as in eq. 10"
     )
-    epsilon: float = Field(0.1, ge=0, lt=0.5, description="of rdpo: share of flipped labels")
+    epsilon: float = Field(0.1, ge=0, lt=0.5, description="of rdpo, cdpo: share of flipped labels")
+    gamma: float = Field(0.5, ge=0, description="of simpo: the margin aimed at, after beta")
 
     def cli_cmd(self) -> None:
         """Train."""

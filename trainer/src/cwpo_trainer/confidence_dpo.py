@@ -21,15 +21,17 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from cwpo.errors import ConfigError, DatasetError
 from cwpo_trainer import losses, weights
 
-LOSSES = ("sigmoid", "ipo", "robust")
+# The first four are TRL's names; the last two need no reference.
+LOSSES = ("sigmoid", "hinge", "ipo", "robust", "cdpo", "simpo", "orpo")
+_WITH_FLIPPED_LABELS = ("robust", "cdpo")
 _WEIGHT = "pair_weight"
 
 
 @dataclass
 class ConfidenceDPOConfig(DPOConfig):
-    """TRL's DPOConfig for one loss out of sigmoid (CW-DPO), ipo (CW-IPO) and robust (CW-rDPO).
+    """TRL's DPOConfig for one loss: sigmoid (CW-DPO), ipo (CW-IPO), robust (CW-rDPO) and others.
 
-    `beta` is tau under ipo, and `label_smoothing` is epsilon under robust, as in TRL.
+    `beta` is tau under ipo, and `label_smoothing` is epsilon under robust and cdpo, as in TRL.
     Raises: ConfigError for an option that the weighted loss would otherwise silently ignore.
     """
 
@@ -42,6 +44,10 @@ class ConfidenceDPOConfig(DPOConfig):
         metadata={"help": "IPO on mean log-ratios a token (TRL) rather than sums (eq. 10)."},
     )
 
+    simpo_gamma: float = field(
+        default=0.5, metadata={"help": "Margin that simpo aims at, after beta."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         for problem in self._problems():
@@ -50,11 +56,11 @@ class ConfidenceDPOConfig(DPOConfig):
     def _problems(self) -> Iterator[str]:
         if len(self.loss_type) != 1 or self.loss_type[0] not in LOSSES:
             yield f"loss_type is one of {', '.join(LOSSES)}, not {self.loss_type}"
-        elif self.loss_type == ["robust"]:
+        elif self.loss_type[0] in _WITH_FLIPPED_LABELS:
             if not 0 <= self.label_smoothing < 0.5:
                 yield f"label_smoothing is in [0, 0.5), not {self.label_smoothing}"
         elif self.label_smoothing != 0:
-            yield f"label_smoothing belongs to robust; {self.loss_type[0]} has none"
+            yield f"label_smoothing belongs to robust and cdpo; {self.loss_type[0]} has none"
         unsupported = {
             "loss_weights": self.loss_weights is not None,
             "f_divergence_type": self.f_divergence_type != "reverse_kl",
@@ -142,13 +148,29 @@ class ConfidenceDPOTrainer(DPOTrainer):
     def _pair_losses(
         self, log_probs: tuple[Tensor, Tensor, Tensor, Tensor], tokens: tuple[Tensor, ...]
     ) -> Tensor:
-        loss = self.loss_types[0]
-        if loss == "sigmoid":
-            return losses.dpo(*log_probs, beta=self.beta)
-        if loss == "robust":
-            return losses.rdpo(*log_probs, beta=self.beta, epsilon=self.label_smoothing)
-        chosen, rejected = tokens if self.args.ipo_length_normalised else (None, None)
-        return losses.ipo(*log_probs, tau=self.beta, chosen_tokens=chosen, rejected_tokens=rejected)
+        loss, beta = self.loss_types[0], self.beta
+        chosen, rejected = tokens
+        if loss == "simpo":
+            return losses.simpo(
+                *log_probs[:2],
+                beta=beta,
+                gamma=self.args.simpo_gamma,
+                chosen_tokens=chosen,
+                rejected_tokens=rejected,
+            )
+        if loss == "orpo":
+            return losses.orpo(
+                *log_probs[:2], beta=beta, chosen_tokens=chosen, rejected_tokens=rejected
+            )
+        if loss in _WITH_FLIPPED_LABELS:
+            function = losses.rdpo if loss == "robust" else losses.cdpo
+            return function(*log_probs, beta=beta, epsilon=self.label_smoothing)
+        if loss == "ipo":
+            lengths = tokens if self.args.ipo_length_normalised else (None, None)
+            return losses.ipo(
+                *log_probs, tau=beta, chosen_tokens=lengths[0], rejected_tokens=lengths[1]
+            )
+        return (losses.hinge if loss == "hinge" else losses.dpo)(*log_probs, beta=beta)
 
     def _record(
         self,

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cwpo_trainer.evaluation.metrics import ConfidenceBin
@@ -32,6 +33,7 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.axisbelow": True,
     "grid.alpha": 0.15,
     "grid.color": _TEXT,
     "legend.frameon": False,
@@ -46,7 +48,14 @@ def confidence_histogram(confidences: NDArray[np.float32]) -> str:
         axes.hist(confidences, bins=30, range=(0, highest), color=COLOURS[0], alpha=0.85)
         mean = float(confidences.mean())
         axes.axvline(mean, color=COLOURS[1], linewidth=1.5)
-        axes.text(mean, 0.97, f"  mean {mean:.3f}", transform=axes.get_xaxis_transform(), va="top")
+        axes.annotate(
+            f"mean {mean:.3f}",
+            (mean, 0.98),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="top",
+        )
         axes.set_xlabel("confidence")
         axes.set_ylabel("pairs")
     return svg()
@@ -79,6 +88,7 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], value: str, label: s
             values = [float(number) for _, number in points]
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
             axes.plot(steps, _smoothed(values), color=colour, linewidth=2, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         if len(logs) > 1:

@@ -1,4 +1,4 @@
-"""Preference losses of one pair, eq. 9, 10 and 11 without the confidence in front.
+"""Preference losses of one pair: eq. 9, 10 and 11 without the confidence in front, and others.
 
 Pure functions of log-probabilities: of the policy and of the reference, of the chosen and of the
 rejected response, each shape (n,), summed over the tokens of the response. All return shape (n,).
@@ -70,6 +70,77 @@ def rdpo(
     clean = (1 - epsilon) * -F.logsigmoid(beta * h)
     flipped = epsilon * -F.logsigmoid(-beta * h)
     return (clean - flipped) / (1 - 2 * epsilon)
+
+
+def hinge(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """Hinge (SLiC, RSO): max(0, 1 - beta * h)."""
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return torch.relu(1 - beta * h)
+
+
+def cdpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    *,
+    beta: float,
+    epsilon: float,
+) -> Tensor:
+    """Conservative DPO: DPO on labels that are right with probability 1 - epsilon.
+
+    Unlike rdpo it is bounded below. Raises: ValueError unless 0 <= epsilon < 1/2.
+    """
+    if not 0 <= epsilon < 0.5:
+        raise ValueError(f"epsilon must be in [0, 0.5), not {epsilon}")
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return -(1 - epsilon) * F.logsigmoid(beta * h) - epsilon * F.logsigmoid(-beta * h)
+
+
+def simpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+) -> Tensor:
+    """SimPO, without a reference: -log sigmoid(beta * difference of mean log-probs - gamma).
+
+    Args:
+        gamma: the margin aimed at.
+        chosen_tokens, rejected_tokens: tokens of each response, shape (n,).
+    """
+    difference = policy_chosen / chosen_tokens - policy_rejected / rejected_tokens
+    return -F.logsigmoid(beta * difference - gamma)
+
+
+def orpo(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    *,
+    beta: float,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+) -> Tensor:
+    """ORPO, without a reference: NLL of the chosen a token - beta * log sigmoid(log odds ratio).
+
+    The odds are of the mean log-probability a token. Shapes as in `simpo`.
+    """
+    chosen = policy_chosen / chosen_tokens
+    rejected = policy_rejected / rejected_tokens
+    odds = (chosen - torch.log(-torch.expm1(chosen))) - (
+        rejected - torch.log(-torch.expm1(rejected))
+    )
+    return -chosen - beta * F.logsigmoid(odds)
 
 
 def bradley_terry(margins: Tensor, *, margin: float = 0.0, label_smoothing: float = 0.0) -> Tensor:

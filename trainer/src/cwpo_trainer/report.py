@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import JsonValue
 
 from cwpo.datasets import file_format, read_rows
 from cwpo.errors import DatasetError
@@ -73,6 +75,7 @@ def write(run: Path, weighted: Path | None = None) -> Path:
         title=run.resolve().name,
         written=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         measured=measured,
+        temperature=_temperature(parts),
         confidences=None if confidences is None else _facts(confidences),
         figures=_figures(parts, measured, confidences),
         evaluations=[(part, read_lines(part.folder / SAMPLES_NAME)[:SAMPLES]) for part in policies],
@@ -116,6 +119,12 @@ def _annotator_metrics(parts: list[Part]) -> AnnotatorMetrics | None:
         if part.record.kind == "train-annotator" and "held_out" in results:
             return AnnotatorMetrics.model_validate(results["held_out"])
     return None
+
+
+def _temperature(parts: list[Part]) -> JsonValue:
+    """The calibration temperature of the annotator that was trained last, if it has one."""
+    trained = [part for part in parts if part.record.kind == "train-annotator"]
+    return trained[-1].record.results.get("temperature") if trained else None
 
 
 def _facts(confidences: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:
@@ -186,6 +195,11 @@ _ALIGN_MARGIN = (
 )
 
 
+def _standard_error(share: float, count: int) -> str:
+    """Of a share of `count` draws, in per cent."""
+    return f"{100 * math.sqrt(share * (1 - share) / count):.1f}"
+
+
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("cwpo_trainer"),
@@ -195,4 +209,5 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["standard_error"] = _standard_error
     return environment.get_template("report.html")

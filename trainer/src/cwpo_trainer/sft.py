@@ -15,7 +15,7 @@ from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, runtime
 from cwpo_trainer.formatting import Formatter
 from cwpo_trainer.record import Output, new_output
-from cwpo_trainer.weighted import WeightedPair, read_weighted
+from cwpo_trainer.weighted import WeightedPair, read_human, read_weighted
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import Sft
@@ -27,7 +27,8 @@ def run(settings: Sft) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     runtime.expect_world_size(settings.world_size)
-    pairs = read_weighted(settings.data)
+    read = read_human if settings.labels == "human" else read_weighted
+    pairs = read(settings.data)
     folder = resolve(settings.model)
     with new_output("sft", settings.output, settings.model_dump(mode="json")) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)

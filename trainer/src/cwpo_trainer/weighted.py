@@ -14,6 +14,7 @@ from cwpo.datasets import NumberedTriplet, file_format, parse_triplet, read_rows
 from cwpo.errors import DatasetError
 from cwpo.types import Prompt
 from cwpo_trainer import weights
+from cwpo_trainer.data import read_pairs
 from cwpo_trainer.weights import Weighting
 
 
@@ -48,13 +49,49 @@ def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]
     return pairs
 
 
+def read_human(path: Path) -> list[WeightedPair]:
+    """Human-labelled pairs, in order, each with confidence 1: the baseline C = 1.
+
+    Raises: DatasetError naming the first bad row.
+    """
+    return [
+        WeightedPair(pair.id, pair.prompt, pair.chosen, pair.rejected, 1.0)
+        for pair in read_pairs(str(path))
+    ]
+
+
 def weights_of(
-    pairs: list[WeightedPair], weighting: Weighting, *, normalise: bool
+    pairs: list[WeightedPair],
+    weighting: Weighting,
+    *,
+    normalise: bool,
+    top_percent: float = 100,
+    exponent: float = 1,
 ) -> NDArray[np.float32]:
-    """The weight of each pair in the loss, shape (pairs,). Raises: DatasetError if all are 0."""
+    """The weight of each pair in the loss, shape (pairs,). Raises: DatasetError if all are 0.
+
+    Args:
+        top_percent: of `top`.
+        exponent: of `power`.
+    """
     if weighting == "none":
         return weights.none(len(pairs))
-    values = weights.confidence([pair.confidence for pair in pairs])
+    confidences = weights.confidence([pair.confidence for pair in pairs])
+    match weighting:
+        case "confidence":
+            values = confidences
+        case "top":
+            values = weights.top(confidences, top_percent)
+        case "margin":
+            values = weights.margin(confidences)
+        case "normalised_margin":
+            values = weights.normalised_margin(confidences)
+        case "power":
+            values = weights.power(confidences, exponent)
+        case "entropy":
+            values = weights.entropy(confidences)
+        case "rank":
+            values = weights.rank(confidences)
     return weights.normalise(values) if normalise else values
 
 
