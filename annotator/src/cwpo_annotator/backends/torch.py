@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from cwpo_annotator import checkpoint
-from cwpo_annotator.backends import shared_prefix
+from cwpo_annotator.backends import onednn, shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.checkpoint import CheckpointError
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
 
-# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches.
-_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
+# their activations are small enough for the allocator to use the same memory again.
+_TOKEN_BUDGETS = {"cpu": 768, "mps": 8192, "cuda": 32768}
 
 
 class TorchBackend:
@@ -53,6 +54,8 @@ class TorchBackend:
         self.model = _load(folder, getattr(torch, self.dtype)).to(self.device).eval()
         self.model.config.pad_token_id = pad_token_id
         _keep_head_in_float32(self.model)
+        if kind == "cpu":
+            onednn.lay_out(self.model.base_model, self.token_budget)
         self.shares_prompts = share_prompts(self.model)
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
