@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from cwpo.types import ItemError, Message, Prompt, ScoreItem, Triplet, Truncation
+from cwpo_annotator import checkpoint
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.checkpoint import CheckpointError, EncodingSpec, read_card
+
+logger = logging.getLogger("cwpo_annotator")
 
 DEFAULT_MAX_LENGTH = 1024
 _PAD_CANDIDATES = ("<|endoftext|>", "<pad>", "<|pad|>", "[PAD]", "<|fim_pad|>")
@@ -55,17 +64,23 @@ class Encoder:
 
     @classmethod
     def create(
-        cls, folder: Path, *, max_length: int = DEFAULT_MAX_LENGTH, join: str = "\n\n"
+        cls,
+        folder: Path,
+        *,
+        max_length: int = DEFAULT_MAX_LENGTH,
+        join: str = "\n\n",
+        eos: bool = True,
     ) -> Encoder:
         """The encoder for a model that is to become an annotator.
 
-        max_length is lowered to what the model's position embeddings allow. A tokenizer without a
-        dedicated pad token gets one; if it is new, `len(tokenizer)` has grown and the model's
-        embeddings must follow.
+        max_length is lowered to what the model's positions and its tokenizer allow. A tokenizer
+        without a dedicated pad token gets one; if it is new, `len(tokenizer)` has grown and the
+        model's embeddings must follow.
         """
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        longest = min(max_length, _positions(folder) or max_length)
-        spec = EncodingSpec(join=join, max_length=longest, pad_token=_dedicated_pad(tokenizer))
+        tokenizer = _tokenizer(folder)
+        longest = min(max_length, _positions(folder) or max_length, tokenizer.model_max_length)
+        pad = _dedicated_pad(tokenizer)
+        spec = EncodingSpec(join=join, max_length=longest, pad_token=pad, eos=eos)
         return cls(tokenizer, spec)
 
     @classmethod
@@ -73,12 +88,18 @@ class Encoder:
         """The encoder of a checkpoint, as its annotator.json says.
 
         A folder without annotator.json (a reward model from elsewhere) gets the defaults of
-        `create`. Raises: CheckpointError where tokenizer and annotator.json do not fit.
+        `create`, and the log says which they are. Where its config pads with EOS, transformers'
+        head has never read EOS but the token before it: such texts are left without EOS.
+        Raises: CheckpointError where tokenizer and annotator.json do not fit.
         """
         card = read_card(folder)
         if card is None:
-            return cls.create(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            encoder = cls.create(folder, eos=not _pads_with_eos(folder))
+            logger.warning(
+                "%s has no annotator.json; by default: %s", folder, _in_words(encoder.spec)
+            )
+            return encoder
+        tokenizer = _tokenizer(folder)
         positions = _positions(folder)
         if positions is not None and card.encoding.max_length > positions:
             raise CheckpointError(
@@ -167,12 +188,16 @@ class Encoder:
                 [text for _, text in chosen], add_special_tokens=not is_templated
             )
             for (at, _), encoding in zip(chosen, encodings, strict=True):
-                result[at] = self._with_eos(encoding.ids)
+                result[at] = self._ended(encoding.ids)
         return result
 
-    def _with_eos(self, ids: list[int]) -> list[int]:
-        if self._eos is not None and (not ids or ids[-1] != self._eos):
+    def _ended(self, ids: list[int]) -> list[int]:
+        if self._eos is None:
+            return ids
+        if self.spec.eos and (not ids or ids[-1] != self._eos):
             ids.append(self._eos)
+        while not self.spec.eos and len(ids) > 1 and ids[-1] == self._eos:
+            ids.pop()
         return ids
 
     def _fit(
@@ -232,10 +257,45 @@ def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     return min(len(a), len(b))
 
 
+def _in_words(spec: EncodingSpec) -> str:
+    return (
+        f"at most {spec.max_length:,} tokens a text, {spec.join!r} between a text prompt and its "
+        f"response, {'' if spec.eos else 'no '}EOS at the end, pad token {spec.pad_token}"
+    )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    has_own = (folder / "tokenizer_config.json").is_file()
+    place = folder if has_own else checkpoint.base(folder)
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{place}: no tokenizer that can be loaded: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.base(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: config.json: {_line(error)}") from error
+    text_config: PretrainedConfig = config.get_text_config()
+    return text_config
+
+
 def _positions(folder: Path) -> int | None:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(_config(folder), "max_position_embeddings", None)
     return int(positions) if positions else None
+
+
+def _pads_with_eos(folder: Path) -> bool:
+    pad = getattr(_config(folder), "pad_token_id", None)
+    return pad is not None and pad == _tokenizer(folder).eos_token_id
 
 
 def _dedicated_pad(tokenizer: PreTrainedTokenizerBase) -> str:
