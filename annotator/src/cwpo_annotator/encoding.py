@@ -24,6 +24,9 @@ logger = logging.getLogger("cwpo_annotator")
 
 DEFAULT_MAX_LENGTH = 1024
 _PAD_CANDIDATES = ("<|endoftext|>", "<pad>", "<|pad|>", "[PAD]", "<|fim_pad|>")
+# The least that a limit in characters counts a token for: white space and long unknown words may
+# come down to very few tokens.
+_CHARACTERS_PER_TOKEN = 100
 _SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
 
 
@@ -34,6 +37,11 @@ class _Text:
     text: str
     boundary: int
     is_templated: bool
+    is_cut: bool = False
+
+    def without(self, characters: int) -> _Text:
+        """The same text without so many characters of its prompt, the oldest."""
+        return _Text(self.text[characters:], self.boundary - characters, self.is_templated, True)
 
 
 class Encoder:
@@ -42,7 +50,8 @@ class Encoder:
     A text prompt is joined to its response by `spec.join`, unless white space stands at the seam
     already (as in transcripts that end in "Assistant:" before " Sure"). A chat prompt goes through
     the tokenizer's chat template, or becomes a Human/Assistant transcript where there is none.
-    Responses are never cut.
+    Responses are never cut. A text of more characters than max_length tokens can have is not
+    tokenised, so that a huge one costs neither time nor memory.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: EncodingSpec) -> None:
@@ -58,6 +67,8 @@ class Encoder:
         self.spec = spec
         self.pad_token_id: int = pad
         self._eos: int | None = tokenizer.eos_token_id
+        longest = max(map(len, tokenizer.get_vocab()))
+        self._max_characters = spec.max_length * max(longest, _CHARACTERS_PER_TOKEN)
         self._fast: Any = tokenizer.backend_tokenizer
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -123,8 +134,8 @@ class Encoder:
         """
         texts: list[_Text | ItemError] = []
         for triplet in triplets:
-            for response in (triplet.response_a, triplet.response_b):
-                texts.append(self._text(triplet.prompt, response))
+            both = (triplet.response_a, triplet.response_b)
+            texts += self._texts(triplet.prompt, both, truncation)
         ids = self._tokenise(texts)
         result: list[EncodedPair | ItemError] = []
         for at in range(0, len(texts), 2):
@@ -140,7 +151,11 @@ class Encoder:
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
     ) -> list[EncodedText | ItemError]:
         """Token ids of each item."""
-        texts = [self._text(item.prompt, item.response) for item in items]
+        texts = [
+            text
+            for item in items
+            for text in self._texts(item.prompt, (item.response,), truncation)
+        ]
         result: list[EncodedText | ItemError] = []
         for text, ids in zip(texts, self._tokenise(texts), strict=True):
             fitted = self._fit([text], [ids], truncation)
@@ -155,12 +170,29 @@ class Encoder:
         """Write the tokenizer's files; the spec goes into annotator.json with the rest."""
         self.tokenizer.save_pretrained(folder)
 
-    def _text(self, prompt: Prompt, response: str) -> _Text | ItemError:
+    def _texts(
+        self, prompt: Prompt, responses: Sequence[str], truncation: Truncation
+    ) -> Sequence[_Text | ItemError]:
+        """The prompt with each response, all cut alike or all refused where one is huge."""
+        limit = self._max_characters
+        size = _characters(prompt) + max(map(len, responses))
+        if size > limit and truncation == "error":
+            return [_too_many_characters(size, self.max_length)] * len(responses)
         try:
-            return self._join(prompt, response)
+            texts = [self._join(prompt, response) for response in responses]
         except Exception as error:
             # Chat templates are programs that come with the model and may refuse a conversation.
-            return ItemError(code="invalid_row", detail=f"the chat template refuses it: {error}")
+            refusal = ItemError(code="invalid_row", detail=f"the chat template refuses it: {error}")
+            return [refusal] * len(responses)
+        excess = max(len(text.text) for text in texts) - limit
+        if excess <= 0:
+            return texts
+        if truncation == "error":
+            return [_too_many_characters(excess + limit, self.max_length)] * len(responses)
+        if excess > min(text.boundary for text in texts):
+            longest = max(len(response) for response in responses)
+            return [_response_of_too_many(longest, self.max_length)] * len(responses)
+        return [text.without(excess) for text in texts]
 
     def _join(self, prompt: Prompt, response: str) -> _Text:
         if isinstance(prompt, str):
@@ -173,7 +205,9 @@ class Encoder:
         render = self.tokenizer.apply_chat_template
         whole = str(render([*turns, answer], tokenize=False)).rstrip()
         opening = str(render(turns, tokenize=False, add_generation_prompt=True))
-        return _Text(whole, _common_prefix(whole, opening), is_templated=True)
+        is_opening = whole.startswith(opening)
+        boundary = len(opening) if is_opening else _common_prefix(whole, opening)
+        return _Text(whole, boundary, is_templated=True)
 
     def _tokenise(self, texts: Sequence[_Text | ItemError]) -> list[list[int]]:
         result: list[list[int]] = [[] for _ in texts]
@@ -226,7 +260,8 @@ class Encoder:
                     "responses are never cut",
                 )
             fitted.append(of_text[:start] + of_text[start + excess :])
-        return fitted, excess > 0
+        is_cut = any(isinstance(text, _Text) and text.is_cut for text in texts)
+        return fitted, excess > 0 or is_cut
 
     def _prompt_tokens(self, text: _Text) -> tuple[int, int]:
         """The range of token positions that hold the prompt alone."""
@@ -248,6 +283,26 @@ def _joined(prompt: str, response: str, join: str) -> _Text:
     if prompt == "" or any(char.isspace() for char in at_seam):
         join = ""
     return _Text(prompt + join + response, len(prompt), is_templated=False)
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
+
+
+def _too_many_characters(size: int, max_length: int) -> ItemError:
+    return ItemError(
+        code="too_long",
+        detail=f"{size:,} characters where max_length is {max_length:,} tokens; truncation "
+        "prompt_left would cut the prompt",
+    )
+
+
+def _response_of_too_many(size: int, max_length: int) -> ItemError:
+    return ItemError(
+        code="response_too_long",
+        detail=f"a response of {size:,} characters where max_length is {max_length:,} tokens: "
+        "responses are never cut",
+    )
 
 
 def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
