@@ -1,7 +1,6 @@
 """Whole jobs: an upload in, the weighted dataset and the errors out."""
 
 import gzip
-import io
 import json
 
 import pyarrow as pa
@@ -11,17 +10,8 @@ import pytest
 from cwpo import Message, Triplet
 
 
-def encoded(rows, format):
-    if format == "parquet":
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), sink)
-        return sink.getvalue()
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    return gzip.compress(data) if format == "jsonl.gz" else data
-
-
 @pytest.mark.parametrize("format", ["jsonl", "jsonl.gz", "parquet"])
-def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, format):
+def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, encoded, format):
     rows = open_house.rows(5000)  # Three shards.
     job = open_house.wait(open_house.submit(encoded(rows, format), format))
     assert job.state == "completed", job.error
@@ -37,7 +27,7 @@ def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, format)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_extra_columns_have_one_type_in_all_shards(open_house, format):
+def test_extra_columns_have_one_type_in_all_shards(open_house, encoded, format):
     rows = open_house.rows(2100)  # Two shards.
     extras = [{"n": index, "tags": ["t", str(index)]} for index in range(2100)]
     if format == "jsonl":
