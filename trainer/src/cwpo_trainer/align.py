@@ -38,7 +38,8 @@ def run(settings: Align) -> None:
     runtime.expect_world_size(settings.world_size)
     pairs, weights = read(settings)
     folder = resolve(settings.model)
-    with new_output("align", settings.output, settings.model_dump(mode="json")) as output:
+    recorded = settings.model_dump(mode="json")
+    with new_output("align", settings.output, recorded, resume=settings.resume) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         tokenizer = policy.load_tokenizer(folder)
         dataset = tokenised(pairs, weights, Formatter(tokenizer), settings.max_length, output)
@@ -51,7 +52,7 @@ def run(settings: Align) -> None:
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        policy.train(trainer, output, f"{settings.loss}, weight {settings.weight}")
+        policy.train(trainer, settings, output, f"{settings.loss}, weight {settings.weight}")
         policy.save(trainer, settings, output.folder)
 
 

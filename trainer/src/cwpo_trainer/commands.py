@@ -115,6 +115,12 @@ class PolicyTraining(_Training):
     world_size: int | None = Field(
         None, ge=1, description="processes that have to take part, checked at the start"
     )
+    save_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; by default SIGTERM alone saves one"
+    )
+    resume: bool = Field(
+        False, description="go on from the last checkpoint of this --output, from the start if none"
+    )
 
 
 class Sft(PolicyTraining):

@@ -24,7 +24,8 @@ from transformers import (
 from cwpo.errors import DatasetError
 from cwpo_annotator.checkpoint import CheckpointError, resolve
 from cwpo_trainer import runtime
-from cwpo_trainer.record import LOG_NAME, Output
+from cwpo_trainer.interruption import EXIT_CODE, SaveOnTerm, checkpoint_to_resume
+from cwpo_trainer.record import CHECKPOINTS_NAME, LOG_NAME, Output
 from cwpo_trainer.training_log import TrainingLog
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
     """What SFTConfig and DPOConfig share, for a dataset of `rows` rows."""
     steps = settings.max_steps or total_steps(settings, rows)
     return dict(
-        output_dir=str(folder),
+        output_dir=str(folder / CHECKPOINTS_NAME),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size,
@@ -104,7 +105,12 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
         seed=settings.seed,
         max_length=None,
         logging_steps=1,
-        save_strategy="no",
+        # With it a loss of NaN would be logged as the mean of the losses before.
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 1,
+        # The one before stays until the next is whole.
+        save_total_limit=2,
         report_to=[],
         disable_tqdm=True,
     )
@@ -143,15 +149,28 @@ def dataset_of(
     return concatenate_datasets(parts)
 
 
-def train(trainer: Any, output: Output, title: str) -> None:
-    """Run a TRL trainer, with progress and training log on the first rank."""
+def train(trainer: Any, settings: PolicyTraining, output: Output, title: str) -> None:
+    """Run a TRL trainer from its start or a checkpoint, with log and progress on the first rank.
+
+    Exits: EXIT_CODE after a checkpoint, where SIGTERM came.
+    """
+    checkpoint = checkpoint_to_resume(settings, output)
+    interruption = SaveOnTerm()
     trainer.remove_callback(PrinterCallback)
-    if not runtime.is_main():
-        trainer.train()
-        return
-    with TrainingLog(output.folder / LOG_NAME, title) as log:
-        trainer.add_callback(_Steps(log))
-        trainer.train()
+    trainer.add_callback(interruption)
+    resumed = None if checkpoint is None else str(checkpoint)
+    if runtime.is_main():
+        after = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        with TrainingLog(output.folder / LOG_NAME, title, after=after) as log:
+            trainer.add_callback(_Steps(log))
+            trainer.train(resume_from_checkpoint=resumed)
+    else:
+        trainer.train(resume_from_checkpoint=resumed)
+    if interruption.stopped:
+        if runtime.is_main():
+            step = trainer.state.global_step
+            print(f"stopped by SIGTERM after step {step}: go on with --resume", file=sys.stderr)
+        raise SystemExit(EXIT_CODE)
 
 
 def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:

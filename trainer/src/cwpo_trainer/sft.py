@@ -30,7 +30,8 @@ def run(settings: Sft) -> None:
     read = read_human if settings.labels == "human" else read_weighted
     pairs = read(settings.data)
     folder = resolve(settings.model)
-    with new_output("sft", settings.output, settings.model_dump(mode="json")) as output:
+    recorded = settings.model_dump(mode="json")
+    with new_output("sft", settings.output, recorded, resume=settings.resume) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         tokenizer = policy.load_tokenizer(folder)
         dataset = tokenised(pairs, Formatter(tokenizer), settings.max_length, output)
@@ -41,7 +42,7 @@ def run(settings: Sft) -> None:
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        policy.train(trainer, output, "SFT")
+        policy.train(trainer, settings, output, "SFT")
         policy.save(trainer, settings, output.folder)
 
 
