@@ -165,10 +165,11 @@ def test_settings_come_from_a_file_and_flags_win(tiny_causal, data, tmp_path, co
     assert (settings["beta"], settings["loss"], settings["batch_size"]) == (0.25, "ipo", 2)
 
 
-def test_a_misspelt_setting_is_refused(tiny_causal, data, tmp_path, failure):
+@pytest.mark.parametrize("kind", [Sft, Align])
+def test_a_misspelt_setting_is_refused(kind, tiny_causal, data, tmp_path, failure):
     config = tmp_path / "align.yaml"
     config.write_text(f"model: {tiny_causal}\ndata: {data}\nbetta: 0.25\n")
-    message = failure(Align, "--config", config, "--output", tmp_path / "out")
+    message = failure(kind, "--config", config, "--output", tmp_path / "out")
     assert "no setting is called betta" in message
 
 
@@ -265,6 +266,7 @@ def test_two_processes_follow_one(tiny_causal, data, tmp_path):
     flags = (
         *("--model", tiny_causal, "--data", data, "--max-steps", 3, "--learning-rate", 1e-2),
         *("--gradient-accumulation", 1, "--threads", 1, "--dtype", "float32"),
+        "--precompute-reference",
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)

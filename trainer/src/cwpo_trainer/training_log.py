@@ -54,6 +54,10 @@ class TrainingLog:
         if not math.isfinite(loss):
             raise CwpoError(f"the loss became {loss} at step {step}: lower --learning-rate")
 
+    def evaluation(self, *, step: int, **values: float) -> None:
+        """Log what an evaluation after this step gave."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
     def __enter__(self) -> TrainingLog:
         self._progress.start()
         return self
