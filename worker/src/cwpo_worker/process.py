@@ -34,7 +34,7 @@ class WorkerProcess:
         store.check()
         self._ledger = Ledger(connect(redis_url), store)
         self._ledger.check()
-self._reconciler = Reconciler(Ledger(connect(redis_url), store))
+        self._reconciler = Reconciler(Ledger(connect(redis_url), store))
         self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds, tasks.wind_down)
         tasks.equip(tasks.Tools(self._ledger, client))
         # The first array looks for pandas, and importing it takes longer than a shard does.
