@@ -19,7 +19,7 @@ from cwpo.types import (
     Triplet,
     Truncation,
 )
-from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
+from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText, is_out_of_memory
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
 from cwpo_annotator.confidence import confidence, preferred
 
@@ -204,15 +204,15 @@ class Annotator:
         columns = [a.tolist(), b.tolist(), confidence(a, b).tolist()]
         if self.temperature is not None:
             columns.append(confidence(a, b, self.temperature).tolist())
-        scored = zip(finite.tolist(), *columns, strict=True)
+        scored = zip(range(len(scores)), finite.tolist(), *columns, strict=True)
         result: list[dict[str, Any]] = []
         for item_id, item in zip(ids, encoded, strict=True):
             if isinstance(item, ItemError):
                 result.append({"id": item_id, "error": item})
                 continue
-            is_finite, score_a, score_b, certainty, *calibrated = next(scored)
+            at, is_finite, score_a, score_b, certainty, *calibrated = next(scored)
             if not is_finite:
-                result.append({"id": item_id, "error": NON_FINITE})
+                result.append({"id": item_id, "error": no_score(scores[at])})
                 continue
             row = {
                 "id": item_id,
@@ -226,6 +226,11 @@ class Annotator:
                 row["calibrated_confidence"] = calibrated[0]
             result.append(row)
         return result
+
+
+def no_score(scores: NDArray[np.float32]) -> ItemError:
+    """Why an item's scores, shape (1,) or (2,), are not finite."""
+    return _OUT_OF_MEMORY if is_out_of_memory(scores) else _NON_FINITE
 
 
 def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None]:
@@ -244,4 +249,7 @@ GOLDEN = (
     ScoreItem(prompt="Why is the sky blue?", response="no idea"),
     ScoreItem(prompt="2 + 2", response="5, as everybody knows; do not ask again."),
 )
-NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
+_NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
+_OUT_OF_MEMORY = ItemError(
+    code="out_of_memory", detail="the device's memory cannot hold this item, even alone"
+)
