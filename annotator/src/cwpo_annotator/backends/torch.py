@@ -15,6 +15,7 @@ from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.backends.memory import MemoryBudget
 from cwpo_annotator.model import load_model
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.threads import use_threads
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again.
@@ -32,6 +33,7 @@ class TorchBackend:
         device: cuda, mps, cpu, or auto for the best there is.
         token_budget: tokens a forward pass, padding included; None chooses by the device. It is
             halved whenever the device runs out of memory.
+        threads: on a CPU, of the whole process; None takes the physical cores there are.
     Raises: CheckpointError for weights that cannot be loaded or have no single output.
     """
 
@@ -45,6 +47,7 @@ class TorchBackend:
         dtype: str = "auto",
         device: str = "auto",
         token_budget: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.device = best_device() if device == "auto" else device
         kind = torch.device(self.device).type
@@ -55,6 +58,7 @@ class TorchBackend:
         self.model = model.to(self.device)
         _keep_head_in_float32(self.model)
         if kind == "cpu":
+            use_threads(threads)
             onednn.lay_out(self.model.base_model, self.token_budget)
         self.shares_prompts = share_prompts(self.model)
 
