@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import BinaryIO
 
 import redis
@@ -18,10 +17,10 @@ from cwpo.types import (
     ResultFormat,
 )
 from cwpo_worker import ids
+from cwpo_worker.connection import queue_errors
 from cwpo_worker.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
-    QueueUnavailableError,
     UnknownJobError,
 )
 from cwpo_worker.files import FileCatalog
@@ -237,12 +236,3 @@ class Ledger:
 
     def _open(self, key: str) -> tuple[BinaryIO, int]:
         return self.store.open(key), self.store.size(key)
-
-
-@contextmanager
-def queue_errors() -> Iterator[None]:
-    """Turn what goes wrong with Redis into QueueUnavailableError."""
-    try:
-        yield
-    except redis.RedisError as error:
-        raise QueueUnavailableError(f"the job queue cannot be used: {error}") from error
