@@ -196,7 +196,7 @@ class AsyncJobs:
         return await self._client._send(resources.get_job(job_id))
 
     async def cancel(self, job_id: str) -> Job:
-        """Stop the job; what is finished stays."""
+        """Stop the job; what is finished can be downloaded, and the rest resumed."""
         return await self._client._send(resources.cancel_job(job_id))
 
     async def resume(self, job_id: str) -> Job:

@@ -199,7 +199,7 @@ class Jobs:
         return self._client._send(resources.get_job(job_id))
 
     def cancel(self, job_id: str) -> Job:
-        """Stop the job; what is finished stays."""
+        """Stop the job; what is finished can be downloaded, and the rest resumed."""
         return self._client._send(resources.cancel_job(job_id))
 
     def resume(self, job_id: str) -> Job:

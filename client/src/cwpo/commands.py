@@ -189,7 +189,7 @@ class Watch(JobCommand):
 
 
 class Cancel(JobCommand):
-    """Cancel a job.
+    """Cancel a job; what it has finished can be downloaded, and the rest resumed.
 
     Example:
         cwpo jobs cancel job-0123

@@ -80,6 +80,7 @@ class ItemError(_Model):
         "response_too_long",
         "non_finite_score",
         "out_of_memory",
+        "poison_row",
     ]
     detail: str
 

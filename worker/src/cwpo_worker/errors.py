@@ -45,6 +45,10 @@ class ModelChangedError(CwpoError):
     """The service changed its annotator while a job was under way."""
 
 
+class PoisonedShardError(CwpoError):
+    """The service fails on so many rows of a shard that they cannot all be at fault."""
+
+
 class IncompleteJobError(CwpoError):
     """The parts of a job do not add up to its manifest."""
 

@@ -101,6 +101,7 @@ class Ledger:
     def cancel(self, job_id: str, *, owner: str | None) -> Job:
         """Stop the job; again for one that is cancelled already.
 
+        What is finished is kept, and becomes the job's results.
         Raises: UnknownJobError; IllegalTransitionError if it has ended or is being merged.
         """
 
@@ -135,7 +136,12 @@ class Ledger:
                     f"job {record.id} is {record.state}: only a failed or cancelled one is resumed"
                 )
             return record.moved(
-                "validating", progress=JobProgress(), error=None, started_at=None, finished_at=None
+                "validating",
+                progress=JobProgress(),
+                error=None,
+                edition=None,
+                started_at=None,
+                finished_at=None,
             )
 
         with queue_errors():
@@ -146,14 +152,34 @@ class Ledger:
             return self._public(record)
 
     def settle(self, job_id: str, census: Census) -> JobRecord:
-        """Call a cancelling job cancelled once none of its tasks is running."""
-        self.queue.remove(task for task in census.waiting if task.job_id == job_id)
-        is_running = any(task.job_id == job_id for task in census.running)
+        """Take a cancelling job nearer to its end.
 
+        Once none of its tasks is running it is cancelled, or merged first where some of its shards
+        are finished.
+        """
+        held = census.of(job_id)
+        merge = Task(job_id, "merge")
+        self.queue.remove(held & census.waiting - {merge})
+        if merge in held or held & census.running:
+            return self.records.get(job_id)
+        if self.store.list(JobFolder(job_id).parts):
+            self.queue.enqueue([merge])
+            return self.records.get(job_id)
+        return self._end_cancelled(job_id, None)
+
+    def give_up(self, task: Task, reason: str) -> None:
+        """End the job of a task that cannot be done: as failed, unless it was being cancelled."""
+        if task.step == "merge" and self.records.get(task.job_id).state == "cancelling":
+            self._end_cancelled(task.job_id, f"what was finished cannot be published: {reason}")
+        else:
+            self.records.fail(task.job_id, reason)
+
+    def _end_cancelled(self, job_id: str, error: str | None) -> JobRecord:
         def cancelled(record: JobRecord) -> JobRecord:
-            if record.state != "cancelling" or is_running:
+            if record.state != "cancelling":
                 return record
-            return record.moved("cancelled", progress=self.records.progress(record))
+            progress = self.records.progress(record)
+            return record.moved("cancelled", progress=progress, error=error)
 
         return self.records.change(job_id, cancelled)
 
@@ -172,15 +198,15 @@ class Ledger:
     def open_results(
         self, job_id: str, format: ResultFormat, *, owner: str | None
     ) -> tuple[BinaryIO, int]:
-        """The weighted dataset, seekable, and its bytes.
+        """The weighted dataset, seekable, and its bytes; of a cancelled job, what it finished.
 
         Raises: UnknownJobError; IllegalTransitionError if the job has not completed.
         """
-        return self._open(job_id, JobFolder(job_id).results(format), owner)
+        return self._open(self._ended(job_id, owner).results(format))
 
     def open_errors(self, job_id: str, *, owner: str | None) -> tuple[BinaryIO, int]:
         """The rejected rows with their reasons, as JSONL; raises as open_results does."""
-        return self._open(job_id, JobFolder(job_id).errors, owner)
+        return self._open(self._ended(job_id, owner).errors)
 
     def check(self) -> None:
         """Raises: QueueUnavailableError when Redis does not answer."""
@@ -199,10 +225,14 @@ class Ledger:
         progress = self.records.progress(record)
         return record.model_copy(update={"progress": progress}).public()
 
-    def _open(self, job_id: str, key: str, owner: str | None) -> tuple[BinaryIO, int]:
+    def _ended(self, job_id: str, owner: str | None) -> JobFolder:
         with queue_errors():
             record = self._owned(job_id, owner)
-        if record.state not in ("completed", "completed_with_errors"):
+        is_complete = record.state in ("completed", "completed_with_errors")
+        if not is_complete and record.edition is None:
             when = "" if record.state in FINAL_STATES else " yet"
             raise IllegalTransitionError(f"job {job_id} is {record.state}: it has no results{when}")
+        return JobFolder(job_id, record.edition)
+
+    def _open(self, key: str) -> tuple[BinaryIO, int]:
         return self.store.open(key), self.store.size(key)

@@ -12,9 +12,9 @@ from cwpo_worker import tasks
 from cwpo_worker.connection import connect, queue_errors
 from cwpo_worker.errors import QueueUnavailableError
 from cwpo_worker.ledger import Ledger
-from cwpo_worker.queue import TaskWorker
 from cwpo_worker.reconciler import Reconciler, reconcile
 from cwpo_worker.store import BlobStore
+from cwpo_worker.task_worker import TaskWorker
 
 # Rows are many objects and no cycles: looking for some every 700 doubles the time of a task.
 GC_THRESHOLDS = (50_000, 20, 100)

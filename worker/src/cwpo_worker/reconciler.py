@@ -39,7 +39,7 @@ def reconcile(ledger: Ledger) -> None:
         ledger.queue.enqueue_due()
         for task, reason in ledger.queue.exhausted():
             with suppress(UnknownJobError):
-                ledger.records.fail(task.job_id, f"{task} was given up: {reason}")
+                ledger.give_up(task, f"{task} was given up: {reason}")
         active = ledger.records.active()
         census = ledger.queue.census()
         for job_id in active:

@@ -21,6 +21,7 @@ from cwpo_worker.errors import (
 )
 from cwpo_worker.job import JobRecord, now
 from cwpo_worker.store import BlobStore
+from cwpo_worker.trials import trials_key
 
 INDEX = "cwpo:jobs"
 ACTIVE = "cwpo:jobs:active"
@@ -215,7 +216,7 @@ class Records:
             pipe.zadd(_owner_key(record.owner), {member: 0})
         if record.state in FINAL_STATES:
             pipe.srem(ACTIVE, record.id)
-            pipe.delete(_parts_key(record.id))
+            pipe.delete(_parts_key(record.id), trials_key(record.id))
         else:
             pipe.sadd(ACTIVE, record.id)
 
