@@ -133,9 +133,46 @@ def test_the_idempotency_key_makes_tries_one(alice, rows, problem):
     assert len(jobs) == 1
 
 
+def test_a_file_is_deleted_once_no_job_needs_it(alice, people, office, rows, problem):
+    file = upload(alice, rows[:3]).json()
+    job = alice.post("/jobs", json={"file_id": file["id"]}).json()
+    answer = alice.delete(f"/files/{file['id']}")
+    assert answer.status_code == 409
+    assert job["id"] in problem(answer)["detail"]
+    work(office)
+    assert people["bob"].delete(f"/files/{file['id']}").status_code == 404
+    assert alice.delete(f"/files/{file['id']}").json() == file
+    assert alice.get(f"/files/{file['id']}").status_code == 404
+    assert alice.delete(f"/files/{file['id']}").status_code == 404
+    assert alice.post("/jobs", json={"file_id": file["id"]}).status_code == 404
+    assert alice.get(f"/jobs/{job['id']}/results").status_code == 200
+
+
+def test_an_ended_job_is_deleted_with_its_results(alice, people, office, rows, problem):
+    file = upload(alice, rows[:3]).json()
+    job = alice.post("/jobs", json={"file_id": file["id"]}).json()
+    path = f"/jobs/{job['id']}"
+    answer = alice.delete(path)
+    assert answer.status_code == 409
+    assert "validating" in problem(answer)["detail"]
+    work(office)
+    assert people["bob"].delete(path).status_code == 404
+    assert alice.delete(path).json()["state"] == "completed"
+    for gone in (path, f"{path}/results", f"{path}/errors", f"{path}/events"):
+        assert alice.get(gone).status_code == 404
+    assert alice.delete(path).status_code == 404
+    assert alice.post(f"{path}/resume").status_code == 404
+    assert job["id"] not in [other["id"] for other in alice.get("/jobs").json()["jobs"]]
+    assert alice.get(f"/files/{file['id']}").json() == file
+    work(office)
+    assert not os.path.exists(f"{office.environment['CWPO_STORE_URL']}{path}")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
+        ("DELETE", "/files/file_nope"),
+        ("DELETE", "/jobs/job_nope"),
         ("GET", "/files/file_nope"),
         ("GET", "/jobs/job_nope"),
         ("GET", "/jobs/job_nope/results"),

@@ -161,7 +161,11 @@ class AsyncFiles:
 
     async def get(self, file_id: str) -> File:
         """What the service knows of an uploaded file."""
-        return await self._client._send(Call("GET", f"/files/{file_id}", File))
+        return await self._client._send(resources.get_file(file_id))
+
+    async def delete(self, file_id: str) -> File:
+        """Remove an uploaded file; what it was. Raises: ConflictError while a job needs it."""
+        return await self._client._send(resources.delete_file(file_id))
 
 
 class AsyncJobs:
@@ -202,6 +206,13 @@ class AsyncJobs:
     async def resume(self, job_id: str) -> Job:
         """Go on with a failed or cancelled job; what was finished is not done again."""
         return await self._client._send(resources.resume_job(job_id))
+
+    async def delete(self, job_id: str) -> Job:
+        """Forget an ended job with its results; what it was. Its input file stays.
+
+        Raises: ConflictError if it has not ended.
+        """
+        return await self._client._send(resources.delete_job(job_id))
 
     async def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> AsyncIterator[Job]:
         """The job again and again until it has ended."""

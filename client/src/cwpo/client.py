@@ -166,7 +166,11 @@ class Files:
 
     def get(self, file_id: str) -> File:
         """What the service knows of an uploaded file."""
-        return self._client._send(Call("GET", f"/files/{file_id}", File))
+        return self._client._send(resources.get_file(file_id))
+
+    def delete(self, file_id: str) -> File:
+        """Remove an uploaded file; what it was. Raises: ConflictError while a job needs it."""
+        return self._client._send(resources.delete_file(file_id))
 
 
 class Jobs:
@@ -205,6 +209,13 @@ class Jobs:
     def resume(self, job_id: str) -> Job:
         """Go on with a failed or cancelled job; what was finished is not done again."""
         return self._client._send(resources.resume_job(job_id))
+
+    def delete(self, job_id: str) -> Job:
+        """Forget an ended job with its results; what it was. Its input file stays.
+
+        Raises: ConflictError if it has not ended.
+        """
+        return self._client._send(resources.delete_job(job_id))
 
     def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> Iterator[Job]:
         """The job again and again until it has ended."""

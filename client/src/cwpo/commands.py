@@ -214,6 +214,19 @@ class Resume(JobCommand):
             print_job(client.jobs.resume(self.id), as_json=False)
 
 
+class Delete(JobCommand):
+    """Delete an ended job with its results; its input file stays.
+
+    Example:
+        cwpo jobs delete job-0123
+    """
+
+    def cli_cmd(self) -> None:
+        """Ask for it."""
+        with self.client() as client:
+            print(f"{client.jobs.delete(self.id).id}  deleted")
+
+
 class Download(JobCommand):
     """Download a job's weighted dataset, and its rejected rows beside it.
 
@@ -244,6 +257,7 @@ class Jobs(Command):
     cancel: CliSubCommand[Cancel]
     resume: CliSubCommand[Resume]
     download: CliSubCommand[Download]
+    delete: CliSubCommand[Delete]
 
 
 def result_format(path: Path) -> ResultFormat:

@@ -10,6 +10,7 @@ from cwpo.transport import Call
 from cwpo.types import (
     AnnotateRequest,
     AnnotateResponse,
+    File,
     FileFormat,
     Job,
     JobList,
@@ -108,6 +109,21 @@ def get_job(job_id: str) -> Call[Job]:
 def cancel_job(job_id: str) -> Call[Job]:
     """POST /jobs/{id}/cancel."""
     return Call("POST", f"/jobs/{job_id}/cancel", Job)
+
+
+def delete_job(job_id: str) -> Call[Job]:
+    """DELETE /jobs/{id}."""
+    return Call("DELETE", f"/jobs/{job_id}", Job)
+
+
+def get_file(file_id: str) -> Call[File]:
+    """GET /files/{id}."""
+    return Call("GET", f"/files/{file_id}", File)
+
+
+def delete_file(file_id: str) -> Call[File]:
+    """DELETE /files/{id}."""
+    return Call("DELETE", f"/files/{file_id}", File)
 
 
 def resume_job(job_id: str) -> Call[Job]:

@@ -17,6 +17,10 @@ class UnknownFileError(CwpoError):
     """No file has this id, or it belongs to another owner."""
 
 
+class FileInUseError(CwpoError):
+    """A job that has not ended needs the file."""
+
+
 class UnknownJobError(CwpoError):
     """No job has this id, or it belongs to another owner."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -47,6 +49,20 @@ class FileCatalog:
     def open(self, file_id: str) -> BinaryIO:
         """The bytes of a file. Raises: UnknownFileError."""
         return self._store.open(_data_key(file_id, self._record(file_id).sha256))
+
+    def all(self) -> Iterator[File]:
+        """Every file that there is."""
+        for folder in self._store.list("files"):
+            with suppress(UnknownFileError):
+                yield self.get(folder.rsplit("/", 1)[-1], owner=None)
+
+    def delete(self, file_id: str) -> None:
+        """Remove a file; what is known of it goes last, so that a second try ends a broken one.
+
+        Raises: UnknownFileError.
+        """
+        self._store.delete(_data_key(file_id, self._record(file_id).sha256))
+        self._store.delete_folder(f"files/{file_id}")
 
     def _record(self, file_id: str) -> FileRecord:
         if not ids.is_valid("file", file_id):

@@ -6,9 +6,11 @@ from contextlib import suppress
 from typing import BinaryIO
 
 import redis
+from redis.lock import Lock
 
 from cwpo.types import (
     FINAL_STATES,
+    File,
     Job,
     JobList,
     JobProgress,
@@ -19,6 +21,7 @@ from cwpo.types import (
 from cwpo_worker import ids
 from cwpo_worker.connection import queue_errors
 from cwpo_worker.errors import (
+    FileInUseError,
     IdempotencyConflictError,
     IllegalTransitionError,
     UnknownJobError,
@@ -31,6 +34,7 @@ from cwpo_worker.records import PartCounts, Records
 from cwpo_worker.store import BlobStore
 
 SHARD_ROWS = 2048
+_HOLD_SECONDS = 30.0
 
 
 class Ledger:
@@ -67,9 +71,10 @@ class Ledger:
             owner=owner,
             shard_rows=SHARD_ROWS,
         )
-        with queue_errors():
+        with queue_errors(), self._holding(request.file_id):
+            self.files.get(request.file_id, owner=owner)  # It may have been deleted since.
             record = self.records.create(asked)
-            if any(getattr(record, name) != value for name, value in request):
+            if record.deleted or any(getattr(record, name) != value for name, value in request):
                 raise IdempotencyConflictError(
                     "this Idempotency-Key was used for another job: send a new one"
                 )
@@ -145,6 +150,39 @@ class Ledger:
                 self.queue.enqueue([Task(job_id, "plan")])
             return self._public(record)
 
+    def delete(self, job_id: str, *, owner: str | None) -> Job:
+        """Forget an ended job with its results: at once for everybody, in the store soon after.
+
+        Returns: what it was. Raises: UnknownJobError; IllegalTransitionError if it has not ended.
+        """
+
+        def deleted(record: JobRecord) -> JobRecord:
+            if record.state not in FINAL_STATES:
+                raise IllegalTransitionError(
+                    f"job {record.id} is {record.state}: it can be deleted when it has ended"
+                )
+            return record.model_copy(update={"deleted": True})
+
+        with queue_errors():
+            self._owned(job_id, owner)
+            return self.records.change(job_id, deleted).public()
+
+    def delete_file(self, file_id: str, *, owner: str | None) -> File:
+        """Remove an uploaded file.
+
+        Returns: what it was. Raises: UnknownFileError; FileInUseError while a job needs it.
+        """
+        file = self.files.get(file_id, owner=owner)
+        with queue_errors(), self._holding(file_id):
+            for job_id in self.records.active():
+                with suppress(UnknownJobError):
+                    if self.records.get(job_id).file_id == file_id:
+                        raise FileInUseError(
+                            f"file {file_id} is needed by job {job_id}, which has not ended"
+                        )
+            self.files.delete(file_id)
+            return file
+
     def settle(self, job_id: str, census: Census) -> JobRecord:
         """Call a cancelling job cancelled once none of its tasks is running."""
         self.queue.remove(task for task in census.waiting if task.job_id == job_id)
@@ -186,6 +224,13 @@ class Ledger:
         """Raises: QueueUnavailableError when Redis does not answer."""
         with queue_errors():
             self.redis.ping()
+
+    def _holding(self, file_id: str) -> Lock:
+        """While it is held, no job begins to use the file and nobody deletes it."""
+        lock: Lock = self.redis.lock(
+            f"cwpo:file:{file_id}", timeout=_HOLD_SECONDS, blocking_timeout=_HOLD_SECONDS
+        )
+        return lock
 
     def _owned(self, job_id: str, owner: str | None) -> JobRecord:
         if not ids.is_valid("job", job_id):

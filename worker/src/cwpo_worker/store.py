@@ -127,6 +127,11 @@ class BlobStore:
         with suppress(BlobNotFoundError), self._errors("delete", key):
             self._fs.rm_file(self._path(key))
 
+    def delete_folder(self, prefix: str) -> None:
+        """Remove every blob under the folder; nothing happens if there is none."""
+        with suppress(BlobNotFoundError), self._errors("delete", prefix):
+            self._fs.rm(self._path(prefix), recursive=True)
+
     def check(self) -> None:
         """Raises: StoreError when the store cannot be written."""
         self.put("check", b"\n")

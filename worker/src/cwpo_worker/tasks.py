@@ -19,6 +19,7 @@ from cwpo_worker.errors import (
     IncompleteJobError,
     JobStoppedError,
     ModelChangedError,
+    UnknownFileError,
     UnknownJobError,
 )
 from cwpo_worker.ledger import Ledger
@@ -82,5 +83,5 @@ def _verdict(job_id: str) -> Iterator[None]:
         yield
     except (JobStoppedError, UnknownJobError) as error:
         log.info("nothing to do: %s", error)
-    except (DatasetError, ModelChangedError, IncompleteJobError) as error:
+    except (DatasetError, ModelChangedError, IncompleteJobError, UnknownFileError) as error:
         _tools.get().ledger.records.fail(job_id, str(error))

@@ -1,4 +1,4 @@
-"""POST /files and GET /files/{id}."""
+"""POST /files, GET and DELETE /files/{id}."""
 
 from __future__ import annotations
 
@@ -73,3 +73,9 @@ async def upload_file(
 async def get_file(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
     """What is known of an uploaded file."""
     return await run_in_threadpool(jobs.files.get, file_id, owner=owner)
+
+
+@router.delete("/files/{file_id}", summary="Delete a file", responses=documented(404, 409, 503))
+async def delete_file(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
+    """Remove an uploaded file; the answer is what it was. A job that has not ended keeps it."""
+    return await run_in_threadpool(jobs.ledger.delete_file, file_id, owner=owner)
