@@ -80,6 +80,9 @@ class Annotator:
     ) -> Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
+        Any reward model of one output is one; without annotator.json it gets the defaults of
+        `Encoder.create`.
+
         Args:
             dtype: of the weights and activations; auto is bfloat16 on a GPU, float32 on a CPU.
             device: cuda, mps, cpu, or auto for the best there is.
@@ -91,6 +94,7 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = TorchBackend(
             folder,
@@ -118,6 +122,7 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
         texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]

@@ -198,7 +198,7 @@ class Ledger:
     def finish_part(self, job_id: str, index: int, counts: PartCounts) -> None:
         """Note that a shard is finished; the last one lets the merge begin."""
         self.records.set_part(job_id, index, counts)
-        if len(self.records.parts(job_id)) == self.records.get(job_id).shards:
+        if self.records.parts_done(job_id) == self.records.get(job_id).shards:
             self.finalize(job_id)
 
     def finalize(self, job_id: str) -> None:

@@ -12,7 +12,7 @@ from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
 from cwpo_worker.job import JobRecord
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.manifest import JobFolder, Manifest, Shard
-from cwpo_worker.queue import Task
+from cwpo_worker.queue import shard_tasks
 
 # A shard of long texts is closed before its rows are too much for a worker's memory.
 SHARD_BYTES = 32 << 20
@@ -131,6 +131,8 @@ def _start(ledger: Ledger, manifest: Manifest) -> None:
         )
     except IllegalTransitionError as error:
         raise JobStoppedError(str(error)) from error
-    ledger.queue.enqueue(Task(manifest.job_id, "shard", shard.index) for shard in manifest.shards)
+    ledger.queue.enqueue(
+        shard_tasks(manifest.job_id, range(len(manifest.shards)), len(manifest.shards))
+    )
     if not manifest.shards:
         ledger.finalize(manifest.job_id)

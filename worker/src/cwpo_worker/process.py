@@ -43,7 +43,7 @@ class WorkerProcess:
         self._ledger.check()
         self._reconciler = Reconciler(Ledger(connect(redis_url), store), kept)
         self._kept = kept
-        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds)
+        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds, tasks.wind_down)
         tasks.equip(tasks.Tools(self._ledger, client))
         # The first array looks for pandas, and importing it takes longer than a shard does.
         pa.array([""])
