@@ -163,6 +163,12 @@ def test_a_job_from_submit_to_download(cwpo, messy, tmp_path, tiny_annotator):
     assert "404" in cwpo("jobs", "show", job_id).stderr
 
 
+def test_an_input_on_the_service_s_side_is_not_looked_for_here(cwpo):
+    result = cwpo("jobs", "submit", "2026/rows.jsonl", "--on-server")
+    assert result.returncode == 1
+    assert "its operator has set no --input-prefix" in result.stderr
+
+
 def test_a_job_that_fails_says_why_and_leaves_no_output(cwpo, tmp_path):
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"no parquet at all")

@@ -93,6 +93,9 @@ class Submit(ServiceCommand):
     """
 
     input: CliPositionalArg[Path] = Field(description=".jsonl, .jsonl.gz or .parquet of triplets")
+    on_server: bool = Field(
+        False, description="INPUT is no file here but a path below the service's --input-prefix"
+    )
     wait: bool = Field(False, description="until the job has ended; implied by --output")
     output: Path | None = Field(None, description=".parquet or .jsonl to download to")
     max_rejected_share: RejectedShare = Field(
@@ -108,9 +111,10 @@ class Submit(ServiceCommand):
         if self.output is not None:
             result_format(self.output)
         with self.client() as client:
-            file = client.files.upload(_readable(self.input))
+            on_server = self.input.as_posix() if self.on_server else None
             job = client.jobs.create(
-                file.id,
+                None if on_server else client.files.upload(_readable(self.input)).id,
+                input=on_server,
                 truncation=self.truncation,
                 max_rejected_share=self.max_rejected_share,
             )

@@ -10,7 +10,12 @@ from typing import BinaryIO
 
 from cwpo.types import File, FileFormat
 from cwpo_worker import ids
-from cwpo_worker.errors import BlobNotFoundError, IdempotencyConflictError, UnknownFileError
+from cwpo_worker.errors import (
+    BlobNotFoundError,
+    DigestMismatchError,
+    IdempotencyConflictError,
+    UnknownFileError,
+)
 from cwpo_worker.store import BlobStore
 
 
@@ -93,11 +98,19 @@ class Upload:
         self._digest.update(chunk)
         self._bytes += len(chunk)
 
-    def commit(self) -> File:
+    def commit(self, sha256: str | None = None) -> File:
         """Keep the file.
 
-        Raises: IdempotencyConflictError if its idempotency key named other bytes before.
+        Args:
+            sha256: what its checksum has to be, in hex; None for whatever it is.
+        Raises: DigestMismatchError; IdempotencyConflictError if its idempotency key named other
+        bytes before.
         """
+        if sha256 is not None and sha256 != self._digest.hexdigest():
+            raise DigestMismatchError(
+                f"{self._bytes:,} bytes came in, and not with the checksum that was given: "
+                "nothing was kept, send the file again"
+            )
         record = FileRecord(
             id=self._id,
             format=self._format,

@@ -24,9 +24,11 @@ from cwpo_worker.errors import (
     FileInUseError,
     IdempotencyConflictError,
     IllegalTransitionError,
+    InputRefusedError,
     UnknownJobError,
 )
 from cwpo_worker.files import FileCatalog
+from cwpo_worker.inputs import Input, InputPrefix
 from cwpo_worker.job import JobRecord, now
 from cwpo_worker.manifest import JobFolder
 from cwpo_worker.queue import Census, Task, TaskQueue
@@ -43,14 +45,18 @@ class Ledger:
     Args:
         redis: a client that answers bytes (no decode_responses).
         store: where files, parts and results are.
+        inputs: where jobs may name inputs that were not uploaded; None for nowhere.
 
     An owner is the name of an API key and sees its own jobs; owner None sees everybody's. Every
     method raises QueueUnavailableError when Redis cannot be used.
     """
 
-    def __init__(self, redis: redis.Redis, store: BlobStore) -> None:
+    def __init__(
+        self, redis: redis.Redis, store: BlobStore, inputs: InputPrefix | None = None
+    ) -> None:
         self.redis = redis
         self.store = store
+        self.inputs = inputs
         self.files = FileCatalog(store)
         self.records = Records(redis, store)
         self.queue = TaskQueue(redis)
@@ -58,21 +64,25 @@ class Ledger:
     def submit(self, request: JobRequest, *, owner: str | None, idempotency_key: str | None) -> Job:
         """Start a job, or give the one that the same key of the same owner has started.
 
-        Raises: UnknownFileError; IdempotencyConflictError if the key was used for another request.
+        Raises: UnknownFileError; InputRefusedError; DatasetError for an input of no known format;
+        IdempotencyConflictError if the key was used for another request.
         """
-        self.files.get(request.file_id, owner=owner)
+        found = self._find_input(request, owner)
         asked = JobRecord(
             id=ids.make("job", owner, idempotency_key),
             state="validating",
             file_id=request.file_id,
+            input=request.input,
+            input_url=found and found.url,
+            input_version=found and found.version,
             truncation=request.truncation,
             max_rejected_share=request.max_rejected_share,
             created_at=now(),
             owner=owner,
             shard_rows=SHARD_ROWS,
         )
-        with queue_errors(), self._holding(request.file_id):
-            self.files.get(request.file_id, owner=owner)  # It may have been deleted since.
+        with queue_errors(), self._holding(request.file_id or request.input or ""):
+            self._find_input(request, owner)  # It may have been deleted since.
             record = self.records.create(asked)
             if record.deleted or any(getattr(record, name) != value for name, value in request):
                 raise IdempotencyConflictError(
@@ -224,6 +234,17 @@ class Ledger:
         """Raises: QueueUnavailableError when Redis does not answer."""
         with queue_errors():
             self.redis.ping()
+
+    def _find_input(self, request: JobRequest, owner: str | None) -> Input | None:
+        """The input that was not uploaded, None for one that was; raises as submit does."""
+        if request.file_id is not None:
+            self.files.get(request.file_id, owner=owner)
+            return None
+        if self.inputs is None:
+            raise InputRefusedError(
+                "this service takes uploaded files only: its operator has set no --input-prefix"
+            )
+        return self.inputs.find(request.input or "")
 
     def _holding(self, file_id: str) -> Lock:
         """While it is held, no job begins to use the file and nobody deletes it."""
