@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.null import NullBackend
@@ -91,3 +92,24 @@ def test_a_score_that_is_not_finite_is_that_items_error(serve, annotator_with, v
         assert ["error" in score for score in scores] == [False, True, False]
         metrics = service.http.get("/metrics").text
     assert 'cwpo_failures_total{reason="non_finite_score"} 1.0' in metrics
+
+
+def test_an_item_that_the_device_cannot_hold_is_that_items_error(serve, tiny_annotator):
+    def load():
+        annotator = Annotator.load(tiny_annotator, device="cpu")
+
+        def refuse(module, inputs, options):
+            if options["input_ids"].numel() > 40:
+                raise torch.OutOfMemoryError("on this device")
+
+        annotator.backend.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+        return annotator
+
+    triplets = [GOOD[0], GOOD[0] | {"prompt": "people " * 40}, GOOD[0]]
+    items = [{"prompt": triplet["prompt"], "response": "good"} for triplet in triplets]
+    with serve(load) as service:
+        annotations = post(service, triplets)
+        scores = service.http.post("/score", json={"items": items}).json()["scores"]
+    for answers in (annotations, scores):
+        codes = [answer.get("error", {}).get("code") for answer in answers]
+        assert codes == [None, "out_of_memory", None]

@@ -79,6 +79,7 @@ class ItemError(_Model):
         "too_long",
         "response_too_long",
         "non_finite_score",
+        "out_of_memory",
     ]
     detail: str
 

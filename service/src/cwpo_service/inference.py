@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from cwpo.errors import CwpoError
 from cwpo.types import (
     AnnotateRequest,
@@ -21,7 +23,7 @@ from cwpo.types import (
     ScoreResponse,
     Usage,
 )
-from cwpo_annotator.annotator import NON_FINITE, Annotator
+from cwpo_annotator.annotator import Annotator, no_score
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_service.admission import Room
 from cwpo_service.batcher import Batcher
@@ -210,7 +212,7 @@ class Inference:
             )
             texts = [item for item in encoded if isinstance(item, EncodedText)]
             scores = await self._batcher.score(texts, annotator.score_texts, request.priority, room)
-        values = iter(scores.tolist())
+        values = iter(scores)
         return ScoreResponse(
             scores=[
                 FailedScore(error=item)
@@ -277,8 +279,7 @@ def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> 
     return Usage(triplets=count, tokens=sum(item.tokens for item in items))
 
 
-def _score(value: float, truncated: bool) -> Score | FailedScore:
-    # NaN is unequal to itself, and an infinity minus itself is NaN.
-    if value - value != 0:
-        return FailedScore(error=NON_FINITE)
-    return Score(score=value, truncated=truncated)
+def _score(value: np.float32, truncated: bool) -> Score | FailedScore:
+    if not np.isfinite(value):
+        return FailedScore(error=no_score(np.array([value])))
+    return Score(score=float(value), truncated=truncated)

@@ -34,6 +34,9 @@ class ServeSettings(Command):
     vllm_arguments: str = Field("", description="more of vLLM's command line, for such a server")
     dtype: DType = Field("auto", description="of the weights: bfloat16 on a GPU, else float32")
     device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
+    threads: int | None = Field(
+        None, ge=1, description="of the model on a CPU; without it the physical cores there are"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_keys_file: Path | None = Field(
@@ -96,7 +99,7 @@ class ServeSettings(Command):
             return Annotator.null()
         if self.backend == "vllm":
             return self._over_vllm(name)
-        return Annotator.load(name, dtype=self.dtype, device=self.device)
+        return Annotator.load(name, dtype=self.dtype, device=self.device, threads=self.threads)
 
     def _over_vllm(self, annotator: str) -> Annotator:
         if self.vllm_url is not None:
