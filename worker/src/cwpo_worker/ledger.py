@@ -6,9 +6,11 @@ from contextlib import suppress
 from typing import BinaryIO
 
 import redis
+from redis.lock import Lock
 
 from cwpo.types import (
     FINAL_STATES,
+    File,
     Job,
     JobList,
     JobProgress,
@@ -19,11 +21,14 @@ from cwpo.types import (
 from cwpo_worker import ids
 from cwpo_worker.connection import queue_errors
 from cwpo_worker.errors import (
+    FileInUseError,
     IdempotencyConflictError,
     IllegalTransitionError,
+    InputRefusedError,
     UnknownJobError,
 )
 from cwpo_worker.files import FileCatalog
+from cwpo_worker.inputs import Input, InputPrefix
 from cwpo_worker.job import JobRecord, now
 from cwpo_worker.manifest import JobFolder
 from cwpo_worker.queue import Census, Task, TaskQueue
@@ -31,6 +36,7 @@ from cwpo_worker.records import PartCounts, Records
 from cwpo_worker.store import BlobStore
 
 SHARD_ROWS = 2048
+_HOLD_SECONDS = 30.0
 
 
 class Ledger:
@@ -39,14 +45,18 @@ class Ledger:
     Args:
         redis: a client that answers bytes (no decode_responses).
         store: where files, parts and results are.
+        inputs: where jobs may name inputs that were not uploaded; None for nowhere.
 
     An owner is the name of an API key and sees its own jobs; owner None sees everybody's. Every
     method raises QueueUnavailableError when Redis cannot be used.
     """
 
-    def __init__(self, redis: redis.Redis, store: BlobStore) -> None:
+    def __init__(
+        self, redis: redis.Redis, store: BlobStore, inputs: InputPrefix | None = None
+    ) -> None:
         self.redis = redis
         self.store = store
+        self.inputs = inputs
         self.files = FileCatalog(store)
         self.records = Records(redis, store)
         self.queue = TaskQueue(redis)
@@ -54,22 +64,27 @@ class Ledger:
     def submit(self, request: JobRequest, *, owner: str | None, idempotency_key: str | None) -> Job:
         """Start a job, or give the one that the same key of the same owner has started.
 
-        Raises: UnknownFileError; IdempotencyConflictError if the key was used for another request.
+        Raises: UnknownFileError; InputRefusedError; DatasetError for an input of no known format;
+        IdempotencyConflictError if the key was used for another request.
         """
-        self.files.get(request.file_id, owner=owner)
+        found = self._find_input(request, owner)
         asked = JobRecord(
             id=ids.make("job", owner, idempotency_key),
             state="validating",
             file_id=request.file_id,
+            input=request.input,
+            input_url=found and found.url,
+            input_version=found and found.version,
             truncation=request.truncation,
             max_rejected_share=request.max_rejected_share,
             created_at=now(),
             owner=owner,
             shard_rows=SHARD_ROWS,
         )
-        with queue_errors():
+        with queue_errors(), self._holding(request.file_id or request.input or ""):
+            self._find_input(request, owner)  # It may have been deleted since.
             record = self.records.create(asked)
-            if any(getattr(record, name) != value for name, value in request):
+            if record.deleted or any(getattr(record, name) != value for name, value in request):
                 raise IdempotencyConflictError(
                     "this Idempotency-Key was used for another job: send a new one"
                 )
@@ -151,6 +166,39 @@ class Ledger:
                 self.queue.enqueue([Task(job_id, "plan")])
             return self._public(record)
 
+    def delete(self, job_id: str, *, owner: str | None) -> Job:
+        """Forget an ended job with its results: at once for everybody, in the store soon after.
+
+        Returns: what it was. Raises: UnknownJobError; IllegalTransitionError if it has not ended.
+        """
+
+        def deleted(record: JobRecord) -> JobRecord:
+            if record.state not in FINAL_STATES:
+                raise IllegalTransitionError(
+                    f"job {record.id} is {record.state}: it can be deleted when it has ended"
+                )
+            return record.model_copy(update={"deleted": True})
+
+        with queue_errors():
+            self._owned(job_id, owner)
+            return self.records.change(job_id, deleted).public()
+
+    def delete_file(self, file_id: str, *, owner: str | None) -> File:
+        """Remove an uploaded file.
+
+        Returns: what it was. Raises: UnknownFileError; FileInUseError while a job needs it.
+        """
+        file = self.files.get(file_id, owner=owner)
+        with queue_errors(), self._holding(file_id):
+            for job_id in self.records.active():
+                with suppress(UnknownJobError):
+                    if self.records.get(job_id).file_id == file_id:
+                        raise FileInUseError(
+                            f"file {file_id} is needed by job {job_id}, which has not ended"
+                        )
+            self.files.delete(file_id)
+            return file
+
     def settle(self, job_id: str, census: Census) -> JobRecord:
         """Take a cancelling job nearer to its end.
 
@@ -212,6 +260,24 @@ class Ledger:
         """Raises: QueueUnavailableError when Redis does not answer."""
         with queue_errors():
             self.redis.ping()
+
+    def _find_input(self, request: JobRequest, owner: str | None) -> Input | None:
+        """The input that was not uploaded, None for one that was; raises as submit does."""
+        if request.file_id is not None:
+            self.files.get(request.file_id, owner=owner)
+            return None
+        if self.inputs is None:
+            raise InputRefusedError(
+                "this service takes uploaded files only: its operator has set no --input-prefix"
+            )
+        return self.inputs.find(request.input or "")
+
+    def _holding(self, file_id: str) -> Lock:
+        """While it is held, no job begins to use the file and nobody deletes it."""
+        lock: Lock = self.redis.lock(
+            f"cwpo:file:{file_id}", timeout=_HOLD_SECONDS, blocking_timeout=_HOLD_SECONDS
+        )
+        return lock
 
     def _owned(self, job_id: str, owner: str | None) -> JobRecord:
         if not ids.is_valid("job", job_id):

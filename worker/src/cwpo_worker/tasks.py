@@ -20,6 +20,7 @@ from cwpo_worker.errors import (
     IncompleteJobError,
     JobStoppedError,
     ModelChangedError,
+    UnknownFileError,
     UnknownJobError,
 )
 from cwpo_worker.ledger import Ledger
@@ -99,5 +100,5 @@ def _verdict(task: Task) -> Iterator[None]:
         yield
     except (JobStoppedError, UnknownJobError) as error:
         log.info("nothing to do: %s", error)
-    except (DatasetError, ModelChangedError, IncompleteJobError) as error:
+    except (DatasetError, ModelChangedError, IncompleteJobError, UnknownFileError) as error:
         _tools.get().ledger.give_up(task, str(error))

@@ -1,4 +1,4 @@
-"""Batch jobs: submit, list, watch, cancel, resume, download."""
+"""Batch jobs: submit, list, watch, cancel, resume, download, delete."""
 
 from __future__ import annotations
 
@@ -96,6 +96,12 @@ async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
 async def resume_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     """Go on with a failed or cancelled job. What was finished is kept and not done again."""
     return await run_in_threadpool(jobs.ledger.resume, job_id, owner=owner)
+
+
+@router.delete("/{job_id}", summary="Delete a job", responses=documented(404, 409, 503))
+async def delete_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+    """Forget an ended job with its results; the answer is what it was. The input stays."""
+    return await run_in_threadpool(jobs.ledger.delete, job_id, owner=owner)
 
 
 @router.get(
