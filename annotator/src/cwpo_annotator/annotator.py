@@ -81,24 +81,33 @@ class Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
         Args:
-            dtype: of the weights and activations; auto is bfloat16 on a GPU, float32 on a CPU.
+            dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
+                and float32 on both for implicit rewards.
             device: cuda, mps, cpu, or auto for the best there is.
             token_budget: tokens a forward pass, padding included; None chooses by the device.
         Raises: CheckpointError for what is no annotator.
         """
         from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.implicit import ImplicitBackend
         from cwpo_annotator.backends.torch import TorchBackend
-        from cwpo_annotator.encoding import Encoder
+        from cwpo_annotator.responses import encoder_of
 
         folder = checkpoint.resolve(path)
-        encoder = Encoder.load(folder)
-        backend = TorchBackend(
-            folder,
-            pad_token_id=encoder.pad_token_id,
-            dtype=dtype,
-            device=device,
-            token_budget=token_budget,
-        )
+        card = checkpoint.read_card(folder)
+        encoder = encoder_of(card.objective if card else None).load(folder)
+        backend: Backend
+        if card is not None and card.beta is not None:
+            backend = ImplicitBackend(
+                folder, beta=card.beta, dtype=dtype, device=device, token_budget=token_budget
+            )
+        else:
+            backend = TorchBackend(
+                folder,
+                pad_token_id=encoder.pad_token_id,
+                dtype=dtype,
+                device=device,
+                token_budget=token_budget,
+            )
         return cls(encoder, backend, *_identity(path, folder))
 
     @classmethod
@@ -118,6 +127,11 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        card = checkpoint.read_card(folder)
+        if card is not None and card.objective not in (None, "bt"):
+            raise checkpoint.CheckpointError(
+                f"{path}: annotators of the objective {card.objective} need --backend torch"
+            )
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
         texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]
@@ -167,6 +181,10 @@ class Annotator:
         if not pairs:
             return np.empty((0, 2), np.float32)
         return self.backend.score_pairs(pairs)
+
+    def check_scores_single(self) -> None:
+        """Raises: PairwiseError for an annotator that has no score of one response."""
+        self.encoder.encode_texts([], "error")
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Raw scores, shape (n,)."""

@@ -1,18 +1,26 @@
-"""The annotator checkpoint: a Hugging Face sequence-classification folder plus annotator.json."""
+"""The annotator checkpoint: a Hugging Face model folder plus annotator.json.
+
+With the objectives bt and pairrm the model is a sequence-classification one of one output. With
+dpo and sft+dpo it is a causal language model, and its reference stands in the folder `reference`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cwpo.errors import CwpoError
 
 CARD_NAME = "annotator.json"
+REFERENCE_NAME = "reference"
 _CHUNK = 1 << 22
+
+Objective = Literal["bt", "dpo", "sft+dpo", "pairrm"]
+IMPLICIT: tuple[Objective, ...] = ("dpo", "sft+dpo")
 
 
 class CheckpointError(CwpoError):
@@ -48,7 +56,8 @@ class Card(BaseModel):
 
     format_version: Literal[1] = 1
     base_model: str | None = None
-    objective: Literal["bt"] | None = None
+    objective: Objective | None = Field(None, description="none is a scalar head, as of bt")
+    beta: float | None = Field(None, gt=0, description="of the implicit reward, eq. 17")
     encoding: EncodingSpec
     data_fingerprint: str | None = None
     labelled_pairs: int | None = None
@@ -60,6 +69,12 @@ class Card(BaseModel):
     confidence_quantiles: list[float] | None = Field(
         None, description="of held-out confidence at 0, 0.1, ..., 1"
     )
+
+    @model_validator(mode="after")
+    def _has_beta(self) -> Self:
+        if (self.beta is not None) != (self.objective in IMPLICIT):
+            raise ValueError("beta belongs to the objectives dpo and sft+dpo, which need it")
+        return self
 
 
 def read_card(folder: Path) -> Card | None:
@@ -116,7 +131,7 @@ def revision(folder: Path) -> str:
     """What tells this checkpoint from any other: 12 hex digits over its weights and its card."""
     digest = hashlib.sha256()
     files = sorted([*folder.glob("*.safetensors"), folder / CARD_NAME, folder / "config.json"])
-    for path in files:
+    for path in (*files, *sorted(folder.glob(f"{REFERENCE_NAME}/*.safetensors"))):
         if path.is_file():
             digest.update(path.name.encode())
             with path.open("rb") as stream:

@@ -19,11 +19,15 @@ _SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
-    """A text to tokenise whole; the response starts at character `boundary`."""
+class Text:
+    """A prompt with a response, to tokenise whole.
+
+    The prompt ends at character `boundary`, the response starts at character `response`.
+    """
 
     text: str
     boundary: int
+    response: int
     is_templated: bool
 
 
@@ -62,8 +66,14 @@ class Encoder:
         max_length is lowered to what the model's position embeddings allow. A tokenizer without a
         dedicated pad token gets one; if it is new, `len(tokenizer)` has grown and the model's
         embeddings must follow.
+        Raises: CheckpointError for a tokenizer that does not end a text.
         """
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.eos_token_id is None and not _ends_texts(tokenizer):
+            raise CheckpointError(
+                f"{folder}: the tokenizer has no EOS token and ends no text by itself: "
+                "name one as eos_token in tokenizer_config.json"
+            )
         longest = min(max_length, _positions(folder) or max_length)
         spec = EncodingSpec(join=join, max_length=longest, pad_token=_dedicated_pad(tokenizer))
         return cls(tokenizer, spec)
@@ -100,19 +110,14 @@ class Encoder:
         Where one text is too long and truncation is prompt_left, both lose the same oldest tokens
         of the prompt, so that both responses are judged against the same prompt.
         """
-        texts: list[_Text | ItemError] = []
+        texts: list[Text | ItemError] = []
         for triplet in triplets:
             for response in (triplet.response_a, triplet.response_b):
                 texts.append(self._text(triplet.prompt, response))
         ids = self._tokenise(texts)
         result: list[EncodedPair | ItemError] = []
         for at in range(0, len(texts), 2):
-            fitted = self._fit(texts[at : at + 2], ids[at : at + 2], truncation)
-            if isinstance(fitted, ItemError):
-                result.append(fitted)
-            else:
-                (a, b), truncated = fitted
-                result.append(EncodedPair(a, b, _common_prefix(a, b), truncated))
+            result.append(self.pair(texts[at : at + 2], ids[at : at + 2], truncation))
         return result
 
     def encode_texts(
@@ -120,28 +125,41 @@ class Encoder:
     ) -> list[EncodedText | ItemError]:
         """Token ids of each item."""
         texts = [self._text(item.prompt, item.response) for item in items]
-        result: list[EncodedText | ItemError] = []
-        for text, ids in zip(texts, self._tokenise(texts), strict=True):
-            fitted = self._fit([text], [ids], truncation)
-            if isinstance(fitted, ItemError):
-                result.append(fitted)
-            else:
-                (only,), truncated = fitted
-                result.append(EncodedText(only, truncated))
-        return result
+        tokenised = zip(texts, self._tokenise(texts), strict=True)
+        return [self.single(text, ids, truncation) for text, ids in tokenised]
+
+    def pair(
+        self, texts: Sequence[Text | ItemError], ids: Sequence[list[int]], truncation: Truncation
+    ) -> EncodedPair | ItemError:
+        """A pair of the ids of its two texts, cut where they are too long."""
+        fitted = self.fit(texts, ids, truncation, tokens=max(map(len, ids)))
+        if isinstance(fitted, ItemError):
+            return fitted
+        (a, b), truncated = fitted
+        return EncodedPair(a, b, common_prefix(a, b), truncated)
+
+    def single(
+        self, text: Text | ItemError, ids: list[int], truncation: Truncation
+    ) -> EncodedText | ItemError:
+        """A text of its ids, cut where they are too long."""
+        fitted = self.fit([text], [ids], truncation, tokens=len(ids))
+        if isinstance(fitted, ItemError):
+            return fitted
+        (only,), truncated = fitted
+        return EncodedText(only, truncated)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files; the spec goes into annotator.json with the rest."""
         self.tokenizer.save_pretrained(folder)
 
-    def _text(self, prompt: Prompt, response: str) -> _Text | ItemError:
+    def _text(self, prompt: Prompt, response: str) -> Text | ItemError:
         try:
             return self._join(prompt, response)
         except Exception as error:
             # Chat templates are programs that come with the model and may refuse a conversation.
             return ItemError(code="invalid_row", detail=f"the chat template refuses it: {error}")
 
-    def _join(self, prompt: Prompt, response: str) -> _Text:
+    def _join(self, prompt: Prompt, response: str) -> Text:
         if isinstance(prompt, str):
             return _joined(prompt, response, self.spec.join)
         if self.tokenizer.chat_template is None:
@@ -152,16 +170,17 @@ class Encoder:
         render = self.tokenizer.apply_chat_template
         whole = str(render([*turns, answer], tokenize=False)).rstrip()
         opening = str(render(turns, tokenize=False, add_generation_prompt=True))
-        return _Text(whole, _common_prefix(whole, opening), is_templated=True)
+        start = common_prefix(whole, opening)
+        return Text(whole, start, start, is_templated=True)
 
-    def _tokenise(self, texts: Sequence[_Text | ItemError]) -> list[list[int]]:
+    def _tokenise(self, texts: Sequence[Text | ItemError]) -> list[list[int]]:
         result: list[list[int]] = [[] for _ in texts]
         for is_templated in (False, True):
             # A chat template writes the special tokens itself.
             chosen = [
                 (at, text.text)
                 for at, text in enumerate(texts)
-                if isinstance(text, _Text) and text.is_templated == is_templated
+                if isinstance(text, Text) and text.is_templated == is_templated
             ]
             encodings = self._fast.encode_batch_fast(
                 [text for _, text in chosen], add_special_tokens=not is_templated
@@ -175,12 +194,17 @@ class Encoder:
             ids.append(self._eos)
         return ids
 
-    def _fit(
-        self, texts: Sequence[_Text | ItemError], ids: Sequence[list[int]], truncation: Truncation
+    def fit(
+        self,
+        texts: Sequence[Text | ItemError],
+        ids: Sequence[list[int]],
+        truncation: Truncation,
+        *,
+        tokens: int,
     ) -> tuple[list[list[int]], bool] | ItemError:
-        """The ids of texts that share a prompt, cut to max_length together where that is asked."""
-        excess = max(len(of_text) for of_text in ids) - self.max_length
-        size = f"{excess + self.max_length:,} tokens where max_length is {self.max_length:,}"
+        """The ids of texts that share a prompt, all cut alike where `tokens` exceed max_length."""
+        excess = tokens - self.max_length
+        size = f"{tokens:,} tokens where max_length is {self.max_length:,}"
         fitted = []
         for text, of_text in zip(texts, ids, strict=True):
             if isinstance(text, ItemError):
@@ -193,7 +217,7 @@ class Encoder:
                     code="too_long",
                     detail=f"{size}; truncation prompt_left would cut the prompt",
                 )
-            start, end = self._prompt_tokens(text)
+            start, end = self.prompt_tokens(text)
             if end - start < excess:
                 return ItemError(
                     code="response_too_long",
@@ -203,7 +227,7 @@ class Encoder:
             fitted.append(of_text[:start] + of_text[start + excess :])
         return fitted, excess > 0
 
-    def _prompt_tokens(self, text: _Text) -> tuple[int, int]:
+    def prompt_tokens(self, text: Text) -> tuple[int, int]:
         """The range of token positions that hold the prompt alone."""
         encoding = self._fast.encode(text.text, add_special_tokens=not text.is_templated)
         special = encoding.special_tokens_mask
@@ -217,15 +241,23 @@ class Encoder:
             end += 1
         return start, end
 
+    def response_start(self, text: Text) -> int:
+        """The position of the first token that holds some of the response."""
+        encoding = self._fast.encode(text.text, add_special_tokens=not text.is_templated)
+        ends = (end for _, end in encoding.offsets)
+        return next((at for at, end in enumerate(ends) if end > text.response), len(encoding.ids))
 
-def _joined(prompt: str, response: str, join: str) -> _Text:
+
+def _joined(prompt: str, response: str, join: str) -> Text:
     at_seam = prompt[-1:] + response[:1]
     if prompt == "" or any(char.isspace() for char in at_seam):
         join = ""
-    return _Text(prompt + join + response, len(prompt), is_templated=False)
+    opening = prompt + join
+    return Text(opening + response, len(prompt), len(opening), is_templated=False)
 
 
-def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many items a and b have in common from the first on."""
     for at, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
             return at
@@ -236,6 +268,12 @@ def _positions(folder: Path) -> int | None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(positions) if positions else None
+
+
+def _ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text gets a token at its end that is not of its words, such as BERT's [SEP]."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] in tokenizer.all_special_ids
 
 
 def _dedicated_pad(tokenizer: PreTrainedTokenizerBase) -> str:
