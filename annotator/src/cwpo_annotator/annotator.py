@@ -80,6 +80,9 @@ class Annotator:
     ) -> Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
+        Any reward model of one output is one; without annotator.json it gets the defaults of
+        `Encoder.create`.
+
         Args:
             dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
                 and float32 on both for implicit rewards.
@@ -93,6 +96,7 @@ class Annotator:
         from cwpo_annotator.responses import encoder_of
 
         folder = checkpoint.resolve(path)
+        checkpoint.check(folder)
         card = checkpoint.read_card(folder)
         encoder = encoder_of(card.objective if card else None).load(folder)
         backend: Backend
@@ -132,6 +136,7 @@ class Annotator:
             raise checkpoint.CheckpointError(
                 f"{path}: annotators of the objective {card.objective} need --backend torch"
             )
+        checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
         texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]

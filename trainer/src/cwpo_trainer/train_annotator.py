@@ -22,6 +22,7 @@ from cwpo_annotator.checkpoint import (
     IMPLICIT,
     REFERENCE_NAME,
     Card,
+    CheckpointError,
     HeldOut,
     resolve,
     write_card,
@@ -66,6 +67,11 @@ def run(settings: TrainAnnotator) -> None:
             data.write_splits(parts, settings.splits, seed=settings.seed)
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         encoder = encoder_of(settings.objective).create(base, max_length=settings.max_length)
+        if not encoder.ends_texts:
+            raise CheckpointError(
+                f"{settings.model}: the tokenizer has no EOS token and ends no text by itself: "
+                "name one as eos_token in tokenizer_config.json"
+            )
         pairs, kept_back = encode(encoder, training), encode(encoder, validating)
         report_lengths(output, len(parts.labelled), pairs, kept_back)
         validation = Validation(kept_back, settings.patience)
