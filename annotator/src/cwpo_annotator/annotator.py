@@ -89,27 +89,41 @@ class Annotator:
         `Encoder.create`.
 
         Args:
-            dtype: of the weights and activations; auto is bfloat16 on a GPU, float32 on a CPU.
+            dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
+                and float32 on both for implicit rewards.
             device: cuda, mps, cpu, or auto for the best there is.
             token_budget: tokens a forward pass, padding included; None chooses by the device.
             threads: on a CPU, of the whole process; None takes the physical cores there are.
         Raises: CheckpointError for what is no annotator.
         """
         from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.implicit import ImplicitBackend
         from cwpo_annotator.backends.torch import TorchBackend
-        from cwpo_annotator.encoding import Encoder
+        from cwpo_annotator.responses import encoder_of
 
         folder = checkpoint.resolve(path)
         checkpoint.check(folder)
-        encoder = Encoder.load(folder)
-        backend = TorchBackend(
-            folder,
-            pad_token_id=encoder.pad_token_id,
-            dtype=dtype,
-            device=device,
-            token_budget=token_budget,
-            threads=threads,
-        )
+        card = checkpoint.read_card(folder)
+        encoder = encoder_of(card.objective if card else None).load(folder)
+        backend: Backend
+        if card is not None and card.beta is not None:
+            backend = ImplicitBackend(
+                folder,
+                beta=card.beta,
+                dtype=dtype,
+                device=device,
+                token_budget=token_budget,
+                threads=threads,
+            )
+        else:
+            backend = TorchBackend(
+                folder,
+                pad_token_id=encoder.pad_token_id,
+                dtype=dtype,
+                device=device,
+                token_budget=token_budget,
+                threads=threads,
+            )
         return cls(encoder, backend, *_identity(path, folder))
 
     @classmethod
@@ -129,6 +143,11 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        card = checkpoint.read_card(folder)
+        if card is not None and card.objective not in (None, "bt"):
+            raise checkpoint.CheckpointError(
+                f"{path}: annotators of the objective {card.objective} need --backend torch"
+            )
         checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
@@ -198,6 +217,10 @@ class Annotator:
         if not pairs:
             return np.empty((0, 2), np.float32)
         return self.backend.score_pairs(pairs)
+
+    def check_scores_single(self) -> None:
+        """Raises: PairwiseError for an annotator that has no score of one response."""
+        self.encoder.encode_texts([], "error")
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Raw scores, shape (n,)."""

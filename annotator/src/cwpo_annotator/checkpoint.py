@@ -1,19 +1,27 @@
-"""The annotator checkpoint: a Hugging Face sequence-classification folder plus annotator.json."""
+"""The annotator checkpoint: a Hugging Face model folder plus annotator.json.
+
+With the objectives bt and pairrm the model is a sequence-classification one of one output. With
+dpo and sft+dpo it is a causal language model, and its reference stands in the folder `reference`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cwpo.errors import CwpoError
 
 CARD_NAME = "annotator.json"
+REFERENCE_NAME = "reference"
 ADAPTER_NAME = "adapter_config.json"
 _CHUNK = 1 << 22
+
+Objective = Literal["bt", "dpo", "sft+dpo", "pairrm"]
+IMPLICIT: tuple[Objective, ...] = ("dpo", "sft+dpo")
 
 
 class CheckpointError(CwpoError):
@@ -54,7 +62,8 @@ class Card(BaseModel):
 
     format_version: Literal[1] = 1
     base_model: str | None = None
-    objective: Literal["bt"] | None = None
+    objective: Objective | None = Field(None, description="none is a scalar head, as of bt")
+    beta: float | None = Field(None, gt=0, description="of the implicit reward, eq. 17")
     encoding: EncodingSpec
     data_fingerprint: str | None = None
     labelled_pairs: int | None = None
@@ -66,6 +75,12 @@ class Card(BaseModel):
     confidence_quantiles: list[float] | None = Field(
         None, description="of held-out confidence at 0, 0.1, ..., 1"
     )
+
+    @model_validator(mode="after")
+    def _has_beta(self) -> Self:
+        if (self.beta is not None) != (self.objective in IMPLICIT):
+            raise ValueError("beta belongs to the objectives dpo and sft+dpo, which need it")
+        return self
 
 
 def read_card(folder: Path) -> Card | None:
@@ -142,7 +157,7 @@ def revision(folder: Path) -> str:
     """What tells this checkpoint from any other: 12 hex digits over its weights and its card."""
     digest = hashlib.sha256()
     names = (CARD_NAME, "config.json", ADAPTER_NAME)
-    for part in dict.fromkeys((folder, base(folder))):
+    for part in dict.fromkeys((folder, base(folder), folder / REFERENCE_NAME)):
         for path in sorted([*part.glob("*.safetensors"), *(part / name for name in names)]):
             if path.is_file():
                 digest.update(path.name.encode())
@@ -156,12 +171,15 @@ def check(folder: Path) -> None:
     """Make sure, before anything is loaded, that the folder can hold an annotator.
 
     Raises: CheckpointError for a model that needs code of its own, weights in pickle, a model
-        without a scalar head or with more than one output.
+        without a scalar head or with more than one output; a language model without reference.
     """
-    for part in dict.fromkeys((folder, base(folder))):
+    card = read_card(folder)
+    is_implicit = card is not None and card.objective in IMPLICIT
+    other = folder / REFERENCE_NAME if is_implicit else base(folder)
+    for part in dict.fromkeys((folder, other)):
         _refuse_remote_code(part)
         _refuse_pickle(part)
-    if is_adapter(folder):
+    if is_adapter(folder) or is_implicit:
         return
     config = _json(folder / "config.json")
     architectures = config.get("architectures") or []

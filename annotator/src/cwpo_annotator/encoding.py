@@ -31,17 +31,22 @@ _SPEAKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
-    """A text to tokenise whole; the response starts at character `boundary`."""
+class Text:
+    """A prompt with a response, to tokenise whole.
+
+    The prompt ends at character `boundary`, the response starts at character `response`.
+    """
 
     text: str
     boundary: int
+    response: int
     is_templated: bool
     is_cut: bool = False
 
-    def without(self, characters: int) -> _Text:
+    def without(self, characters: int) -> Text:
         """The same text without so many characters of its prompt, the oldest."""
-        return _Text(self.text[characters:], self.boundary - characters, self.is_templated, True)
+        boundary, response = self.boundary - characters, self.response - characters
+        return Text(self.text[characters:], boundary, response, self.is_templated, True)
 
 
 class Encoder:
@@ -120,6 +125,14 @@ class Encoder:
         return cls(tokenizer, card.encoding)
 
     @property
+    def ends_texts(self) -> bool:
+        """Whether a text gets a token at its end that is not of its words: EOS, or BERT's [SEP]."""
+        if self.spec.eos and self._eos is not None:
+            return True
+        ids = self.tokenizer("a")["input_ids"]
+        return bool(ids) and ids[-1] in self.tokenizer.all_special_ids
+
+    @property
     def max_length(self) -> int:
         """Tokens a text may have."""
         return self.spec.max_length
@@ -132,19 +145,14 @@ class Encoder:
         Where one text is too long and truncation is prompt_left, both lose the same oldest tokens
         of the prompt, so that both responses are judged against the same prompt.
         """
-        texts: list[_Text | ItemError] = []
+        texts: list[Text | ItemError] = []
         for triplet in triplets:
             both = (triplet.response_a, triplet.response_b)
             texts += self._texts(triplet.prompt, both, truncation)
         ids = self._tokenise(texts)
         result: list[EncodedPair | ItemError] = []
         for at in range(0, len(texts), 2):
-            fitted = self._fit(texts[at : at + 2], ids[at : at + 2], truncation)
-            if isinstance(fitted, ItemError):
-                result.append(fitted)
-            else:
-                (a, b), truncated = fitted
-                result.append(EncodedPair(a, b, _common_prefix(a, b), truncated))
+            result.append(self.pair(texts[at : at + 2], ids[at : at + 2], truncation))
         return result
 
     def encode_texts(
@@ -156,15 +164,28 @@ class Encoder:
             for item in items
             for text in self._texts(item.prompt, (item.response,), truncation)
         ]
-        result: list[EncodedText | ItemError] = []
-        for text, ids in zip(texts, self._tokenise(texts), strict=True):
-            fitted = self._fit([text], [ids], truncation)
-            if isinstance(fitted, ItemError):
-                result.append(fitted)
-            else:
-                (only,), truncated = fitted
-                result.append(EncodedText(only, truncated))
-        return result
+        tokenised = zip(texts, self._tokenise(texts), strict=True)
+        return [self.single(text, ids, truncation) for text, ids in tokenised]
+
+    def pair(
+        self, texts: Sequence[Text | ItemError], ids: Sequence[list[int]], truncation: Truncation
+    ) -> EncodedPair | ItemError:
+        """A pair of the ids of its two texts, cut where they are too long."""
+        fitted = self.fit(texts, ids, truncation, tokens=max(map(len, ids)))
+        if isinstance(fitted, ItemError):
+            return fitted
+        (a, b), truncated = fitted
+        return EncodedPair(a, b, common_prefix(a, b), truncated)
+
+    def single(
+        self, text: Text | ItemError, ids: list[int], truncation: Truncation
+    ) -> EncodedText | ItemError:
+        """A text of its ids, cut where they are too long."""
+        fitted = self.fit([text], [ids], truncation, tokens=len(ids))
+        if isinstance(fitted, ItemError):
+            return fitted
+        (only,), truncated = fitted
+        return EncodedText(only, truncated)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files; the spec goes into annotator.json with the rest."""
@@ -172,7 +193,7 @@ class Encoder:
 
     def _texts(
         self, prompt: Prompt, responses: Sequence[str], truncation: Truncation
-    ) -> Sequence[_Text | ItemError]:
+    ) -> Sequence[Text | ItemError]:
         """The prompt with each response, all cut alike or all refused where one is huge."""
         limit = self._max_characters
         size = _characters(prompt) + max(map(len, responses))
@@ -194,7 +215,7 @@ class Encoder:
             return [_response_of_too_many(longest, self.max_length)] * len(responses)
         return [text.without(excess) for text in texts]
 
-    def _join(self, prompt: Prompt, response: str) -> _Text:
+    def _join(self, prompt: Prompt, response: str) -> Text:
         if isinstance(prompt, str):
             return _joined(prompt, response, self.spec.join)
         if self.tokenizer.chat_template is None:
@@ -206,17 +227,17 @@ class Encoder:
         whole = str(render([*turns, answer], tokenize=False)).rstrip()
         opening = str(render(turns, tokenize=False, add_generation_prompt=True))
         is_opening = whole.startswith(opening)
-        boundary = len(opening) if is_opening else _common_prefix(whole, opening)
-        return _Text(whole, boundary, is_templated=True)
+        start = len(opening) if is_opening else common_prefix(whole, opening)
+        return Text(whole, start, start, is_templated=True)
 
-    def _tokenise(self, texts: Sequence[_Text | ItemError]) -> list[list[int]]:
+    def _tokenise(self, texts: Sequence[Text | ItemError]) -> list[list[int]]:
         result: list[list[int]] = [[] for _ in texts]
         for is_templated in (False, True):
             # A chat template writes the special tokens itself.
             chosen = [
                 (at, text.text)
                 for at, text in enumerate(texts)
-                if isinstance(text, _Text) and text.is_templated == is_templated
+                if isinstance(text, Text) and text.is_templated == is_templated
             ]
             encodings = self._fast.encode_batch_fast(
                 [text for _, text in chosen], add_special_tokens=not is_templated
@@ -234,12 +255,17 @@ class Encoder:
             ids.pop()
         return ids
 
-    def _fit(
-        self, texts: Sequence[_Text | ItemError], ids: Sequence[list[int]], truncation: Truncation
+    def fit(
+        self,
+        texts: Sequence[Text | ItemError],
+        ids: Sequence[list[int]],
+        truncation: Truncation,
+        *,
+        tokens: int,
     ) -> tuple[list[list[int]], bool] | ItemError:
-        """The ids of texts that share a prompt, cut to max_length together where that is asked."""
-        excess = max(len(of_text) for of_text in ids) - self.max_length
-        size = f"{excess + self.max_length:,} tokens where max_length is {self.max_length:,}"
+        """The ids of texts that share a prompt, all cut alike where `tokens` exceed max_length."""
+        excess = tokens - self.max_length
+        size = f"{tokens:,} tokens where max_length is {self.max_length:,}"
         fitted = []
         for text, of_text in zip(texts, ids, strict=True):
             if isinstance(text, ItemError):
@@ -252,7 +278,7 @@ class Encoder:
                     code="too_long",
                     detail=f"{size}; truncation prompt_left would cut the prompt",
                 )
-            start, end = self._prompt_tokens(text)
+            start, end = self.prompt_tokens(text)
             if end - start < excess:
                 return ItemError(
                     code="response_too_long",
@@ -260,10 +286,10 @@ class Encoder:
                     "responses are never cut",
                 )
             fitted.append(of_text[:start] + of_text[start + excess :])
-        is_cut = any(isinstance(text, _Text) and text.is_cut for text in texts)
+        is_cut = any(isinstance(text, Text) and text.is_cut for text in texts)
         return fitted, excess > 0 or is_cut
 
-    def _prompt_tokens(self, text: _Text) -> tuple[int, int]:
+    def prompt_tokens(self, text: Text) -> tuple[int, int]:
         """The range of token positions that hold the prompt alone."""
         encoding = self._fast.encode(text.text, add_special_tokens=not text.is_templated)
         special = encoding.special_tokens_mask
@@ -277,12 +303,19 @@ class Encoder:
             end += 1
         return start, end
 
+    def response_start(self, text: Text) -> int:
+        """The position of the first token that holds some of the response."""
+        encoding = self._fast.encode(text.text, add_special_tokens=not text.is_templated)
+        ends = (end for _, end in encoding.offsets)
+        return next((at for at, end in enumerate(ends) if end > text.response), len(encoding.ids))
 
-def _joined(prompt: str, response: str, join: str) -> _Text:
+
+def _joined(prompt: str, response: str, join: str) -> Text:
     at_seam = prompt[-1:] + response[:1]
     if prompt == "" or any(char.isspace() for char in at_seam):
         join = ""
-    return _Text(prompt + join + response, len(prompt), is_templated=False)
+    opening = prompt + join
+    return Text(opening + response, len(prompt), len(opening), is_templated=False)
 
 
 def _characters(prompt: Prompt) -> int:
@@ -305,7 +338,8 @@ def _response_of_too_many(size: int, max_length: int) -> ItemError:
     )
 
 
-def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many items a and b have in common from the first on."""
     for at, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
             return at

@@ -21,10 +21,14 @@ class BackendUnavailableError(CwpoError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """The token ids of one prompt with one response."""
+    """The token ids of one prompt with one response.
+
+    start: where the response starts, known where the encoder marks it.
+    """
 
     ids: Sequence[int]
     truncated: bool = False
+    start: int = 0
 
     @property
     def tokens(self) -> int:
@@ -36,13 +40,15 @@ class EncodedText:
 class EncodedPair:
     """The token ids of one prompt with either response.
 
-    The first `shared` ids of a and b are the same.
+    The first `shared` ids of a and b are the same. start: where the responses start, at most
+    `shared`, known where the encoder marks it.
     """
 
     a: Sequence[int]
     b: Sequence[int]
     shared: int = 0
     truncated: bool = False
+    start: int = 0
 
     @property
     def tokens(self) -> int:

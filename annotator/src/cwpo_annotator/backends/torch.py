@@ -160,7 +160,8 @@ def share_prompts(model: Any) -> bool:
 
     Encoders, and decoders whose attention goes its own ways, stay as they are.
     """
-    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
+    if not any(isinstance(head, torch.nn.Linear) for head in heads):
         return False
     before = model.config._attn_implementation
     texts = torch.arange(3, 15), torch.cat((torch.arange(3, 9), torch.arange(20, 24)))
