@@ -22,9 +22,11 @@ class Serve(ServeSettings):
 
     def cli_cmd(self) -> None:
         """Serve until SIGTERM or Ctrl-C; accepted requests are answered first."""
+        from cwpo_service import logs
         from cwpo_service.app import create_app
         from cwpo_service.server import Server, listen
 
+        logs.configure(self.log_format, self.log_level)
         listener = listen(self.host, self.port)
         # Requests make many objects and no cycles: looking for some every 700 is wasted time.
         gc.set_threshold(*_GC_THRESHOLDS)

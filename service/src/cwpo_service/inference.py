@@ -26,6 +26,7 @@ from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_service.admission import Room
 from cwpo_service.batcher import Batcher
 from cwpo_service.hosted import Hosted, check_golden
+from cwpo_service.journey import Journey
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.settings import ServeSettings
@@ -189,13 +190,15 @@ class Inference:
         triplets = request.triplets
         self._check_count(len(triplets), "triplets")
         with self._accepted() as annotator:
-            encoded = await self._encode(lambda: annotator.encode(triplets, request.truncation))
+            encoded = await self._encode(
+                room.journey, lambda: annotator.encode(triplets, request.truncation)
+            )
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority, room)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
         rows = annotator.rows(ids, encoded, scores)
         self._metrics.count(rows)
-        usage = _usage(len(triplets), pairs)
+        usage = Usage(triplets=len(triplets), tokens=room.journey.tokens)
         return {"annotations": rows, "model": annotator.model, "usage": usage}
 
     async def score(
@@ -206,7 +209,7 @@ class Inference:
             self._check_count(len(request.items), "items")
         with self._accepted() as annotator:
             encoded = await self._encode(
-                lambda: annotator.encode_texts(request.items, request.truncation)
+                room.journey, lambda: annotator.encode_texts(request.items, request.truncation)
             )
             texts = [item for item in encoded if isinstance(item, EncodedText)]
             scores = await self._batcher.score(texts, annotator.score_texts, request.priority, room)
@@ -219,13 +222,16 @@ class Inference:
                 for item in encoded
             ],
             model=annotator.model,
-            usage=_usage(len(request.items), texts),
+            usage=Usage(triplets=len(request.items), tokens=room.journey.tokens),
         )
 
-    async def _encode(self, work: Callable[[], T]) -> T:
+    async def _encode(self, journey: Journey, work: Callable[[], Sequence[T]]) -> Sequence[T]:
         begun = time.perf_counter()
         encoded = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
-        self._metrics.tokenise_seconds.observe(time.perf_counter() - begun)
+        ended = time.perf_counter()
+        self._metrics.tokenise_seconds.observe(ended - begun)
+        journey.items = len(encoded)
+        journey.stages["tokenise"] = (begun, ended)
         return encoded
 
     @contextmanager
@@ -271,10 +277,6 @@ def _loaded(load: Callable[[], Annotator]) -> Annotator:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise CwpoError(f"the annotator cannot be loaded: {reason}") from error
-
-
-def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> Usage:
-    return Usage(triplets=count, tokens=sum(item.tokens for item in items))
 
 
 def _score(value: float, truncated: bool) -> Score | FailedScore:

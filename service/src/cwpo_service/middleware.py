@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, the limit of its body, its count, and the last resort."""
+"""What surrounds every request: id, limit of the body, count, log line, and the last resort."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cwpo_service import logs
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError, unexpected
 from cwpo_service.settings import ServeSettings
@@ -56,8 +57,10 @@ class Envelope:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
+            seconds = time.perf_counter() - begun
             self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            logs.access(method, route, status, seconds, scope["state"])
 
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["path"] == "/files"

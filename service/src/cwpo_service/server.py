@@ -61,7 +61,10 @@ class Server(uvicorn.Server):
         on_ready: Callable[[ModelInfo], None] | None = None,
     ) -> None:
         super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+            # No log_config: its log goes where ours goes.
+            uvicorn.Config(
+                app, log_config=None, log_level="warning", access_log=False, server_header=False
+            )
         )
         self._service: Service = app.state.service
         self._drain_seconds = settings.drain_seconds

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 from cwpo.cli import Command
 from cwpo.errors import CwpoError
 from cwpo_annotator.annotator import Annotator, DType
+from cwpo_service.logs import LogFormat, LogLevel
 
 BackendName = Literal["torch", "vllm", "null"]
 
@@ -59,6 +60,12 @@ class ServeSettings(Command):
     )
     requests_per_minute: int | None = Field(
         None, ge=1, description="requests a minute that each API key may make; without it any"
+    )
+    log_format: LogFormat = Field(
+        "text", description="of the log on stderr: text for people, json an object a line"
+    )
+    log_level: LogLevel = Field(
+        "warning", description="from which on to log; info has a line for every answered request"
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
