@@ -63,11 +63,13 @@ class Annotator:
         backend: Backend,
         model: ModelRef,
         temperature: float | None = None,
+        confidence_quantiles: Sequence[float] | None = None,
     ) -> None:
         self.encoder = encoder
         self.backend = backend
         self.model = model
         self.temperature = temperature
+        self.confidence_quantiles = confidence_quantiles
 
     @classmethod
     def load(
@@ -80,6 +82,9 @@ class Annotator:
     ) -> Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
+        Any reward model of one output is one; without annotator.json it gets the defaults of
+        `Encoder.create`.
+
         Args:
             dtype: of the weights and activations; auto is bfloat16 on a GPU, float32 on a CPU.
             device: cuda, mps, cpu, or auto for the best there is.
@@ -91,6 +96,7 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = TorchBackend(
             folder,
@@ -118,6 +124,7 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
         texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]
@@ -223,14 +230,16 @@ class Annotator:
         return result
 
 
-def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None]:
-    """What tells the checkpoint from others, and its calibration temperature."""
+def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None, list[float] | None]:
+    """What tells the checkpoint from others, its temperature and its held-out confidence."""
     from cwpo_annotator import checkpoint
 
     name = folder.resolve().name if Path(path).is_dir() else str(path)
     card = checkpoint.read_card(folder)
     model = ModelRef(name=name, revision=checkpoint.revision(folder))
-    return model, card.temperature if card else None
+    if card is None:
+        return model, None, None
+    return model, card.temperature, card.confidence_quantiles
 
 
 # Texts by which two backends are compared.

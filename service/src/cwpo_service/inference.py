@@ -57,6 +57,7 @@ class Inference:
         self._batcher = Batcher(
             metrics, budget=settings.token_budget or _CPU_BUDGET, bound=settings.queue_tokens
         )
+        metrics.watch_padding(self._padding)
 
     async def load(self, factory: Callable[[], Annotator]) -> None:
         """Load the annotator on the device thread; what goes wrong becomes `failure`."""
@@ -249,8 +250,13 @@ class Inference:
                 self._idle.set()
 
     def _host(self, annotator: Annotator) -> Hosted:
+        self._metrics.drift.expect(annotator.confidence_quantiles)
         # Queued on the device: a batch of a request that was given up may still be there.
         return Hosted(annotator, lambda: self._batcher.then(annotator.backend.close))
+
+    def _padding(self) -> float:
+        # Most backends pack their rows, or leave them to another server.
+        return getattr(self._hosted.annotator.backend, "padding", 0.0) if self._hosted else 0.0
 
     def _check_count(self, count: int, what: str) -> None:
         limit = self._settings.max_triplets

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification
 
-from cwpo_annotator import checkpoint
-from cwpo_annotator.backends import shared_prefix
+from cwpo_annotator.backends import onednn, shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
-from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_annotator.model import load_model
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
 
-# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches.
-_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
+# their activations are small enough for the allocator to use the same memory again.
+_TOKEN_BUDGETS = {"cpu": 768, "mps": 8192, "cuda": 32768}
 
 
 class TorchBackend:
@@ -35,6 +34,8 @@ class TorchBackend:
     """
 
     name = "torch"
+    # Share of padding in the last call, 0 where rows are packed.
+    padding = 0.0
 
     def __init__(
         self,
@@ -50,9 +51,11 @@ class TorchBackend:
         self.dtype = ("bfloat16" if kind == "cuda" else "float32") if dtype == "auto" else dtype
         self.token_budget = token_budget or _TOKEN_BUDGETS.get(kind, 8192)
         self.pad_token_id = pad_token_id
-        self.model = _load(folder, getattr(torch, self.dtype)).to(self.device).eval()
-        self.model.config.pad_token_id = pad_token_id
+        model = load_model(folder, dtype=getattr(torch, self.dtype), pad_token_id=pad_token_id)
+        self.model = model.to(self.device)
         _keep_head_in_float32(self.model)
+        if kind == "cpu":
+            onednn.lay_out(self.model.base_model, self.token_budget)
         self.shares_prompts = share_prompts(self.model)
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
@@ -94,7 +97,11 @@ class TorchBackend:
         texts = sorted(set(map(tuple, sequences)), key=lambda ids: (len(ids), ids))
         place = {ids: at for at, ids in enumerate(texts)}
         scores = np.empty(len(texts), np.float32)
-        for rows in length_sorted([len(ids) for ids in texts], self.token_budget):
+        batches = length_sorted([len(ids) for ids in texts], self.token_budget)
+        # A batch is as wide as its first text, the longest.
+        width = sum(len(rows) * len(texts[rows[0]]) for rows in batches)
+        self.padding = 1 - sum(map(len, texts)) / width if width else 0.0
+        for rows in batches:
             ids, mask = self._padded([texts[row] for row in rows])
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             scores[rows] = logits[:, 0].float().cpu().numpy()
@@ -115,21 +122,6 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _load(folder: Path, dtype: torch.dtype) -> Any:
-    count = checkpoint.outputs(folder)
-    if count != 1:
-        raise CheckpointError(
-            f"{folder}: the head has {count} outputs; an annotator has one score (num_labels=1)"
-        )
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: the weights cannot be loaded: {reason}") from error
 
 
 def _keep_head_in_float32(model: torch.nn.Module) -> None:
