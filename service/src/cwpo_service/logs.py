@@ -42,7 +42,7 @@ def access(method: str, route: str, status: int, seconds: float, state: Mapping[
     Args:
         state: the request's state: its id, the name of its key, and its journey.
     """
-    level = logging.DEBUG if route.startswith(_PROBES) else logging.INFO
+    level = logging.DEBUG if is_probe(route) else logging.INFO
     if not _access.isEnabledFor(level):
         return
     fields: dict[str, Any] = {"request_id": state["request_id"]}
@@ -55,6 +55,11 @@ def access(method: str, route: str, status: int, seconds: float, state: Mapping[
         for stage, (begun, ended) in journey.stages.items():
             fields[f"{stage}_seconds"] = round(ended - begun, 6)
     _access.log(level, "answered", extra={"fields": fields})
+
+
+def is_probe(path: str) -> bool:
+    """Whether machines that watch the service ask for it."""
+    return path.startswith(_PROBES)
 
 
 class JsonFormatter(logging.Formatter):

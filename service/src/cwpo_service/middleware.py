@@ -12,8 +12,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cwpo_service import logs
+from cwpo_service.logs import is_probe
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError, unexpected
+from cwpo_service.problems import answer as problem
 from cwpo_service.settings import ServeSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -49,7 +51,12 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, body.receive, answer)
+            if self._is_elsewhere(scope):
+                request = Request(scope)
+                detail = f"there is nothing at {request.url.path} on this port"
+                await problem(request, 404, detail)(scope, receive, answer)
+            else:
+                await self._app(scope, body.receive, answer)
         except Exception as error:
             if status:
                 raise
@@ -61,6 +68,11 @@ class Envelope:
             self._metrics.requests.labels(method, route, status).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)
             logs.access(method, route, status, seconds, scope["state"])
+
+    def _is_elsewhere(self, scope: Scope) -> bool:
+        """Whether what is asked for is at another port: probes have one of their own, or none."""
+        port = self._settings.health_port
+        return port is not None and (scope["server"][1] == port) != is_probe(scope["path"])
 
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["path"] == "/files"

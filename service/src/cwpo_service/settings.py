@@ -37,6 +37,13 @@ class ServeSettings(Command):
     device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of its own for /health and /metrics, which are then at no other; "
+        "0 takes a free one",
+    )
     api_keys_file: Path | None = Field(
         None, description="API keys, a name:sha256hex a line; needed unless --host is loopback"
     )
@@ -73,6 +80,8 @@ class ServeSettings(Command):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if self.health_port and self.health_port == self.port:
+            raise ValueError("--health-port is --port: leave it away to have both on one")
         if self.backend != "null" and self.annotator is None:
             raise ValueError("--annotator is missing: name a checkpoint folder or a Hub id")
         if self.backend == "vllm" and (self.vllm_url is None) == (self.vllm_python is None):
@@ -120,8 +129,16 @@ class ServeSettings(Command):
     @property
     def url(self) -> str:
         """Where clients on this machine reach the service."""
+        return self._url(self.port)
+
+    @property
+    def health_url(self) -> str:
+        """Where probes on this machine reach it."""
+        return self._url(self.port if self.health_port is None else self.health_port)
+
+    def _url(self, port: int) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:
