@@ -105,5 +105,5 @@ COPY --from=build-service /opt/cwpo /opt/cwpo
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"CWPO_PORT\"]}/health/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as u; e = os.environ; port = e.get('CWPO_HEALTH_PORT') or e['CWPO_PORT']; u.urlopen(f'http://127.0.0.1:{port}/health/ready', timeout=4)"]
 ENTRYPOINT ["cwpo", "serve"]

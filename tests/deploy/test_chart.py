@@ -190,6 +190,8 @@ def test_whatever_listens_is_probed(objects):
     assert probes["startupProbe"]["httpGet"]["path"] == "/health/ready"
     assert probes["readinessProbe"]["httpGet"]["path"] == "/health/ready"
     assert probes["livenessProbe"]["httpGet"]["path"] == "/health/live"
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert probes[name]["httpGet"]["port"] == "health"
 
 
 def test_service_has_time_to_drain(objects):

@@ -16,7 +16,7 @@ from cwpo.types import ModelRef
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
 from cwpo_service.app import create_app
-from cwpo_service.server import Server, listen
+from cwpo_service.server import Server, listen_all
 from cwpo_service.settings import ServeSettings
 
 TIMEOUT = 30.0
@@ -65,20 +65,21 @@ def running(
     **settings: Any,
 ) -> Iterator[Running]:
     chosen = ServeSettings(backend="null", port=0, **settings)
-    with listen(chosen.host, chosen.port) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        app = create_app(chosen, factory, loader)
-        server = Server(app, chosen)
-        thread = threading.Thread(target=server.serve_on, args=[listener], daemon=True)
-        thread.start()
-        with httpx.Client(base_url=url, timeout=TIMEOUT) as http:
-            service = Running(url, app, server, thread, http)
-            try:
-                while wait and http.get("/health/ready").status_code != 200:
-                    assert thread.is_alive()
-                yield service
-            finally:
-                service.stop()
+    listeners = listen_all(chosen)
+    app = create_app(chosen, factory, loader)
+    server = Server(app, chosen)
+    thread = threading.Thread(target=server.serve_on, args=listeners, daemon=True)
+    thread.start()
+    with httpx.Client(base_url=chosen.url, timeout=TIMEOUT) as http:
+        service = Running(chosen.url, app, server, thread, http)
+        try:
+            while wait and http.get(f"{chosen.health_url}/health/ready").status_code != 200:
+                assert thread.is_alive()
+            yield service
+        finally:
+            service.stop()
+            for listener in listeners:
+                listener.close()
 
 
 @pytest.fixture(scope="module")

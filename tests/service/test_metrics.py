@@ -1,5 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from cwpo_annotator.annotator import Annotator
 
 
 @pytest.fixture
@@ -48,3 +52,52 @@ def test_the_labels_are_summed_up(scrape):
     assert scrape["cwpo_confidence_bucket", "0.1"] >= 1
     assert scrape["cwpo_confidence_bucket", "+Inf"] == scrape["cwpo_confidence_bucket", "1.0"] == 2
     assert 0 < scrape["cwpo_confidence_sum",] <= 1
+
+
+def test_all_that_is_measured_is_there(scrape):
+    names = {name for name, *_ in scrape}
+    assert names >= {
+        *("cwpo_requests_total", "cwpo_request_seconds_count", "cwpo_failures_total"),
+        *("cwpo_queue_tokens", "cwpo_queue_age_seconds", "cwpo_queue_seconds_count"),
+        *("cwpo_batch_items_count", "cwpo_batch_tokens_count", "cwpo_padding_share"),
+        *("cwpo_tokenise_seconds_count", "cwpo_inference_seconds_count"),
+        *("cwpo_annotations_total", "cwpo_ties_total", "cwpo_truncations_total"),
+        "cwpo_confidence_bucket",
+    }
+    # Without quantiles in annotator.json there is nothing to compare with.
+    assert "cwpo_confidence_drift" not in names
+
+
+def test_how_old_the_queue_is_can_be_seen(serve, annotator_with, gated, triplet):
+    def age(service):
+        (line,) = [
+            line
+            for line in service.http.get("/metrics").text.splitlines()
+            if line.startswith("cwpo_queue_age_seconds ")
+        ]
+        return float(line.split()[1])
+
+    with serve(lambda: annotator_with(gated)) as service, ThreadPoolExecutor() as pool:
+        asks = [pool.submit(service.annotate, triplet())]
+        assert gated.entered.acquire(timeout=30)
+        asks.append(pool.submit(service.annotate, triplet()))
+        while not (first := age(service)):
+            pass
+        assert age(service) > first
+        gated.gate.set()
+        assert [ask.result().status_code for ask in asks] == [200, 200]
+        assert age(service) == 0
+
+
+def test_padding_is_what_the_model_read_for_nothing(serve, scalar_head, triplet):
+    def share(service):
+        text = service.http.get("/metrics").text
+        (line,) = [line for line in text.splitlines() if line.startswith("cwpo_padding_share ")]
+        return float(line.split()[1])
+
+    with serve(lambda: Annotator.load(scalar_head("minilm"), device="cpu")) as service:
+        assert share(service) == 0
+        service.annotate(triplet(0, response_a="yes", response_b="well, " * 40))
+        assert 0.3 < share(service) < 0.5
+        service.annotate(triplet(0, response_a="yes", response_b="two"))
+        assert share(service) == 0

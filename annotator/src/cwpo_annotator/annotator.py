@@ -67,11 +67,13 @@ class Annotator:
         backend: Backend,
         model: ModelRef,
         temperature: float | None = None,
+        confidence_quantiles: Sequence[float] | None = None,
     ) -> None:
         self.encoder = encoder
         self.backend = backend
         self.model = model
         self.temperature = temperature
+        self.confidence_quantiles = confidence_quantiles
 
     @classmethod
     def load(
@@ -282,14 +284,16 @@ def no_score(scores: NDArray[np.float32]) -> ItemError:
     return _OUT_OF_MEMORY if is_out_of_memory(scores) else _NON_FINITE
 
 
-def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None]:
-    """What tells the checkpoint from others, and its calibration temperature."""
+def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None, list[float] | None]:
+    """What tells the checkpoint from others, its temperature and its held-out confidence."""
     from cwpo_annotator import checkpoint
 
     name = folder.resolve().name if Path(path).is_dir() else str(path)
     card = checkpoint.read_card(folder)
     model = ModelRef(name=name, revision=checkpoint.revision(folder))
-    return model, card.temperature if card else None
+    if card is None:
+        return model, None, None
+    return model, card.temperature, card.confidence_quantiles
 
 
 # Texts by which two backends are compared.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cwpo_service.journey import Journey
 from cwpo_service.problems import ProblemError
 
 # Before the first request tells better: of English text about four bytes become a token.
@@ -15,11 +16,12 @@ _MAX_RETRY_AFTER = 60
 
 
 class Room:
-    """Tokens kept free for a body whose texts are not tokenised yet."""
+    """Tokens kept free for a body whose texts are not tokenised yet, and where it is by now."""
 
     def __init__(self, size: int, tokens: float) -> None:
         self.size = size
         self.tokens = tokens
+        self.journey = Journey()
 
 
 class Admission:
@@ -77,6 +79,7 @@ class Admission:
     def settle(self, room: Room, tokens: int) -> None:
         """The body turned out to have so many tokens, which the queue counts from now on."""
         self._free(room)
+        room.journey.tokens = tokens
         # Of a body in which every item is wrong nothing can be learnt.
         if tokens:
             self._tokens_per_byte = _remembered(self._tokens_per_byte, tokens / room.size)

@@ -96,9 +96,13 @@ class Batcher:
         self._queue.add(entry, priority)
         self._arrived.set()
         try:
-            return await future
+            scores = await future
         finally:
             self._queue.discard(entry)
+        assert entry.begun is not None  # noqa: S101
+        room.journey.stages["queue"] = (entry.since, entry.begun)
+        room.journey.stages["inference"] = (entry.begun, time.perf_counter())
+        return scores
 
     async def _run(self) -> None:
         try:
@@ -117,6 +121,10 @@ class Batcher:
     async def _score(self, parts: Sequence[Part]) -> None:
         """Score one batch; if that fails, each request on its own, to fail the guilty only."""
         begun = time.perf_counter()
+        for part in parts:
+            if part.entry.begun is None:
+                part.entry.begun = begun
+                self._metrics.queue_seconds.observe(begun - part.entry.since)
         items = [item for part in parts for item in part.items]
         loop = asyncio.get_running_loop()
         self._scoring_since = begun
@@ -153,9 +161,6 @@ class Batcher:
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_items.observe(items)
         self._metrics.batch_tokens.observe(tokens)
-        for part in parts:
-            if not part.entry.scores:
-                self._metrics.queue_seconds.observe(begun - part.entry.since)
 
 
 def _failed(error: Exception) -> ProblemError:

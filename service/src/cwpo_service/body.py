@@ -67,6 +67,7 @@ async def admitted(request: Request, inference: Inference) -> AsyncIterator[Room
     length = request.headers.get("content-length", "")
     inference.admit(int(length) if length.isdecimal() else 0)
     with inference.room(len(await request.body())) as room:
+        request.state.journey = room.journey
         yield room
 
 

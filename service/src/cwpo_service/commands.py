@@ -23,15 +23,16 @@ class Serve(ServeSettings):
 
     def cli_cmd(self) -> None:
         """Serve until SIGTERM or Ctrl-C; accepted requests are answered first."""
+        from cwpo_service import logs
         from cwpo_service.app import create_app
-        from cwpo_service.server import Server, listen
+        from cwpo_service.server import Server, listen_all
 
-        listener = listen(self.host, self.port)
+        logs.configure(self.log_format, self.log_level)
+        listeners = listen_all(self)
         # Requests make many objects and no cycles: looking for some every 700 is wasted time.
         gc.set_threshold(*_GC_THRESHOLDS)
-        self.port = listener.getsockname()[1]
         app = create_app(self, self.load_annotator)
-        Server(app, self, on_ready=self._announce).serve_on(listener)
+        Server(app, self, on_ready=self._announce).serve_on(*listeners)
         if not app.state.service.inference.is_idle:
             # Python would wait for a thread that still loads or scores, and nobody else does.
             os._exit(0)

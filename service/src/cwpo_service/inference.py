@@ -28,6 +28,7 @@ from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_service.admission import Room
 from cwpo_service.batcher import Batcher
 from cwpo_service.hosted import Hosted, check_golden
+from cwpo_service.journey import Journey
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.settings import ServeSettings
@@ -58,6 +59,7 @@ class Inference:
         self._batcher = Batcher(
             metrics, budget=settings.token_budget or _CPU_BUDGET, bound=settings.queue_tokens
         )
+        metrics.watch_padding(self._padding)
 
     async def load(self, factory: Callable[[], Annotator]) -> None:
         """Load the annotator on the device thread; what goes wrong becomes `failure`."""
@@ -191,13 +193,15 @@ class Inference:
         triplets = request.triplets
         self._check_count(len(triplets), "triplets")
         with self._accepted() as annotator:
-            encoded = await self._encode(lambda: annotator.encode(triplets, request.truncation))
+            encoded = await self._encode(
+                room.journey, lambda: annotator.encode(triplets, request.truncation)
+            )
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority, room)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
         rows = annotator.rows(ids, encoded, scores)
         self._metrics.count(rows)
-        usage = _usage(len(triplets), pairs)
+        usage = Usage(triplets=len(triplets), tokens=room.journey.tokens)
         return {"annotations": rows, "model": annotator.model, "usage": usage}
 
     async def score(
@@ -208,7 +212,7 @@ class Inference:
             self._check_count(len(request.items), "items")
         with self._accepted() as annotator:
             encoded = await self._encode(
-                lambda: annotator.encode_texts(request.items, request.truncation)
+                room.journey, lambda: annotator.encode_texts(request.items, request.truncation)
             )
             texts = [item for item in encoded if isinstance(item, EncodedText)]
             scores = await self._batcher.score(texts, annotator.score_texts, request.priority, room)
@@ -221,13 +225,16 @@ class Inference:
                 for item in encoded
             ],
             model=annotator.model,
-            usage=_usage(len(request.items), texts),
+            usage=Usage(triplets=len(request.items), tokens=room.journey.tokens),
         )
 
-    async def _encode(self, work: Callable[[], T]) -> T:
+    async def _encode(self, journey: Journey, work: Callable[[], Sequence[T]]) -> Sequence[T]:
         begun = time.perf_counter()
         encoded = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
-        self._metrics.tokenise_seconds.observe(time.perf_counter() - begun)
+        ended = time.perf_counter()
+        self._metrics.tokenise_seconds.observe(ended - begun)
+        journey.items = len(encoded)
+        journey.stages["tokenise"] = (begun, ended)
         return encoded
 
     @contextmanager
@@ -245,8 +252,13 @@ class Inference:
                 self._idle.set()
 
     def _host(self, annotator: Annotator) -> Hosted:
+        self._metrics.drift.expect(annotator.confidence_quantiles)
         # Queued on the device: a batch of a request that was given up may still be there.
         return Hosted(annotator, lambda: self._batcher.then(annotator.backend.close))
+
+    def _padding(self) -> float:
+        # Most backends pack their rows, or leave them to another server.
+        return getattr(self._hosted.annotator.backend, "padding", 0.0) if self._hosted else 0.0
 
     def _check_count(self, count: int, what: str) -> None:
         limit = self._settings.max_triplets
@@ -273,10 +285,6 @@ def _loaded(load: Callable[[], Annotator]) -> Annotator:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise CwpoError(f"the annotator cannot be loaded: {reason}") from error
-
-
-def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> Usage:
-    return Usage(triplets=count, tokens=sum(item.tokens for item in items))
 
 
 def _score(value: np.float32, truncated: bool) -> Score | FailedScore:

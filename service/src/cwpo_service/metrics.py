@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from cwpo_service.drift import ConfidenceDrift
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = tuple(2.0**power for power in range(0, 15, 2))
 _TOKENS = tuple(2.0**power for power in range(4, 21, 2))
@@ -75,12 +77,18 @@ class Metrics:
         self.ties = self._counter("cwpo_ties", "Annotations without a preference")
         self.truncations = self._counter("cwpo_truncations", "Annotations of a cut prompt")
         self.confidence = ConfidenceHistogram()
+        self.drift = ConfidenceDrift()
         self.registry.register(self.confidence)
+        self.registry.register(self.drift)
 
     def watch_queue(self, tokens: Callable[[], float], age: Callable[[], float]) -> None:
         """Read the gauges of what waits from the queue itself."""
         self._gauge("cwpo_queue_tokens", "Tokens that wait to be scored", tokens)
         self._gauge("cwpo_queue_age_seconds", "How long the first in line has waited", age)
+
+    def watch_padding(self, share: Callable[[], float]) -> None:
+        """Read the gauge of padding from the backend."""
+        self._gauge("cwpo_padding_share", "Share of padding in the last batch", share)
 
     def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Count one answer's annotations."""
@@ -98,6 +106,7 @@ class Metrics:
         self.truncations.inc(truncations)
         if confidences:
             self.confidence.observe(confidences)
+            self.drift.observe(confidences)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, the limit of its body, its count, and the last resort."""
+"""What surrounds every request: id, limit of the body, count, log line, and the last resort."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cwpo_service import logs
+from cwpo_service.logs import is_probe
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError, unexpected
+from cwpo_service.problems import answer as problem
 from cwpo_service.settings import ServeSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -48,7 +51,12 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, body.receive, answer)
+            if self._is_elsewhere(scope):
+                request = Request(scope)
+                detail = f"there is nothing at {request.url.path} on this port"
+                await problem(request, 404, detail)(scope, receive, answer)
+            else:
+                await self._app(scope, body.receive, answer)
         except Exception as error:
             if status:
                 raise
@@ -56,8 +64,15 @@ class Envelope:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
+            seconds = time.perf_counter() - begun
             self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            logs.access(method, route, status, seconds, scope["state"])
+
+    def _is_elsewhere(self, scope: Scope) -> bool:
+        """Whether what is asked for is at another port: probes have one of their own, or none."""
+        port = self._settings.health_port
+        return port is not None and (scope["server"][1] == port) != is_probe(scope["path"])
 
     def _limit(self, scope: Scope) -> int:
         is_upload = scope["path"] == "/files"

@@ -40,6 +40,7 @@ class Entry:
     future: asyncio.Future[Scores]
     tokens: int
     since: float
+    begun: float | None = None
     taken: int = 0
     scores: list[Scores] = field(default_factory=list)
 

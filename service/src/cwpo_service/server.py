@@ -47,6 +47,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def listen_all(settings: ServeSettings) -> list[socket.socket]:
+    """The sockets that the settings ask for; the ports that were free to choose are set in them.
+
+    Raises: ListenError.
+    """
+    listeners = [listen(settings.host, settings.port)]
+    settings.port = listeners[0].getsockname()[1]
+    if settings.health_port is not None:
+        try:
+            listeners.append(listen(settings.host, settings.health_port))
+        except ListenError:
+            listeners[0].close()
+            raise
+        settings.health_port = listeners[1].getsockname()[1]
+    return listeners
+
+
 class Server(uvicorn.Server):
     """Serves until SIGTERM or SIGINT, answers what it accepted, and returns.
 
@@ -61,15 +78,18 @@ class Server(uvicorn.Server):
         on_ready: Callable[[ModelInfo], None] | None = None,
     ) -> None:
         super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+            # No log_config: its log goes where ours goes.
+            uvicorn.Config(
+                app, log_config=None, log_level="warning", access_log=False, server_header=False
+            )
         )
         self._service: Service = app.state.service
         self._drain_seconds = settings.drain_seconds
         self._on_ready = on_ready
 
-    def serve_on(self, listener: socket.socket) -> None:
+    def serve_on(self, *listeners: socket.socket) -> None:
         """Serve. Raises: CwpoError when the annotator cannot be loaded."""
-        self.run(sockets=[listener])
+        self.run(sockets=list(listeners))
         if self._service.inference.failure is not None:
             raise self._service.inference.failure
 

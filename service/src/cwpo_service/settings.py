@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 from cwpo.cli import Command
 from cwpo.errors import CwpoError
 from cwpo_annotator.annotator import Annotator, DType
+from cwpo_service.logs import LogFormat, LogLevel
 
 BackendName = Literal["torch", "vllm", "null"]
 
@@ -39,6 +40,13 @@ class ServeSettings(Command):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of its own for /health and /metrics, which are then at no other; "
+        "0 takes a free one",
+    )
     api_keys_file: Path | None = Field(
         None, description="API keys, a name:sha256hex a line; needed unless --host is loopback"
     )
@@ -70,12 +78,20 @@ class ServeSettings(Command):
     requests_per_minute: int | None = Field(
         None, ge=1, description="requests a minute that each API key may make; without it any"
     )
+    log_format: LogFormat = Field(
+        "text", description="of the log on stderr: text for people, json an object a line"
+    )
+    log_level: LogLevel = Field(
+        "warning", description="from which on to log; info has a line for every answered request"
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
     )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if self.health_port and self.health_port == self.port:
+            raise ValueError("--health-port is --port: leave it away to have both on one")
         if self.backend != "null" and self.annotator is None:
             raise ValueError("--annotator is missing: name a checkpoint folder or a Hub id")
         if self.backend == "vllm" and (self.vllm_url is None) == (self.vllm_python is None):
@@ -123,8 +139,16 @@ class ServeSettings(Command):
     @property
     def url(self) -> str:
         """Where clients on this machine reach the service."""
+        return self._url(self.port)
+
+    @property
+    def health_url(self) -> str:
+        """Where probes on this machine reach it."""
+        return self._url(self.port if self.health_port is None else self.health_port)
+
+    def _url(self, port: int) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _is_loopback(host: str) -> bool:

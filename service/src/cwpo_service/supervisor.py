@@ -22,7 +22,7 @@ from cwpo.errors import ConfigError, CwpoError
 from cwpo.process import die_with_parent
 from cwpo_annotator import checkpoint
 from cwpo_service.auth import Keyring
-from cwpo_service.server import listen
+from cwpo_service.server import listen_all
 from cwpo_service.settings import ServeSettings
 from cwpo_worker.valkey import EmbeddedValkey
 
@@ -158,8 +158,8 @@ class Supervisor:
         if settings.backend != "null" and settings.annotator is not None:
             checkpoint.resolve(settings.annotator)
         Keyring.read(settings.api_keys_file)
-        with listen(settings.host, settings.port) as listener:
-            settings.port = listener.getsockname()[1]
+        for listener in listen_all(settings):
+            listener.close()
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._data_dir):
@@ -190,7 +190,7 @@ class Supervisor:
                     f"the service ended with exit code {service.exit_code} before it was ready"
                 )
             try:
-                if httpx.get(f"{self._settings.url}/health/ready", timeout=5.0).is_success:
+                if httpx.get(f"{self._settings.health_url}/health/ready", timeout=5.0).is_success:
                     return True
             except httpx.TransportError:
                 continue

@@ -38,6 +38,8 @@ class TorchBackend:
     """
 
     name = "torch"
+    # Share of padding in the last call, 0 where rows are packed.
+    padding = 0.0
 
     def __init__(
         self,
@@ -112,7 +114,11 @@ class TorchBackend:
         texts = sorted(set(map(tuple, sequences)), key=lambda ids: (len(ids), ids))
         place = {ids: at for at, ids in enumerate(texts)}
         scores = np.empty(len(texts), np.float32)
-        for rows in length_sorted([len(ids) for ids in texts], self.token_budget):
+        batches = length_sorted([len(ids) for ids in texts], self.token_budget)
+        # A batch is as wide as its first text, the longest.
+        width = sum(len(rows) * len(texts[rows[0]]) for rows in batches)
+        self.padding = 1 - sum(map(len, texts)) / width if width else 0.0
+        for rows in batches:
             ids, mask = self._padded([texts[row] for row in rows])
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             scores[rows] = logits[:, 0].float().cpu().numpy()

@@ -1,0 +1,105 @@
+"""A service's annotator in TRL's online trainers: as a reward function, and as a pairwise judge.
+
+TRL is not imported here: it takes any callable and any object of the right shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cwpo.client import Client
+from cwpo.errors import CwpoError
+from cwpo.types import (
+    FailedAnnotation,
+    FailedScore,
+    Message,
+    Prompt,
+    ScoreItem,
+    Triplet,
+    Truncation,
+)
+
+# What TRL hands over: a string, or the messages of a conversation.
+Text = str | Sequence[Mapping[str, Any]]
+
+_BATCH = 256
+
+
+def reward_function(
+    client: Client, *, truncation: Truncation = "prompt_left"
+) -> Callable[..., list[float | None]]:
+    """A reward function for `reward_funcs=` of GRPOTrainer, RLOOTrainer or OnlineDPOTrainer.
+
+    The reward of a completion is the annotator's raw score (logit); None, which TRL leaves out of
+    account, for one that cannot be scored, such as an empty one. The function raises CwpoError
+    where the service does not answer: training on made-up rewards would be worse than none.
+
+    Example: GRPOTrainer(model, reward_funcs=reward_function(Client()), train_dataset=prompts)
+    """
+
+    def annotator_reward(
+        prompts: Sequence[Text], completions: Sequence[Text], **_: Any
+    ) -> list[float | None]:
+        items = [
+            ScoreItem(prompt=_prompt(prompt), response=_response(completion))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [
+            None if isinstance(score, FailedScore) else score.score
+            for at in range(0, len(items), _BATCH)
+            for score in client.score(items[at : at + _BATCH], truncation=truncation).scores
+        ]
+
+    return annotator_reward
+
+
+class PairwiseJudge:
+    """A judge with the interface that TRL's pairwise judges had until they left TRL.
+
+    Args:
+        client: of the service whose annotator judges.
+    """
+
+    def __init__(self, client: Client, *, truncation: Truncation = "prompt_left") -> None:
+        self._client = client
+        self._truncation: Truncation = truncation
+
+    def judge(self, prompts: Sequence[Text], completions: Sequence[Sequence[Text]]) -> list[int]:
+        """Which of the two completions of each prompt is better.
+
+        There is no `shuffle_order`: the label does not depend on the order of the completions.
+
+        Args:
+            completions: two for each prompt.
+        Returns: 0 or 1 for each prompt; -1 for a tie, and where a completion cannot be judged.
+        Raises: CwpoError for another number of completions, or a service that does not answer.
+        """
+        triplets = []
+        for index, (prompt, pair) in enumerate(zip(prompts, completions, strict=True)):
+            if len(pair) != 2:
+                raise CwpoError(f"completions[{index}]: {len(pair)} of them, and a judge takes two")
+            a, b = map(_response, pair)
+            triplets.append(Triplet(prompt=_prompt(prompt), response_a=a, response_b=b))
+        answer = self._client.annotate(triplets, truncation=self._truncation, batch_size=_BATCH)
+        return [
+            -1
+            if isinstance(label, FailedAnnotation)
+            else {"a": 0, "b": 1, "tie": -1}[label.preferred]
+            for label in answer.annotations
+        ]
+
+
+def _prompt(text: Text) -> Prompt:
+    if isinstance(text, str):
+        return text
+    return [Message(role=turn["role"], content=turn["content"]) for turn in text]
+
+
+def _response(text: Text) -> str:
+    """Raises: CwpoError for a completion of several turns, as those with tool calls are."""
+    if isinstance(text, str):
+        return text
+    if len(text) != 1:
+        raise CwpoError(f"a completion of {len(text)} messages: one answer can be judged, no more")
+    return str(text[0]["content"])
