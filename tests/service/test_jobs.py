@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from hashlib import sha256
+from urllib.parse import urlsplit
 
 import httpx
 import pyarrow.parquet as pq
@@ -331,6 +332,19 @@ def test_a_service_without_a_queue_says_so(service, problem):
         answer = service.http.get(path)
         assert answer.status_code == 503
         assert "--redis-url" in problem(answer)["detail"]
+
+
+def test_a_wrong_password_of_the_queue_is_said_by_readiness_and_by_jobs(
+    serve, valkey, problem, tmp_path
+):
+    wrong = valkey.url.replace(urlsplit(valkey.url).password, "wrong")
+    with serve(redis_url=wrong, store_url=str(tmp_path), wait=False) as service:
+        for path in ("/health/ready", "/jobs"):
+            while "loading" in (answer := service.http.get(path)).text:
+                pass
+            assert answer.status_code == 503
+            assert "password of --redis-url" in problem(answer)["detail"]
+            assert "wrong" not in answer.text.replace("WRONGPASS", "")
 
 
 def test_events_end_when_the_service_stops(serve, valkey, rows, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -268,6 +269,41 @@ def test_the_weight_stays_with_its_pair(tiny_causal, tiny_tokenizer, tmp_path):
             assert math.isclose(weight, by_prompt[prompt], rel_tol=1e-6)
             seen.append(prompt)
     assert sorted(seen) == sorted(data["prompt"])
+
+
+def test_precomputed_references_train_alike(tiny_causal, tiny_tokenizer, tmp_path):
+    runs = [
+        trained(
+            tmp_path,
+            tiny_causal,
+            tiny_tokenizer,
+            dataset(),
+            max_steps=3,
+            precompute_ref_log_probs=precompute,
+        )[2]
+        for precompute in (False, True)
+    ]
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "sigmoid"])
+def test_losses_without_a_reference_load_and_run_none(loss, tiny_causal, tiny_tokenizer, tmp_path):
+    start = shutil.copytree(tiny_causal, tmp_path / "start")
+    policy = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    config = ConfidenceDPOConfig(**options(tmp_path / "out", loss_type=loss))
+    more = dict(args=config, train_dataset=dataset(), processing_class=tiny_tokenizer)
+    shutil.rmtree(start)
+    if loss == "sigmoid":
+        with pytest.raises(OSError, match="start"):
+            ConfidenceDPOTrainer(model=policy, **more)
+        return
+    passes = []
+    policy.register_forward_hook(lambda *_: passes.append(1))
+    trainer = ConfidenceDPOTrainer(model=policy, **more)
+    gradients(trainer, batch_of(trainer))
+    assert len(passes) == 1
+    assert trainer.evaluate(dataset())["eval_loss"] > 0
 
 
 @pytest.mark.parametrize("precompute", [False, True])

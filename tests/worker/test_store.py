@@ -11,13 +11,14 @@ from cwpo_worker.errors import BlobNotFoundError, StoreError
 from cwpo_worker.store import PARTIAL_FOLDER, BlobStore
 
 
-@pytest.fixture(params=["local", "file", "object"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def store(request, tmp_path):
+    if request.param == "s3":
+        return BlobStore(f"{request.getfixturevalue('s3')}/some/prefix")
     urls = {
         "local": str(tmp_path / "store"),
         "file": f"file://{tmp_path}/store",
-        # fsspec's in-memory object store goes the way that s3:// goes.
-        "object": f"memory://{tmp_path.name}",
+        "memory": f"memory://{tmp_path.name}",
     }
     return BlobStore(urls[request.param])
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
@@ -23,6 +24,7 @@ from rich.table import Table
 from cwpo import datasets
 from cwpo.cli import Command
 from cwpo.client import Client, partial_file, succeeded
+from cwpo.columns import Column
 from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow
 from cwpo.errors import DatasetError
 from cwpo.transport import ClientSettings
@@ -34,7 +36,6 @@ from cwpo.types import (
     JobState,
     RejectedShare,
     ResultFormat,
-    Triplet,
     Truncation,
 )
 
@@ -262,6 +263,7 @@ def errors_path(output: Path) -> Path:
 def annotate_file(client: Client, source: Path, output: Path, truncation: Truncation) -> None:
     """Annotate a file by requests; both outputs appear only when complete."""
     annotated = rejected = 0
+    extra = _extra_columns(source)
     with (
         _readable(source).open("rb") as stream,
         partial_file(output) as sink,
@@ -271,14 +273,14 @@ def annotate_file(client: Client, source: Path, output: Path, truncation: Trunca
         task = bar.add_task("annotating", total=None)
         errors = JsonlWriter(errors_sink)
         model = client.model()
-        with datasets.weighted_writer(sink, result_format(output), model.ref()) as writer:
+        with datasets.weighted_writer(sink, result_format(output), model.ref(), extra) as writer:
             rows = datasets.read_triplets(stream, datasets.file_format(source))
             for batch in _batches(rows, _REQUEST_ROWS):
                 good = [row for row in batch if isinstance(row, NumberedTriplet)]
                 answers = _ask(client, good, truncation)
                 kept, failed = split_answers(good, answers)
                 failed += [row for row in batch if isinstance(row, RejectedRow)]
-                writer.write([datasets.weighted_row(*pair) for pair in kept])
+                writer.write([_weighted(row, label, extra) for row, label in kept])
                 errors.write(row.as_dict() for row in sorted(failed, key=lambda row: row.row))
                 annotated += len(kept)
                 rejected += len(failed)
@@ -288,13 +290,13 @@ def annotate_file(client: Client, source: Path, output: Path, truncation: Trunca
 
 def split_answers(
     rows: list[NumberedTriplet], answers: AnnotateResponse | None
-) -> tuple[list[tuple[Triplet, Annotation]], list[RejectedRow]]:
+) -> tuple[list[tuple[NumberedTriplet, Annotation]], list[RejectedRow]]:
     """The annotated triplets, and those that the annotator refused, each in order."""
-    kept: list[tuple[Triplet, Annotation]] = []
+    kept: list[tuple[NumberedTriplet, Annotation]] = []
     failed: list[RejectedRow] = []
     for row, answer in zip(rows, answers.annotations if answers else [], strict=True):
         if isinstance(answer, Annotation):
-            kept.append((row.triplet, answer))
+            kept.append((row, answer))
         else:
             failed.append(RejectedRow(row.row, answer.id, answer.error))
     return kept, failed
@@ -373,6 +375,17 @@ def _has_more_rows(path: Path, limit: int) -> bool:
     with _readable(path).open("rb") as stream:
         rows = datasets.read_rows(stream, datasets.file_format(path))
         return next(islice(rows, limit, None), None) is not None
+
+
+def _extra_columns(path: Path) -> list[Column]:
+    with _readable(path).open("rb") as stream:
+        return datasets.extra_columns(datasets.read_triplets(stream, datasets.file_format(path)))
+
+
+def _weighted(row: NumberedTriplet, label: Annotation, extra: Sequence[Column]) -> dict[str, Any]:
+    """A row of the dataset with all columns, those that its input row went without as null."""
+    beside = {column.name: row.extra.get(column.name) for column in extra}
+    return datasets.weighted_row(row.triplet, label, beside)
 
 
 def _batches(

@@ -1,15 +1,18 @@
-"""JSON bodies, validated in one pass over their bytes."""
+"""JSON bodies, validated in one pass over their bytes, and only when there is room for them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from cwpo_service.admission import Room
+from cwpo_service.inference import Inference
 from cwpo_service.problems import ProblemError
 
 M = TypeVar("M", bound=BaseModel)
@@ -21,31 +24,50 @@ _TEXTS: dict[str, Any] = {
 }
 
 
-def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads the request's body as `model`.
+async def read(request: Request, model: type[M]) -> M:
+    """The request's body as `model`.
 
-    The dependency raises ProblemError, 415 for another content type: a form that a web page posts
-    to a service on the reader's machine has to fail. It raises RequestValidationError for a body
-    that is not as the model wants.
+    Raises: ProblemError, 415 for another content type: a form that a web page posts to a service
+        on the reader's machine has to fail. RequestValidationError for a body that is not as the
+        model wants.
     """
+    content_type = request.headers.get("content-type", "none")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ProblemError(
+            415, f"send Content-Type: application/json, not {content_type}", reason="invalid"
+        )
+    body = await request.body()
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        if b"\\u" in body and (found := _with_half_pairs(model, body)) is not None:
+            return found
+        # The input stays out: it would end up in logs.
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError(errors) from None
 
-    async def read(request: Request) -> M:
-        content_type = request.headers.get("content-type", "none")
-        if content_type.partition(";")[0].strip().lower() != "application/json":
-            raise ProblemError(
-                415, f"send Content-Type: application/json, not {content_type}", reason="invalid"
-            )
-        body = await request.body()
-        try:
-            return model.model_validate_json(body)
-        except ValidationError as error:
-            if b"\\u" in body and (found := _with_half_pairs(model, body)) is not None:
-                return found
-            # The input stays out: it would end up in logs.
-            errors = error.errors(include_url=False, include_input=False, include_context=False)
-            raise RequestValidationError(errors) from None
 
-    return read
+def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that reads the request's body as `model`; raises what read does."""
+
+    async def body(request: Request) -> M:
+        return await read(request, model)
+
+    return body
+
+
+@asynccontextmanager
+async def admitted(request: Request, inference: Inference) -> AsyncIterator[Room]:
+    """Room for the request's texts, asked for before its body is read, and again once it is.
+
+    Only then is it known how long a compressed or chunked body is; and who never sends what the
+    headers promise keeps no room from others.
+    Raises: ProblemError, 429 while too much waits already, 503 while nothing is accepted.
+    """
+    length = request.headers.get("content-length", "")
+    inference.admit(int(length) if length.isdecimal() else 0)
+    with inference.room(len(await request.body())) as room:
+        yield room
 
 
 def _with_half_pairs(model: type[M], body: bytes) -> M | None:

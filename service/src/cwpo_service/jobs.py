@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redis import Redis
-
 from cwpo_service.settings import ServeSettings
+from cwpo_worker.connection import connect
 from cwpo_worker.files import FileCatalog
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.store import BlobStore
@@ -27,11 +26,7 @@ class Jobs:
         """The ones that the settings name, None where they name none."""
         if settings.redis_url is None or settings.store_url is None:
             return None
-        redis = Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=_REDIS_SECONDS,
-            socket_connect_timeout=_REDIS_SECONDS,
-        )
+        redis = connect(settings.redis_url.get_secret_value(), timeout=_REDIS_SECONDS)
         store = BlobStore(settings.store_url)
         return cls(store, FileCatalog(store), Ledger(redis, store))
 

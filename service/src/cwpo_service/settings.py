@@ -43,7 +43,9 @@ class ServeSettings(Command):
         None, description="API keys, a name:sha256hex a line; needed unless --host is loopback"
     )
     redis_url: SecretStr | None = Field(
-        None, description="Redis or Valkey of the job queue; without it there are no jobs"
+        None,
+        description="Redis or Valkey of the job queue (rediss:// for TLS); without it there are "
+        "no jobs",
     )
     store_url: str | None = Field(
         None, description="folder or fsspec URL of files and results; without it there are no jobs"

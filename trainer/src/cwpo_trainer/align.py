@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 
 from cwpo import cli
-from cwpo.errors import ConfigError
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer import policy, runtime
+from cwpo_trainer import policy, preflight, runtime, weights
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.formatting import Formatter, TokenisedText
 from cwpo_trainer.record import Output, new_output
-from cwpo_trainer.weighted import WeightedPair, read_human, read_weighted, weights_of
+from cwpo_trainer.weighted import (
+    Preferences,
+    WeightedPair,
+    evaluation_rows,
+    read_human,
+    read_weighted,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import Align
@@ -35,78 +41,99 @@ def run(settings: Align) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    runtime.expect_world_size(settings.world_size)
-    pairs, weights = read(settings)
+    preflight.check(settings)
+    preflight.check_loss(settings)
+    preferences, evaluation = read(settings)
     folder = resolve(settings.model)
-    with new_output("align", settings.output, settings.model_dump(mode="json")) as output:
+    recorded = settings.model_dump(mode="json")
+    with new_output("align", settings.output, recorded, resume=settings.resume) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         tokenizer = policy.load_tokenizer(folder)
-        dataset = tokenised(pairs, weights, Formatter(tokenizer), settings.max_length, output)
+        formatter = Formatter(tokenizer)
+        dataset = tokenised(preferences, formatter, settings.max_length, output)
         trainer = ConfidenceDPOTrainer(
             model=policy.load_for_training(settings),
-            # Under LoRA the reference is the policy itself with its adapter switched off.
-            ref_model=None if settings.lora else policy.load_for_training(settings),
+            ref_model=policy.load_for_training(settings) if needs_reference(settings) else None,
             args=_config(settings, output, len(dataset)),
             train_dataset=dataset,
+            eval_dataset=evaluation
+            and tokenised(evaluation, formatter, settings.max_length, output, "eval_"),
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        policy.train(trainer, output, f"{settings.loss}, weight {settings.weight}")
+        policy.train(trainer, settings, output, f"{settings.loss}, weight {settings.weight}")
         policy.save(trainer, settings, output.folder)
+    policy.push(settings)
 
 
-def read(settings: Align) -> tuple[list[WeightedPair], NDArray[np.float32]]:
-    """The pairs to train on with their weights, shape (pairs,).
+def needs_reference(settings: Align) -> bool:
+    """Whether a second model is held in memory while training.
 
-    Pairs that `top` leaves out are not read by the model at all.
-    Raises: DatasetError, or ConfigError for a weight that human labels do not have.
+    Under LoRA the reference is the policy itself with its adapter switched off; log-probabilities
+    that are precomputed come from the start model before its first step.
     """
+    with_reference = settings.loss not in ("simpo", "orpo")
+    return with_reference and not settings.lora and not settings.precompute_reference
+
+
+def read(settings: Align) -> tuple[Preferences, Preferences | None]:
+    """The pairs to train on, and any to evaluate on, with their weights. Raises: DatasetError."""
+    preferences = _preferences(settings, settings.data)
+    if settings.eval_data is not None:
+        return preferences, _preferences(settings, settings.eval_data)
+    if not settings.eval_fraction:
+        return preferences, None
+    kept = evaluation_rows(preferences.pairs, settings.eval_fraction, seed=settings.seed)
+    return preferences.only(~kept), preferences.only(kept)
+
+
+def _preferences(settings: Align, path: Path) -> Preferences:
+    """The pairs of a file. Those that `top` leaves out are not read by the model at all."""
     if settings.labels == "human":
-        if settings.calibrated or settings.weight not in ("confidence", "none"):
-            raise ConfigError("--labels human: each pair has the weight 1, and no annotator's")
-        pairs = read_human(settings.data)
-    else:
-        pairs = read_weighted(settings.data, calibrated=settings.calibrated)
-    weights = weights_of(
+        pairs = read_human(path)
+        return Preferences(pairs, weights.none(len(pairs)))
+    pairs = read_weighted(path, calibrated=settings.calibrated)
+    of_pairs = weights_of(
         pairs,
         settings.weight,
         normalise=settings.normalise and settings.weight != "top",
         top_percent=settings.top_percent,
         exponent=settings.exponent,
     )
-    if settings.weight == "top":
-        pairs = [pair for pair, weight in zip(pairs, weights, strict=True) if weight]
-        weights = weights[weights > 0]
-    return pairs, weights
+    preferences = Preferences(pairs, of_pairs)
+    return preferences.only(of_pairs > 0) if settings.weight == "top" else preferences
 
 
 def tokenised(
-    pairs: list[WeightedPair],
-    weights: NDArray[np.float32],
+    preferences: Preferences,
     formatter: Formatter,
     max_length: int,
     output: Output,
+    part: str = "",
 ) -> Dataset:
     """The columns prompt_ids, chosen_ids, rejected_ids and weight.
 
     Pairs with a text over max_length tokens are left out rather than cut, and counted in the
-    results. Raises: DatasetError when none is left.
+    results, under names that start with `part`. Raises: DatasetError when none is left.
     """
-    pairs_and_weights = list(zip(pairs, weights.tolist(), strict=True))
+    pairs_and_weights = list(zip(preferences.pairs, preferences.weights.tolist(), strict=True))
 
-    def rows(part: Sequence[tuple[WeightedPair, float]]) -> list[dict[str, Any]]:
-        prompts = [pair.prompt for pair, _ in part]
-        chosen = formatter.tokenise(prompts, [pair.chosen for pair, _ in part])
-        rejected = formatter.tokenise(prompts, [pair.rejected for pair, _ in part])
+    def rows(some: Sequence[tuple[WeightedPair, float]]) -> list[dict[str, Any]]:
+        prompts = [pair.prompt for pair, _ in some]
+        chosen = formatter.tokenise(prompts, [pair.chosen for pair, _ in some])
+        rejected = formatter.tokenise(prompts, [pair.rejected for pair, _ in some])
         return [
             _row(of_chosen, of_rejected) | {_WEIGHT_COLUMN: weight}
-            for of_chosen, of_rejected, (_, weight) in zip(chosen, rejected, part, strict=True)
+            for of_chosen, of_rejected, (_, weight) in zip(chosen, rejected, some, strict=True)
             if max(of_chosen.tokens, of_rejected.tokens) <= max_length
         ]
 
-    dataset = policy.dataset_of(pairs_and_weights, rows, max_length, output)
+    dataset = policy.dataset_of(pairs_and_weights, rows, max_length, output, part)
     used = np.asarray(dataset.with_format("numpy")[_WEIGHT_COLUMN][:])
-    output.results |= {"mean_weight": float(used.mean()), "max_weight": float(used.max())}
+    output.results |= {
+        f"{part}mean_weight": float(used.mean()),
+        f"{part}max_weight": float(used.max()),
+    }
     return dataset
 
 
@@ -128,6 +155,7 @@ def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
         label_smoothing=settings.epsilon if settings.loss in ("rdpo", "cdpo") else 0.0,
         ipo_length_normalised=settings.ipo_length_normalised,
         simpo_gamma=settings.gamma,
+        precompute_ref_log_probs=settings.precompute_reference,
         weight_column=_WEIGHT_COLUMN,
     )
 

@@ -115,6 +115,38 @@ class PolicyTraining(_Training):
     world_size: int | None = Field(
         None, ge=1, description="processes that have to take part, checked at the start"
     )
+    optimizer: Literal["adamw", "paged_adamw_32bit"] = Field(
+        "adamw", description="paged: its states move to the CPU under pressure; needs bitsandbytes"
+    )
+    load_in_4bit: bool = Field(
+        False, description="QLoRA: the frozen weights in 4 bits (NF4); needs bitsandbytes and CUDA"
+    )
+    eval_data: Path | None = Field(
+        None, description="file like DATA to evaluate on in training, weighted as DATA is"
+    )
+    eval_fraction: float = Field(
+        0, ge=0, lt=1, description="or the share of DATA's prompts to keep for that"
+    )
+    eval_steps: int | None = Field(
+        None, ge=1, description="steps between evaluations; an epoch by default"
+    )
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="tracker to log to besides training.jsonl"
+    )
+    push_to_hub: str | None = Field(
+        None, description="Hub id owner/name to upload the result to; a new one is private"
+    )
+    annotator: str | None = Field(
+        None,
+        description="folder, Hub id or revision of the annotator that has to have written DATA; "
+        "Parquet says which one did",
+    )
+    save_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; by default SIGTERM alone saves one"
+    )
+    resume: bool = Field(
+        False, description="go on from the last checkpoint of this --output, from the start if none"
+    )
 
 
 class Sft(PolicyTraining):
@@ -146,7 +178,7 @@ class Align(PolicyTraining):
     """
 
     loss: Literal["dpo", "ipo", "rdpo", "hinge", "cdpo", "simpo", "orpo"] = Field(
-        "dpo", description="eq. 9, 10, 11, or another; simpo and orpo ignore the reference"
+        "dpo", description="eq. 9, 10, 11, or another; simpo and orpo have no reference"
     )
     weight: Literal[
         "confidence", "none", "top", "margin", "normalised_margin", "power", "entropy", "rank"
@@ -168,6 +200,9 @@ class Align(PolicyTraining):
         True, description="log-ratios a token as in TRL, or else their sum as in eq. 10"
     )
     epsilon: float = Field(0.1, ge=0, lt=0.5, description="of rdpo, cdpo: share of flipped labels")
+    precompute_reference: bool = Field(
+        False, description="of dpo-like losses: run the reference once, before training, not in it"
+    )
     gamma: float = Field(0.5, ge=0, description="of simpo: the margin aimed at, after beta")
 
     def cli_cmd(self) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
+from trl.models.utils import prepare_deepspeed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -23,6 +25,7 @@ from cwpo_trainer import losses, weights
 
 # The first four are TRL's names; the last two need no reference.
 LOSSES = ("sigmoid", "hinge", "ipo", "robust", "cdpo", "simpo", "orpo")
+REFERENCE_FREE = ("simpo", "orpo")
 _WITH_FLIPPED_LABELS = ("robust", "cdpo")
 _WEIGHT = "pair_weight"
 
@@ -52,6 +55,9 @@ class ConfidenceDPOConfig(DPOConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         for problem in self._problems():
             raise ConfigError(f"confidence-weighted DPO: {problem}")
+        if self.loss_type[0] in REFERENCE_FREE:
+            # TRL then loads no reference of its own; there is nothing to precompute either.
+            self.precompute_ref_log_probs = True
 
     def _problems(self) -> Iterator[str]:
         if len(self.loss_type) != 1 or self.loss_type[0] not in LOSSES:
@@ -114,6 +120,30 @@ class ConfidenceDPOTrainer(DPOTrainer):
         if self.args.weight_column not in columns:
             columns.append(self.args.weight_column)
 
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The dataset with the columns ref_chosen_logps and ref_rejected_logps.
+
+        TRL's own hands them from rank to rank in a cache file, which a dataset in memory has none
+        of; here each rank gathers them.
+        """
+        if self.args.loss_type[0] in REFERENCE_FREE:
+            return dataset
+        loader = self.accelerator.prepare(
+            DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        )
+        model = self.ref_model or self.model
+        if self.ref_model is None and self.is_deepspeed_enabled:
+            model = prepare_deepspeed(self.model, self.accelerator)
+        parts = [
+            torch.stack(
+                self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))
+            )
+            for batch in loader
+        ]
+        chosen, rejected = torch.cat(parts, dim=1).float().cpu().numpy()
+        with_chosen = dataset.add_column("ref_chosen_logps", chosen)
+        return with_chosen.add_column("ref_rejected_logps", rejected)
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> Any:
         """Log-probabilities of both responses under the reference, each shape (n,)."""
         return super().compute_ref_log_probs(  # type: ignore[no-untyped-call]
@@ -126,7 +156,9 @@ class ConfidenceDPOTrainer(DPOTrainer):
         completion = inputs["completion_mask"]
         outputs = self._forward(model, inputs)
         chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
-        if self.precompute_ref_logps:
+        if self.args.loss_type[0] in REFERENCE_FREE:
+            reference = chosen.new_zeros(chosen.shape), rejected.new_zeros(rejected.shape)
+        elif self.precompute_ref_logps:
             reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
@@ -179,7 +211,10 @@ class ConfidenceDPOTrainer(DPOTrainer):
         log_probs: list[Tensor],
         pair_losses: Tensor,
     ) -> None:
-        """Log under TRL's names, and the unweighted loss and the mean weight beside them."""
+        """Log under TRL's names, and the unweighted loss and the mean weight beside them.
+
+        Without a reference, the reward of a response is beta times its log-probability.
+        """
         chosen, rejected, reference_chosen, reference_rejected = log_probs
         reward_chosen = self.beta * (chosen - reference_chosen)
         reward_rejected = self.beta * (rejected - reference_rejected)

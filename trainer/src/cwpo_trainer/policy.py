@@ -11,20 +11,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
 )
 
-from cwpo.errors import DatasetError
+from cwpo.errors import CwpoError, DatasetError
 from cwpo_annotator.checkpoint import CheckpointError, resolve
 from cwpo_trainer import runtime
-from cwpo_trainer.record import LOG_NAME, Output
+from cwpo_trainer.interruption import EXIT_CODE, SaveOnTerm, checkpoint_to_resume
+from cwpo_trainer.record import CHECKPOINTS_NAME, LOG_NAME, Output
 from cwpo_trainer.training_log import TrainingLog
 
 if TYPE_CHECKING:
@@ -32,18 +36,25 @@ if TYPE_CHECKING:
 
 WARMUP_SHARE = 0.1
 _PART = 1024
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "paged_adamw_32bit": "paged_adamw_32bit"}
 
 T = TypeVar("T")
 
 
-def load(folder: Path, *, dtype: torch.dtype | str = torch.float32) -> Any:
+def load(
+    folder: Path, *, dtype: torch.dtype | str = torch.float32, quantisation: Any = None
+) -> Any:
     """A causal language model, from safetensors and without code of its own.
 
     Raises: CheckpointError for a folder that holds none.
     """
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype,
+            quantization_config=quantisation,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: no causal language model: {_line(error)}") from error
@@ -68,7 +79,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_for_training(settings: PolicyTraining) -> Any:
     """The start model: frozen bfloat16 weights under LoRA where it computes so, else float32."""
     frozen = settings.lora and runtime.use_bfloat16(settings.dtype)
-    return load(resolve(settings.model), dtype=torch.bfloat16 if frozen else torch.float32)
+    dtype = torch.bfloat16 if frozen else torch.float32
+    quantisation = None
+    if settings.load_in_4bit:
+        quantisation = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return load(resolve(settings.model), dtype=dtype, quantisation=quantisation)
 
 
 def lora_config(settings: PolicyTraining) -> LoraConfig | None:
@@ -88,13 +108,15 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
     """What SFTConfig and DPOConfig share, for a dataset of `rows` rows."""
     steps = settings.max_steps or total_steps(settings, rows)
     return dict(
-        output_dir=str(folder),
+        output_dir=str(folder / CHECKPOINTS_NAME),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
+        optim=_OPTIMIZERS[settings.optimizer],
         warmup_steps=min(settings.warmup_steps, int(WARMUP_SHARE * steps)),
         weight_decay=settings.weight_decay,
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -104,10 +126,23 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
         seed=settings.seed,
         max_length=None,
         logging_steps=1,
-        save_strategy="no",
-        report_to=[],
+        # With it a loss of NaN would be logged as the mean of the losses before.
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 1,
+        # The one before stays until the next is whole.
+        save_total_limit=2,
+        eval_strategy=_eval_strategy(settings),
+        eval_steps=settings.eval_steps,
+        report_to=settings.report_to,
         disable_tqdm=True,
     )
+
+
+def _eval_strategy(settings: PolicyTraining) -> str:
+    if settings.eval_data is None and not settings.eval_fraction:
+        return "no"
+    return "steps" if settings.eval_steps else "epoch"
 
 
 def total_steps(settings: PolicyTraining, rows: int) -> int:
@@ -121,17 +156,19 @@ def dataset_of(
     rows: Callable[[Sequence[T]], list[dict[str, Any]]],
     max_length: int,
     output: Output,
+    part: str = "",
 ) -> Dataset:
     """The rows that `rows` makes of the items, a part at a time, so that tokens stay compact.
 
-    `rows` leaves out what is longer than max_length; that is said, and counted in the results.
+    `rows` leaves out what is longer than max_length; that is said, and counted in the results
+    under names that start with `part`.
     Raises: DatasetError when nothing is left.
     """
     starts = range(0, len(items), _PART)
     made = (rows(items[start : start + _PART]) for start in starts)
     parts = [Dataset.from_list(part) for part in made if part]
     used = sum(map(len, parts))
-    output.results |= {"pairs": used, "pairs_too_long": len(items) - used}
+    output.results |= {f"{part}pairs": used, f"{part}pairs_too_long": len(items) - used}
     if not parts:
         raise DatasetError(f"all {len(items):,} pairs are longer than --max-length {max_length:,}")
     if used < len(items) and runtime.is_main():
@@ -143,15 +180,34 @@ def dataset_of(
     return concatenate_datasets(parts)
 
 
-def train(trainer: Any, output: Output, title: str) -> None:
-    """Run a TRL trainer, with progress and training log on the first rank."""
+def train(trainer: Any, settings: PolicyTraining, output: Output, title: str) -> None:
+    """Run a TRL trainer from its start or a checkpoint, with log and progress on the first rank.
+
+    Exits: EXIT_CODE after a checkpoint, where SIGTERM came.
+    """
+    checkpoint = checkpoint_to_resume(settings, output)
+    interruption = SaveOnTerm()
     trainer.remove_callback(PrinterCallback)
-    if not runtime.is_main():
-        trainer.train()
-        return
-    with TrainingLog(output.folder / LOG_NAME, title) as log:
-        trainer.add_callback(_Steps(log))
-        trainer.train()
+    trainer.add_callback(interruption)
+    resumed = None if checkpoint is None else str(checkpoint)
+    if runtime.is_main():
+        after = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        with TrainingLog(output.folder / LOG_NAME, title, after=after) as log:
+            trainer.add_callback(_Steps(log))
+            trainer.train(resume_from_checkpoint=resumed)
+    else:
+        trainer.train(resume_from_checkpoint=resumed)
+    boards = output.folder / CHECKPOINTS_NAME / "runs"
+    if runtime.is_main() and boards.is_dir() and not interruption.stopped:
+        boards.rename(output.folder / "tensorboard")
+    evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
+    if evaluations:
+        output.results |= {"eval_loss": evaluations[-1]["eval_loss"]}
+    if interruption.stopped:
+        if runtime.is_main():
+            step = trainer.state.global_step
+            print(f"stopped by SIGTERM after step {step}: go on with --resume", file=sys.stderr)
+        raise SystemExit(EXIT_CODE)
 
 
 def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
@@ -175,6 +231,28 @@ def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
     shutil.rmtree(adapter)
 
 
+def push(settings: PolicyTraining) -> None:
+    """Upload the finished output folder to the Hub, where that was asked for.
+
+    Raises: CwpoError when the Hub does not take it; the folder stays.
+    """
+    if settings.push_to_hub is None or not runtime.is_main():
+        return
+    hub = HfApi()
+    try:
+        hub.create_repo(settings.push_to_hub, private=True, exist_ok=True)
+        hub.upload_folder(
+            repo_id=settings.push_to_hub,
+            folder_path=settings.output,
+            commit_message=f"Upload {settings.output.name}",
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise CwpoError(
+            f"{settings.output} is complete, but the Hub did not take it: {_line(error)}; upload "
+            f"it with `hf upload {settings.push_to_hub} {settings.output}`"
+        ) from error
+
+
 class _Steps(TrainerCallback):
     """Leads what TRL logs into our log, the learning rate as `lr`."""
 
@@ -189,6 +267,8 @@ class _Steps(TrainerCallback):
         if "loss" in values:
             lr = values.pop("learning_rate")
             self._log.step(step=state.global_step, lr=lr, **values)
+        elif "eval_loss" in values:
+            self._log.evaluation(step=state.global_step, **values)
 
 
 def _line(error: Exception) -> str:

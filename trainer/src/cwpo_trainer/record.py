@@ -24,6 +24,7 @@ RECORD_NAME = "run.json"
 LOG_NAME = "training.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 REPORT_NAME = "report.html"
+CHECKPOINTS_NAME = "checkpoints"
 
 Kind = Literal["train-annotator", "sft", "align", "evaluate-annotator", "evaluate-policy"]
 _LIBRARIES = ("cwpo-trainer", "torch", "transformers", "trl", "peft")
@@ -69,17 +70,29 @@ class Output:
 
 
 @contextmanager
-def new_output(kind: Kind, path: Path, settings: dict[str, JsonValue]) -> Iterator[Output]:
+def new_output(
+    kind: Kind, path: Path, settings: dict[str, JsonValue], *, resume: bool = False
+) -> Iterator[Output]:
     """An output folder that appears under its name only when it is complete.
 
-    Until the block has ended well its files stand in `.NAME.partial` beside it. Of several ranks
-    only the first touches the disk.
-    Raises: ConfigError, before any work, where the folder exists already.
+    Until the block has ended well its files stand in `.NAME.partial` beside it, which outlives a
+    block that fails where it holds a checkpoint. Of several ranks only the first touches the disk.
+
+    Args:
+        resume: keep what an interrupted run left there.
+    Raises: ConfigError, before any work, where the folder exists already, or a run could be resumed
+        and is not.
     """
     if path.exists():
         raise ConfigError(f"{path} exists already: remove it, or choose another --output")
     partial = path.with_name(f".{path.name}.partial")
-    if runtime.is_main():
+    resumed = last_checkpoint(partial) is not None
+    if resumed and not resume:
+        raise ConfigError(
+            f"{partial} holds the checkpoints of an interrupted run: go on with --resume, or "
+            "remove it to start anew"
+        )
+    if runtime.is_main() and not resumed:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     output = Output(kind, settings, partial)
@@ -87,10 +100,19 @@ def new_output(kind: Kind, path: Path, settings: dict[str, JsonValue]) -> Iterat
         yield output
         if runtime.is_main():
             output.write_record()
+            shutil.rmtree(partial / CHECKPOINTS_NAME, ignore_errors=True)
             partial.rename(path)
     finally:
-        if runtime.is_main():
+        if runtime.is_main() and last_checkpoint(partial) is None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint that training left in an output folder; None without one."""
+    found = (folder / CHECKPOINTS_NAME).glob("checkpoint-*")
+    # The trainer writes its state last.
+    whole = [path for path in found if (path / "trainer_state.json").is_file()]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def read_record(folder: Path) -> Record:

@@ -41,8 +41,8 @@ class Part:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """Its training log."""
-        return read_lines(self.folder / LOG_NAME)
+        """The steps of its training log."""
+        return [line for line in read_lines(self.folder / LOG_NAME) if "loss" in line]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from cwpo import cli
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer import policy, runtime
+from cwpo_trainer import policy, preflight, runtime
 from cwpo_trainer.formatting import Formatter
 from cwpo_trainer.record import Output, new_output
-from cwpo_trainer.weighted import WeightedPair, read_human, read_weighted
+from cwpo_trainer.weighted import WeightedPair, evaluation_rows, read_human, read_weighted
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import Sft
@@ -26,27 +26,51 @@ def run(settings: Sft) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    runtime.expect_world_size(settings.world_size)
-    read = read_human if settings.labels == "human" else read_weighted
-    pairs = read(settings.data)
+    preflight.check(settings)
+    pairs, evaluation = read(settings)
     folder = resolve(settings.model)
-    with new_output("sft", settings.output, settings.model_dump(mode="json")) as output:
+    recorded = settings.model_dump(mode="json")
+    with new_output("sft", settings.output, recorded, resume=settings.resume) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         tokenizer = policy.load_tokenizer(folder)
-        dataset = tokenised(pairs, Formatter(tokenizer), settings.max_length, output)
+        formatter = Formatter(tokenizer)
+        dataset = tokenised(pairs, formatter, settings.max_length, output)
         trainer = SFTTrainer(
             model=policy.load_for_training(settings),
             args=SFTConfig(**policy.training_arguments(settings, output.folder, len(dataset))),
             train_dataset=dataset,
+            eval_dataset=tokenised(evaluation, formatter, settings.max_length, output, "eval_")
+            if evaluation
+            else None,
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        policy.train(trainer, output, "SFT")
+        policy.train(trainer, settings, output, "SFT")
         policy.save(trainer, settings, output.folder)
+    policy.push(settings)
+
+
+def read(settings: Sft) -> tuple[list[WeightedPair], list[WeightedPair]]:
+    """The pairs to train and to evaluate on. Raises: DatasetError."""
+    of = read_human if settings.labels == "human" else read_weighted
+    pairs = of(settings.data)
+    if settings.eval_data is not None:
+        return pairs, of(settings.eval_data)
+    if not settings.eval_fraction:
+        return pairs, []
+    kept = evaluation_rows(pairs, settings.eval_fraction, seed=settings.seed)
+    rows = list(zip(pairs, kept, strict=True))
+    return [pair for pair, is_kept in rows if not is_kept], [
+        pair for pair, is_kept in rows if is_kept
+    ]
 
 
 def tokenised(
-    pairs: list[WeightedPair], formatter: Formatter, max_length: int, output: Output
+    pairs: list[WeightedPair],
+    formatter: Formatter,
+    max_length: int,
+    output: Output,
+    part: str = "",
 ) -> Dataset:
     """The columns input_ids and labels; the prompt carries no loss.
 
@@ -65,7 +89,7 @@ def tokenised(
             if text.tokens <= max_length
         ]
 
-    return policy.dataset_of(pairs, rows, max_length, output)
+    return policy.dataset_of(pairs, rows, max_length, output, part)
 
 
 if __name__ == "__main__":

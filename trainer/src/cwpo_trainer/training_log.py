@@ -21,10 +21,17 @@ from cwpo.errors import CwpoError
 
 
 class TrainingLog:
-    """Writes {"step", "loss", "lr", ...} lines to `path` as training goes."""
+    """Writes {"step", "loss", "lr", ...} lines to `path` as training goes.
 
-    def __init__(self, path: Path, title: str) -> None:
-        self._file = path.open("w", buffering=1)
+    Args:
+        after: the step that a resumed run goes on after; the log up to it is kept.
+    """
+
+    def __init__(self, path: Path, title: str, *, after: int = 0) -> None:
+        if after:
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= after))
+        self._file = path.open("a" if after else "w", buffering=1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,6 +53,10 @@ class TrainingLog:
         self._progress.update(self._task, completed=step, loss=f"loss {loss:.4f}")
         if not math.isfinite(loss):
             raise CwpoError(f"the loss became {loss} at step {step}: lower --learning-rate")
+
+    def evaluation(self, *, step: int, **values: float) -> None:
+        """Log what an evaluation after this step gave."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def __enter__(self) -> TrainingLog:
         self._progress.start()

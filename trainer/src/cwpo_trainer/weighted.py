@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cwpo.datasets import NumberedTriplet, file_format, parse_triplet, read_rows
 from cwpo.errors import DatasetError
-from cwpo.types import Prompt
+from cwpo.types import ModelRef, Prompt
 from cwpo_trainer import weights
-from cwpo_trainer.data import read_pairs
+from cwpo_trainer.data import prompt_key, read_pairs
 from cwpo_trainer.weights import Weighting
 
 
@@ -27,6 +31,19 @@ class WeightedPair:
     chosen: str
     rejected: str
     confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Pairs with their weights in the loss, shape (pairs,)."""
+
+    pairs: list[WeightedPair]
+    weights: NDArray[np.float32]
+
+    def only(self, rows: NDArray[np.bool_]) -> Preferences:
+        """Those of the rows that are true, shape (pairs,)."""
+        pairs = [self.pairs[at] for at in np.flatnonzero(rows)]
+        return Preferences(pairs, self.weights[rows])
 
 
 def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]:
@@ -60,6 +77,40 @@ def read_human(path: Path) -> list[WeightedPair]:
     ]
 
 
+def annotator_of(path: Path) -> ModelRef | None:
+    """Which annotator wrote a weighted dataset; None where the file does not say (JSONL)."""
+    if file_format(path) != "parquet":
+        return None
+    try:
+        noted = (pq.read_schema(path).metadata or {}).get(b"cwpo.annotator")
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{path}: not a readable Parquet file: {error}") from error
+    return None if noted is None else ModelRef.model_validate_json(noted)
+
+
+def evaluation_rows(
+    pairs: Sequence[WeightedPair], fraction: float, *, seed: int
+) -> NDArray[np.bool_]:
+    """Which pairs to keep for evaluation, shape (pairs,): a share of the prompts, by their hash.
+
+    A prompt falls on the same side in any dataset, so that SFT and alignment keep the same ones.
+    Raises: DatasetError when no pair is left for either side.
+    """
+    kept = np.array([_share(pair.prompt, seed) < fraction for pair in pairs])
+    if kept.all() or not kept.any():
+        raise DatasetError(
+            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of their prompts: "
+            "give --eval-data"
+        )
+    return kept
+
+
+def _share(prompt: Prompt, seed: int) -> float:
+    """Where the prompt stands in [0, 1), as good as at random."""
+    digest = hashlib.sha256(f"{seed}:{prompt_key(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
 def weights_of(
     pairs: list[WeightedPair],
     weighting: Weighting,
@@ -68,7 +119,9 @@ def weights_of(
     top_percent: float = 100,
     exponent: float = 1,
 ) -> NDArray[np.float32]:
-    """The weight of each pair in the loss, shape (pairs,). Raises: DatasetError if all are 0.
+    """The weight of each pair in the loss, shape (pairs,).
+
+    Raises: DatasetError if all are 0, or all pairs have the same confidence to weight them by.
 
     Args:
         top_percent: of `top`.
@@ -77,6 +130,11 @@ def weights_of(
     if weighting == "none":
         return weights.none(len(pairs))
     confidences = weights.confidence([pair.confidence for pair in pairs])
+    if len(pairs) > 1 and confidences.min() == confidences.max():
+        raise DatasetError(
+            f"all {len(pairs):,} pairs have the confidence {confidences[0]:g}, so it tells none "
+            "from another: look at the annotator, or take --weight none"
+        )
     match weighting:
         case "confidence":
             values = confidences
@@ -107,6 +165,11 @@ def _pair(path: Path, number: int, row: dict[str, Any] | str, column: str) -> We
     if not 0 <= value <= 1:
         raise DatasetError(f"{path}: row {number}: {column} is {value}; it lies in [0, 1]")
     triplet = parsed.triplet
+    if triplet.response_a == triplet.response_b:
+        raise DatasetError(
+            f"{path}: row {number}: both responses are the same, so there is nothing to prefer: "
+            "leave such rows out"
+        )
     return WeightedPair(
         str(triplet.id), triplet.prompt, triplet.response_a, triplet.response_b, float(value)
     )

@@ -22,7 +22,11 @@ class Worker(ServiceCommand):
             --store-url s3://bucket/cwpo
     """
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="of Redis or Valkey")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="of Redis or Valkey: redis://:PASSWORD@HOST:PORT/0, rediss:// for TLS; "
+        "with a password better set as CWPO_REDIS_URL than as a flag",
+    )
     store_url: str = Field(description="folder or fsspec URL (s3://...) that the service uses too")
     burst: bool = Field(False, description="end when the queue is empty")
     heartbeat_seconds: int = Field(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import BinaryIO
 
 import redis
@@ -18,10 +17,10 @@ from cwpo.types import (
     ResultFormat,
 )
 from cwpo_worker import ids
+from cwpo_worker.connection import queue_errors
 from cwpo_worker.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
-    QueueUnavailableError,
     UnknownJobError,
 )
 from cwpo_worker.files import FileCatalog
@@ -161,7 +160,7 @@ class Ledger:
     def finish_part(self, job_id: str, index: int, counts: PartCounts) -> None:
         """Note that a shard is finished; the last one lets the merge begin."""
         self.records.set_part(job_id, index, counts)
-        if len(self.records.parts(job_id)) == self.records.get(job_id).shards:
+        if self.records.parts_done(job_id) == self.records.get(job_id).shards:
             self.finalize(job_id)
 
     def finalize(self, job_id: str) -> None:
@@ -207,12 +206,3 @@ class Ledger:
             when = "" if record.state in FINAL_STATES else " yet"
             raise IllegalTransitionError(f"job {job_id} is {record.state}: it has no results{when}")
         return self.store.open(key), self.store.size(key)
-
-
-@contextmanager
-def queue_errors() -> Iterator[None]:
-    """Turn what goes wrong with Redis into QueueUnavailableError."""
-    try:
-        yield
-    except redis.RedisError as error:
-        raise QueueUnavailableError(f"the job queue cannot be used: {error}") from error

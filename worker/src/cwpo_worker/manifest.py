@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from cwpo.columns import Column
 from cwpo.types import Truncation
 from cwpo_worker.store import BlobStore
 
@@ -23,6 +24,7 @@ class Manifest(BaseModel):
     """The plan of a job.
 
     rejected: rows that are in no shard, with their reasons in the job's rejected rows.
+    columns: what the input has beside its triplets.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -31,6 +33,7 @@ class Manifest(BaseModel):
     input_sha256: str
     truncation: Truncation
     rejected: int
+    columns: list[Column] = []
     shards: list[Shard]
 
     @property

@@ -11,6 +11,7 @@ from operator import itemgetter
 import pyarrow as pa
 from pydantic_core import to_json
 
+from cwpo.columns import rows_of
 from cwpo.datasets import JsonlWriter, ParquetWriter
 from cwpo.types import JobProgress
 from cwpo_worker import part
@@ -72,7 +73,7 @@ def _write_results(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> Non
         parquet = ParquetWriter(parquet_sink)
         for table in _tables(ledger, folder, manifest):
             parquet.write_table(table)
-            jsonl_sink.write(b"".join([to_json(row) + b"\n" for row in table.to_pylist()]))
+            jsonl_sink.write(b"".join([to_json(row) + b"\n" for row in rows_of(table)]))
         parquet.close()
 
 

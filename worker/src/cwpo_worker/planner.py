@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from cwpo.columns import Columns
 from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow, read_triplets
 from cwpo.errors import DatasetError
 from cwpo_worker import rows
@@ -11,7 +12,7 @@ from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
 from cwpo_worker.job import JobRecord
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.manifest import JobFolder, Manifest, Shard
-from cwpo_worker.queue import Task
+from cwpo_worker.queue import shard_tasks
 
 # A shard of long texts is closed before its rows are too much for a worker's memory.
 SHARD_BYTES = 32 << 20
@@ -40,10 +41,11 @@ def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
     file = ledger.files.get(record.file_id, owner=None)
     rejected = 0
     shards: list[Shard] = []
+    columns = Columns()
     with ledger.store.create(folder.rejected) as sink, ledger.files.open(file.id) as source:
         errors = JsonlWriter(sink)
         items = _bearable(read_triplets(source, file.format), record.max_rejected_share)
-        for item in _shards(ledger, record, items):
+        for item in _shards(ledger, record, items, columns):
             if isinstance(item, RejectedRow):
                 errors.write([item.as_dict()])
                 rejected += 1
@@ -55,6 +57,7 @@ def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
         input_sha256=file.sha256,
         truncation=record.truncation,
         rejected=rejected,
+        columns=columns.known(),
         shards=shards,
     )
     with ledger.store.create(folder.manifest) as blob:
@@ -82,9 +85,12 @@ def _bearable(
 
 
 def _shards(
-    ledger: Ledger, record: JobRecord, items: Iterable[NumberedTriplet | RejectedRow]
+    ledger: Ledger,
+    record: JobRecord,
+    items: Iterable[NumberedTriplet | RejectedRow],
+    columns: Columns,
 ) -> Iterator[Shard | RejectedRow]:
-    """Each shard when it has been written, and the rejected rows in between."""
+    """Each shard when it has been written, and the rejected rows in between; learns columns."""
     folder = JobFolder(record.id)
     index = size = 0
     numbers: list[int] = []
@@ -99,6 +105,7 @@ def _shards(
         if isinstance(item, RejectedRow):
             yield item
             continue
+        columns.learn(item.extra)
         numbers.append(item.row)
         lines.append(rows.encode(item))
         size += len(lines[-1])
@@ -124,6 +131,8 @@ def _start(ledger: Ledger, manifest: Manifest) -> None:
         )
     except IllegalTransitionError as error:
         raise JobStoppedError(str(error)) from error
-    ledger.queue.enqueue(Task(manifest.job_id, "shard", shard.index) for shard in manifest.shards)
+    ledger.queue.enqueue(
+        shard_tasks(manifest.job_id, range(len(manifest.shards)), len(manifest.shards))
+    )
     if not manifest.shards:
         ledger.finalize(manifest.job_id)

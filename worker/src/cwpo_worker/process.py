@@ -6,12 +6,12 @@ import gc
 import logging
 
 import pyarrow as pa
-import redis
 
 from cwpo import Client
 from cwpo_worker import tasks
+from cwpo_worker.connection import connect, queue_errors
 from cwpo_worker.errors import QueueUnavailableError
-from cwpo_worker.ledger import Ledger, queue_errors
+from cwpo_worker.ledger import Ledger
 from cwpo_worker.queue import TaskWorker
 from cwpo_worker.reconciler import Reconciler, reconcile
 from cwpo_worker.store import BlobStore
@@ -32,10 +32,10 @@ class WorkerProcess:
     ) -> None:
         store = BlobStore(store_url)
         store.check()
-        self._ledger = Ledger(_connect(redis_url), store)
+        self._ledger = Ledger(connect(redis_url), store)
         self._ledger.check()
-        self._reconciler = Reconciler(Ledger(_connect(redis_url), store))
-        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds)
+        self._reconciler = Reconciler(Ledger(connect(redis_url), store))
+        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds, tasks.wind_down)
         tasks.equip(tasks.Tools(self._ledger, client))
         # The first array looks for pandas, and importing it takes longer than a shard does.
         pa.array([""])
@@ -58,10 +58,3 @@ class WorkerProcess:
         self._reconciler.stop()
         if not burst and not self._worker.was_stopped:
             raise QueueUnavailableError("the worker lost its job queue; the log says how")
-
-
-def _connect(url: str) -> redis.Redis:
-    try:
-        return redis.Redis.from_url(url)
-    except ValueError as error:
-        raise QueueUnavailableError(f"--redis-url: {error}") from error

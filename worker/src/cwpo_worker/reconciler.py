@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 
 import redis
@@ -13,7 +12,7 @@ from redis.exceptions import LockError
 from cwpo.errors import CwpoError
 from cwpo_worker.errors import UnknownJobError
 from cwpo_worker.ledger import Ledger
-from cwpo_worker.queue import Census, Task
+from cwpo_worker.queue import Census, Task, shard_tasks
 
 INTERVAL_SECONDS = 2.0
 LOCK = "cwpo:reconciler"
@@ -64,28 +63,29 @@ def _restore(ledger: Ledger) -> None:
 
 def _advance(ledger: Ledger, job_id: str, census: Census) -> None:
     record = ledger.records.get(job_id)
-    if Task(job_id, "plan") in census.waiting | census.running:
+    held = census.of(job_id)
+    if Task(job_id, "plan") in held:
         return  # It may be about to queue the very shards that seem to be missing.
-    needed: Iterable[Task] = ()
     if record.state == "validating":
-        needed = [Task(job_id, "plan")]
+        _enqueue_lost(ledger, [Task(job_id, "plan")])
     elif record.state in ("queued", "running"):
         parts = ledger.records.parts(job_id)
-        needed = [
-            Task(job_id, "shard", index)
-            for index in range(record.shards or 0)
-            if index not in parts
-        ]
-        if not needed:
+        missing = [index for index in range(record.shards or 0) if index not in parts]
+        if not missing:
             ledger.finalize(job_id)
-    elif record.state == "finalizing":
-        needed = [Task(job_id, "merge")]
+        in_hands = {index for task in held for index in task.shards}
+        lost = [index for index in missing if index not in in_hands]
+        _enqueue_lost(ledger, shard_tasks(job_id, lost, record.shards or 0))
+    elif record.state == "finalizing" and Task(job_id, "merge") not in held:
+        _enqueue_lost(ledger, [Task(job_id, "merge")])
     elif record.state == "cancelling":
         ledger.settle(job_id, census)
-    lost = [task for task in needed if task not in census.waiting | census.running]
-    if lost:
-        log.info("job %s: %d tasks that nobody has are queued", job_id, len(lost))
-        ledger.queue.enqueue(lost)
+
+
+def _enqueue_lost(ledger: Ledger, tasks: list[Task]) -> None:
+    if tasks:
+        log.info("job %s: %d tasks that nobody has are queued", tasks[0].job_id, len(tasks))
+        ledger.queue.enqueue(tasks)
 
 
 class Reconciler(threading.Thread):

@@ -151,6 +151,10 @@ class Records:
             for index, counts in raw.items()
         }
 
+    def parts_done(self, job_id: str) -> int:
+        """How many shards are finished."""
+        return self._redis.hlen(_parts_key(job_id))
+
     def progress(self, record: JobRecord) -> JobProgress:
         """How far the job is: of an ended one as it was kept, otherwise from its shards."""
         if record.state in FINAL_STATES or record.progress.rows_total is None:

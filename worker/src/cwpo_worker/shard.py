@@ -76,8 +76,8 @@ def _write_part(
             if isinstance(label, FailedAnnotation):
                 bad.append(RejectedRow(row.row, row.triplet.id, label.error))
             else:
-                good.append(weighted_row(row.triplet, label))
-    part.write(ledger.store, folder.part(shard.index), good, bad, model)
+                good.append(weighted_row(row.triplet, label, row.extra))
+    part.write(ledger.store, folder.part(shard.index), good, bad, model, extra=manifest.columns)
 
 
 def _requests(ledger: Ledger, folder: JobFolder, shard: Shard) -> list[list[NumberedTriplet]]:
