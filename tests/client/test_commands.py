@@ -159,6 +159,14 @@ def test_a_job_from_submit_to_download(cwpo, messy, tmp_path, tiny_annotator):
     too_late = cwpo("jobs", "cancel", job_id)
     assert too_late.returncode == 1
     assert "can no longer be cancelled" in too_late.stderr
+    assert cwpo("jobs", "delete", job_id).stdout == f"{job_id}  deleted\n"
+    assert "404" in cwpo("jobs", "show", job_id).stderr
+
+
+def test_an_input_on_the_service_s_side_is_not_looked_for_here(cwpo):
+    result = cwpo("jobs", "submit", "2026/rows.jsonl", "--on-server")
+    assert result.returncode == 1
+    assert "its operator has set no --input-prefix" in result.stderr
 
 
 def test_a_job_that_fails_says_why_and_leaves_no_output(cwpo, tmp_path):

@@ -56,6 +56,8 @@ class Service:
     def reset(self) -> None:
         self.model = self.annotator.model
         self.unavailable = False
+        self.poison = None
+        self.on_poison = None
         self.max_body_bytes = 1 << 30
         self.gate = threading.Event()
         self.gate.set()
@@ -73,6 +75,10 @@ class Service:
             return _problem(503, "loading")
         if int(request.headers["content-length"]) > self.max_body_bytes:
             return _problem(413, f"over {self.max_body_bytes} bytes")
+        if self.poison is not None and any(row.prompt == self.poison for row in body.triplets):
+            if self.on_poison is None:
+                return _problem(500, "the device is on fire")
+            self.on_poison()
         assert body.priority == "batch"
         answer = AnnotateResponse(
             annotations=self.annotator.annotate(body.triplets, body.truncation),

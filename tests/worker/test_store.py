@@ -87,6 +87,15 @@ def test_deleting_is_done_once_or_not_at_all(store):
     assert not store.exists("k")
 
 
+def test_a_folder_is_deleted_with_all_that_is_in_it_and_nothing_beside(store):
+    for key in ("jobs/a/x", "jobs/a/deep/y", "jobs/ab/z"):
+        put(store, key, b"")
+    store.delete_folder("jobs/a")
+    store.delete_folder("jobs/a")
+    assert store.list("jobs") == ["jobs/ab"]
+    assert store.list("jobs/ab") == ["jobs/ab/z"]
+
+
 def test_what_is_not_there_is_said(store):
     for ask in (store.open, store.read, store.size):
         with pytest.raises(BlobNotFoundError, match="no absent/blob"):

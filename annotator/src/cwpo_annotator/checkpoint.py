@@ -89,9 +89,11 @@ def write_card(folder: Path, card: Card) -> None:
     (folder / CARD_NAME).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
-def resolve(model: str | Path) -> Path:
+def resolve(model: str | Path, *, weights: bool = True) -> Path:
     """The local folder of a checkpoint: the folder itself, or a download of the Hub id.
 
+    Args:
+        weights: download them too, not only configuration and tokenizer.
     Raises: CheckpointError when there is no such folder and the Hub has or gives none.
     """
     folder = Path(model)
@@ -105,11 +107,10 @@ def resolve(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = ["*.json", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-            )
+            snapshot_download(name, allow_patterns=[*patterns, *["*.safetensors"] * weights])
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

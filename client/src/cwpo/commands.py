@@ -93,6 +93,9 @@ class Submit(ServiceCommand):
     """
 
     input: CliPositionalArg[Path] = Field(description=".jsonl, .jsonl.gz or .parquet of triplets")
+    on_server: bool = Field(
+        False, description="INPUT is no file here but a path below the service's --input-prefix"
+    )
     wait: bool = Field(False, description="until the job has ended; implied by --output")
     output: Path | None = Field(None, description=".parquet or .jsonl to download to")
     max_rejected_share: RejectedShare = Field(
@@ -108,9 +111,10 @@ class Submit(ServiceCommand):
         if self.output is not None:
             result_format(self.output)
         with self.client() as client:
-            file = client.files.upload(_readable(self.input))
+            on_server = self.input.as_posix() if self.on_server else None
             job = client.jobs.create(
-                file.id,
+                None if on_server else client.files.upload(_readable(self.input)).id,
+                input=on_server,
                 truncation=self.truncation,
                 max_rejected_share=self.max_rejected_share,
             )
@@ -189,7 +193,7 @@ class Watch(JobCommand):
 
 
 class Cancel(JobCommand):
-    """Cancel a job.
+    """Cancel a job; what it has finished can be downloaded, and the rest resumed.
 
     Example:
         cwpo jobs cancel job-0123
@@ -212,6 +216,19 @@ class Resume(JobCommand):
         """Ask for it."""
         with self.client() as client:
             print_job(client.jobs.resume(self.id), as_json=False)
+
+
+class Delete(JobCommand):
+    """Delete an ended job with its results; its input file stays.
+
+    Example:
+        cwpo jobs delete job-0123
+    """
+
+    def cli_cmd(self) -> None:
+        """Ask for it."""
+        with self.client() as client:
+            print(f"{client.jobs.delete(self.id).id}  deleted")
 
 
 class Download(JobCommand):
@@ -244,6 +261,7 @@ class Jobs(Command):
     cancel: CliSubCommand[Cancel]
     resume: CliSubCommand[Resume]
     download: CliSubCommand[Download]
+    delete: CliSubCommand[Delete]
 
 
 def result_format(path: Path) -> ResultFormat:

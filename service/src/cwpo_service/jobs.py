@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cwpo_service.settings import ServeSettings
 from cwpo_worker.connection import connect
 from cwpo_worker.files import FileCatalog
+from cwpo_worker.inputs import InputPrefix
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.store import BlobStore
 
@@ -28,7 +29,8 @@ class Jobs:
             return None
         redis = connect(settings.redis_url.get_secret_value(), timeout=_REDIS_SECONDS)
         store = BlobStore(settings.store_url)
-        return cls(store, FileCatalog(store), Ledger(redis, store))
+        inputs = None if settings.input_prefix is None else InputPrefix(settings.input_prefix)
+        return cls(store, FileCatalog(store), Ledger(redis, store, inputs))
 
     def check(self) -> None:
         """Raises: StoreError or QueueUnavailableError for the one that cannot be reached."""

@@ -50,6 +50,11 @@ class ServeSettings(Command):
     store_url: str | None = Field(
         None, description="folder or fsspec URL of files and results; without it there are no jobs"
     )
+    input_prefix: str | None = Field(
+        None,
+        description="folder or fsspec URL below which jobs may name inputs that they do not "
+        "upload; every key with the scope jobs may read all of it",
+    )
     max_triplets: int = Field(1024, ge=1, description="triplets a request")
     max_body_bytes: int = Field(16 << 20, ge=1, description="bytes a request body, but an upload")
     max_file_bytes: int = Field(64 << 30, ge=1, description="bytes an uploaded file")

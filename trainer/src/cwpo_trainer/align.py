@@ -18,6 +18,7 @@ from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, preflight, runtime, weights
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.formatting import Formatter, TokenisedText
+from cwpo_trainer.plan import Plan
 from cwpo_trainer.record import Output, new_output
 from cwpo_trainer.weighted import (
     Preferences,
@@ -44,6 +45,9 @@ def run(settings: Align) -> None:
     preflight.check(settings)
     preflight.check_loss(settings)
     preferences, evaluation = read(settings)
+    if settings.dry_run:
+        _plan(settings, preferences)
+        return
     folder = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
     with new_output("align", settings.output, recorded, resume=settings.resume) as output:
@@ -51,10 +55,12 @@ def run(settings: Align) -> None:
         tokenizer = policy.load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         dataset = tokenised(preferences, formatter, settings.max_length, output)
+        # Made first: under ZeRO-3 it decides how models are loaded.
+        config = _config(settings, output, len(dataset))
         trainer = ConfidenceDPOTrainer(
             model=policy.load_for_training(settings),
             ref_model=policy.load_for_training(settings) if needs_reference(settings) else None,
-            args=_config(settings, output, len(dataset)),
+            args=config,
             train_dataset=dataset,
             eval_dataset=evaluation
             and tokenised(evaluation, formatter, settings.max_length, output, "eval_"),
@@ -64,6 +70,35 @@ def run(settings: Align) -> None:
         policy.train(trainer, settings, output, f"{settings.loss}, weight {settings.weight}")
         policy.save(trainer, settings, output.folder)
     policy.push(settings)
+
+
+def _plan(settings: Align, preferences: Preferences) -> None:
+    folder = resolve(settings.model, weights=False)
+    output = Output("align", {}, settings.output)
+    formatter = Formatter(policy.load_tokenizer(folder))
+    dataset = tokenised(preferences, formatter, settings.max_length, output)
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    prompt, chosen, rejected = (
+        np.array([len(ids) for ids in dataset[column]], dtype=np.int64) for column in columns
+    )
+    reads_reference = settings.loss not in ("simpo", "orpo") and not settings.precompute_reference
+    Plan(
+        settings,
+        folder,
+        np.stack([prompt + chosen, prompt + rejected], axis=1),
+        np.stack([chosen, rejected], axis=1),
+        with_reference=needs_reference(settings),
+        reads_reference=reads_reference,
+    ).show(
+        [
+            ("loss", f"{settings.loss}, weight {settings.weight}"),
+            (
+                "pairs",
+                f"{output.results['pairs']:,}, {output.results['pairs_too_long']:,} too long; "
+                f"mean weight {output.results['mean_weight']:.3f}",
+            ),
+        ]
+    )
 
 
 def needs_reference(settings: Align) -> bool:

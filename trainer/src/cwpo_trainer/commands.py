@@ -141,6 +141,13 @@ class PolicyTraining(_Training):
         description="folder, Hub id or revision of the annotator that has to have written DATA; "
         "Parquet says which one did",
     )
+    sharding: Literal["none", "fsdp2", "zero3"] = Field(
+        "none", description="of the model over the GPUs; none: each holds it whole (DDP)"
+    )
+    dry_run: bool = Field(
+        False,
+        description="print steps, tokens, memory and time, and what it fits on; train nothing",
+    )
     save_steps: int | None = Field(
         None, ge=1, description="steps between checkpoints; by default SIGTERM alone saves one"
     )

@@ -27,7 +27,16 @@ EXIT_CODE = 75
 
 _STARTED_NAME = "started.json"
 # They change nothing of what is computed.
-_FREE = {"config", "resume", "threads", "world_size", "save_steps", "report_to", "push_to_hub"}
+_FREE = {
+    "config",
+    "dry_run",
+    "resume",
+    "threads",
+    "world_size",
+    "save_steps",
+    "report_to",
+    "push_to_hub",
+}
 
 
 def checkpoint_to_resume(settings: PolicyTraining, output: Output) -> Path | None:

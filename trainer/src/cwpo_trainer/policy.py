@@ -26,7 +26,7 @@ from transformers import (
 
 from cwpo.errors import CwpoError, DatasetError
 from cwpo_annotator.checkpoint import CheckpointError, resolve
-from cwpo_trainer import runtime
+from cwpo_trainer import runtime, sharding
 from cwpo_trainer.interruption import EXIT_CODE, SaveOnTerm, checkpoint_to_resume
 from cwpo_trainer.record import CHECKPOINTS_NAME, LOG_NAME, Output
 from cwpo_trainer.training_log import TrainingLog
@@ -108,6 +108,7 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
     """What SFTConfig and DPOConfig share, for a dataset of `rows` rows."""
     steps = settings.max_steps or total_steps(settings, rows)
     return dict(
+        **sharding.arguments(settings),
         output_dir=str(folder / CHECKPOINTS_NAME),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -119,7 +120,6 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
         optim=_OPTIMIZERS[settings.optimizer],
         warmup_steps=min(settings.warmup_steps, int(WARMUP_SHARE * steps)),
         weight_decay=settings.weight_decay,
-        gradient_checkpointing=settings.gradient_checkpointing,
         bf16=runtime.use_bfloat16(settings.dtype),
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),
@@ -145,9 +145,14 @@ def _eval_strategy(settings: PolicyTraining) -> str:
     return "steps" if settings.eval_steps else "epoch"
 
 
+def processes(settings: PolicyTraining) -> int:
+    """Those that take part, or that are meant to where a run is only planned."""
+    return settings.world_size or runtime.world_size()
+
+
 def total_steps(settings: PolicyTraining, rows: int) -> int:
     """Optimiser steps over all epochs."""
-    pairs_a_step = settings.batch_size * settings.gradient_accumulation * runtime.world_size()
+    pairs_a_step = settings.batch_size * settings.gradient_accumulation * processes(settings)
     return math.ceil(math.ceil(rows / pairs_a_step) * settings.epochs)
 
 

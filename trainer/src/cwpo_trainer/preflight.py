@@ -18,14 +18,21 @@ _REVISION = re.compile(r"[0-9a-f]{12}")
 
 
 def check(settings: PolicyTraining) -> None:
-    """Raises: ConfigError for the first setting that cannot be had here, with what to do."""
-    runtime.expect_world_size(settings.world_size)
+    """Raises: ConfigError for the first setting that cannot be had, with what to do.
+
+    A dry run may be of another machine than this one.
+    """
     _check_evaluation(settings)
-    _check_memory_savers(settings)
-    if settings.report_to != "none":
-        _need(settings.report_to, f"--report-to {settings.report_to}")
+    if settings.load_in_4bit and not settings.lora:
+        raise ConfigError("--load-in-4bit: 4-bit weights cannot be trained; add --lora")
     if settings.annotator is not None:
         _check_annotator(settings, settings.annotator)
+    if settings.dry_run:
+        return
+    runtime.expect_world_size(settings.world_size)
+    _check_machine(settings)
+    if settings.report_to != "none":
+        _need(settings.report_to, f"--report-to {settings.report_to}")
     if settings.push_to_hub is not None and runtime.is_main():
         _check_hub(settings.push_to_hub)
 
@@ -47,16 +54,16 @@ def _check_evaluation(settings: PolicyTraining) -> None:
         raise ConfigError("--eval-steps: nothing to evaluate on; give --eval-data too")
 
 
-def _check_memory_savers(settings: PolicyTraining) -> None:
-    if settings.load_in_4bit and not settings.lora:
-        raise ConfigError("--load-in-4bit: 4-bit weights cannot be trained; add --lora")
-    for flag, is_set in (
-        ("--load-in-4bit", settings.load_in_4bit),
-        (f"--optimizer {settings.optimizer}", settings.optimizer != "adamw"),
+def _check_machine(settings: PolicyTraining) -> None:
+    for flag, is_set, package in (
+        ("--load-in-4bit", settings.load_in_4bit, "bitsandbytes"),
+        (f"--optimizer {settings.optimizer}", settings.optimizer != "adamw", "bitsandbytes"),
+        ("--sharding fsdp2", settings.sharding == "fsdp2", "torch"),
+        ("--sharding zero3", settings.sharding == "zero3", "deepspeed"),
     ):
         if is_set:
             _need_cuda(flag)
-            _need("bitsandbytes", flag)
+            _need(package, flag)
 
 
 def _need_cuda(flag: str) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -14,6 +15,7 @@ from cwpo import cli
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, preflight, runtime
 from cwpo_trainer.formatting import Formatter
+from cwpo_trainer.plan import Plan
 from cwpo_trainer.record import Output, new_output
 from cwpo_trainer.weighted import WeightedPair, evaluation_rows, read_human, read_weighted
 
@@ -28,6 +30,9 @@ def run(settings: Sft) -> None:
     """
     preflight.check(settings)
     pairs, evaluation = read(settings)
+    if settings.dry_run:
+        _plan(settings, pairs)
+        return
     folder = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
     with new_output("sft", settings.output, recorded, resume=settings.resume) as output:
@@ -35,9 +40,11 @@ def run(settings: Sft) -> None:
         tokenizer = policy.load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         dataset = tokenised(pairs, formatter, settings.max_length, output)
+        # Made first: under ZeRO-3 it decides how models are loaded.
+        config = SFTConfig(**policy.training_arguments(settings, output.folder, len(dataset)))
         trainer = SFTTrainer(
             model=policy.load_for_training(settings),
-            args=SFTConfig(**policy.training_arguments(settings, output.folder, len(dataset))),
+            args=config,
             train_dataset=dataset,
             eval_dataset=tokenised(evaluation, formatter, settings.max_length, output, "eval_")
             if evaluation
@@ -48,6 +55,19 @@ def run(settings: Sft) -> None:
         policy.train(trainer, settings, output, "SFT")
         policy.save(trainer, settings, output.folder)
     policy.push(settings)
+
+
+def _plan(settings: Sft, pairs: list[WeightedPair]) -> None:
+    folder = resolve(settings.model, weights=False)
+    output = Output("sft", {}, settings.output)
+    formatter = Formatter(policy.load_tokenizer(folder))
+    dataset = tokenised(pairs, formatter, settings.max_length, output)
+    lengths = np.array([[len(ids)] for ids in dataset["input_ids"]], dtype=np.int64)
+    used, too_long = output.results["pairs"], output.results["pairs_too_long"]
+    scored = np.array([[sum(at >= 0 for at in row)] for row in dataset["labels"]], dtype=np.int64)
+    Plan(settings, folder, lengths, scored, with_reference=False, reads_reference=False).show(
+        [("responses", f"{used:,} chosen ones, {too_long:,} too long")]
+    )
 
 
 def read(settings: Sft) -> tuple[list[WeightedPair], list[WeightedPair]]:

@@ -43,14 +43,20 @@ class Manifest(BaseModel):
 
 
 class JobFolder:
-    """The keys of a job's blobs."""
+    """The keys of a job's blobs.
 
-    def __init__(self, job_id: str) -> None:
+    Args:
+        edition: of the manifest and the results. What a cancelled job has finished is an edition
+            of its own: the job may be resumed and cancelled again, and no blob is ever replaced.
+    """
+
+    def __init__(self, job_id: str, edition: int | None = None) -> None:
+        self._edition = "" if edition is None else f"-{edition}"
         self.path = f"jobs/{job_id}"
-        self.manifest = f"{self.path}/manifest.json"
+        self.manifest = f"{self.path}/manifest{self._edition}.json"
         self.rejected = f"{self.path}/rejected.jsonl"
         self.parts = f"{self.path}/parts"
-        self.errors = f"{self.path}/errors.jsonl"
+        self.errors = f"{self.path}/errors{self._edition}.jsonl"
 
     def shard(self, index: int) -> str:
         """The rows that the shard task reads."""
@@ -62,7 +68,7 @@ class JobFolder:
 
     def results(self, format: str) -> str:
         """The weighted dataset."""
-        return f"{self.path}/results.{format}"
+        return f"{self.path}/results{self._edition}.{format}"
 
     def read_manifest(self, store: BlobStore) -> Manifest:
         """Raises: BlobNotFoundError while the job is not planned."""

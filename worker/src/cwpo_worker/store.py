@@ -93,9 +93,7 @@ class BlobStore:
     def open(self, key: str) -> BinaryIO:
         """The blob as a seekable binary stream. Raises: BlobNotFoundError if there is none."""
         with self._errors("read", key):
-            stream = self._fs.open(self._path(key), "rb", block_size=BLOCK_BYTES)
-            # The files of drivers lack some of what a binary stream can do.
-            return stream if self._is_local else io.BufferedReader(stream, 1 << 18)
+            return readable(self._fs, self._path(key))
 
     def read(self, key: str) -> bytes:
         """A small blob as a whole. Raises: BlobNotFoundError if there is none."""
@@ -126,6 +124,11 @@ class BlobStore:
         """Remove the blob; nothing happens if there is none."""
         with suppress(BlobNotFoundError), self._errors("delete", key):
             self._fs.rm_file(self._path(key))
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove every blob under the folder; nothing happens if there is none."""
+        with suppress(BlobNotFoundError), self._errors("delete", prefix):
+            self._fs.rm(self._path(prefix), recursive=True)
 
     def check(self) -> None:
         """Raises: StoreError when the store cannot be written."""
@@ -249,6 +252,13 @@ class Draft(io.BufferedWriter):
     def close(self) -> None:
         """Drop what was not published."""
         self.abort()
+
+
+def readable(filesystem: Any, path: str) -> BinaryIO:
+    """A file of any file system as a seekable binary stream that takes little memory."""
+    stream: Any = filesystem.open(path, "rb", block_size=BLOCK_BYTES)
+    # The files of drivers lack some of what a binary stream can do.
+    return stream if isinstance(filesystem, LocalFileSystem) else io.BufferedReader(stream, 1 << 18)
 
 
 def _s3_code(error: OSError) -> str | None:

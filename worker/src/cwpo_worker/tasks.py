@@ -20,6 +20,7 @@ from cwpo_worker.errors import (
     IncompleteJobError,
     JobStoppedError,
     ModelChangedError,
+    UnknownFileError,
     UnknownJobError,
 )
 from cwpo_worker.ledger import Ledger
@@ -58,7 +59,7 @@ def wind_down() -> None:
 
 def plan(job_id: str) -> None:
     """Cut the job's input into shards."""
-    with _verdict(job_id):
+    with _verdict(Task(job_id, "plan")):
         planner.plan(_tools.get().ledger, job_id)
 
 
@@ -67,7 +68,7 @@ def shard(job_id: str, index: int, count: int) -> Retry | None:
     tools = _tools.get()
     begun = time.monotonic()
     try:
-        with _verdict(job_id):
+        with _verdict(Task(job_id, "shard", index, count)):
             for number in range(index, index + count):
                 is_late = time.monotonic() - begun > RUN_SECONDS
                 if number > index and (tools.is_ending or is_late):
@@ -84,13 +85,13 @@ def shard(job_id: str, index: int, count: int) -> Retry | None:
 
 
 def merge(job_id: str) -> None:
-    """Put the parts together into the results."""
-    with _verdict(job_id):
+    """Put the parts together into the results, all or those that a cancelled job has."""
+    with _verdict(Task(job_id, "merge")):
         merging.merge(_tools.get().ledger, job_id)
 
 
 @contextmanager
-def _verdict(job_id: str) -> Iterator[None]:
+def _verdict(task: Task) -> Iterator[None]:
     """Fail the job for what a second try would not mend, and stop quietly if it was stopped.
 
     Everything else is raised: the queue tries again, and fails the job in the end.
@@ -99,5 +100,5 @@ def _verdict(job_id: str) -> Iterator[None]:
         yield
     except (JobStoppedError, UnknownJobError) as error:
         log.info("nothing to do: %s", error)
-    except (DatasetError, ModelChangedError, IncompleteJobError) as error:
-        _tools.get().ledger.records.fail(job_id, str(error))
+    except (DatasetError, ModelChangedError, IncompleteJobError, UnknownFileError) as error:
+        _tools.get().ledger.give_up(task, str(error))
