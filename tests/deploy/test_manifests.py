@@ -131,7 +131,7 @@ def test_training_pods_run_without_privileges(training):
 
 def test_dashboard_asks_only_for_metrics_that_the_service_has():
     metrics = pytest.importorskip("cwpo_service.metrics").Metrics()
-    metrics.watch_queue(lambda: 0.0)
+    metrics.watch_queue(lambda: 0.0, lambda: 0.0)
     families = re.findall(r"(?m)^# TYPE (\w+) ", metrics.render().decode())
     dashboard = json.loads((DEPLOY / "grafana/service.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
