@@ -31,8 +31,14 @@ CASES: dict[str, dict] = {
     "object store, external redis": {
         "annotator": {"model": "acme/private", "hubTokenSecret": "hub"},
         "auth": {"existingSecret": "my-auth"},
-        "store": {"url": "s3://bucket/cwpo", "credentialsSecret": "s3"},
-        "redis": {"mode": "external", "existingSecret": "my-redis"},
+        "store": {
+            "url": "s3://bucket/cwpo",
+            "credentialsSecret": "s3",
+            "endpoint": "https://s3.example",
+            "inputPrefix": "s3://bucket/triplets",
+            "retentionDays": 30,
+        },
+        "redis": {"mode": "external", "existingSecret": "my-redis", "caSecret": "my-ca"},
         "service": {"replicas": 3, "image": {"digest": "sha256:" + "0" * 64}},
     },
     "scaled by cpu": {**MODEL, "worker": {"autoscaling": {"mode": "cpu", "maxReplicas": 4}}},
@@ -214,7 +220,7 @@ def test_secrets_come_by_reference_only(objects):
 
 def test_referenced_volumes_claims_and_secrets_are_there(objects):
     made = {(item["kind"], item["metadata"]["name"]) for item in objects}
-    given = {"checkpoints", "hub", "my-auth", "my-redis", "s3"}
+    given = {"checkpoints", "hub", "my-auth", "my-ca", "my-redis", "s3"}
     for pod in pod_specs(objects):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         for volume in volumes.values():
@@ -283,6 +289,21 @@ def test_object_store_needs_no_claim_and_rolls_without_a_gap(chart):
     assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
 
 
+def test_the_store_s_settings_reach_those_that_read_them(chart):
+    objects = rendered(chart, CASES["object store, external redis"])
+    service, worker = env(objects, "demo-cwpo"), env(objects, "demo-cwpo-worker")
+    assert service["CWPO_INPUT_PREFIX"]["value"] == "s3://bucket/triplets"
+    assert worker["CWPO_RETENTION_DAYS"]["value"] == "30"
+    for variables in (service, worker):
+        assert variables["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
+    for spec in pod_specs(objects):
+        mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
+        assert mounts["redis-ca"]["mountPath"] == "/etc/cwpo-redis"
+    plain = rendered(chart, MODEL)
+    assert "CWPO_RETENTION_DAYS" not in env(plain, "demo-cwpo-worker")
+    assert not any("ca.crt" in str(spec) for spec in pod_specs(plain))
+
+
 def test_single_node_store_keeps_workers_beside_the_service(chart):
     pod = named(rendered(chart, MODEL), "Deployment", "demo-cwpo-worker")["spec"]["template"]
     (term,) = pod["spec"]["affinity"]["podAffinity"][
@@ -328,6 +349,8 @@ def test_queue_scaling_reads_the_password_from_a_secret(chart):
         {**MODEL, "auth": {"keys": {"worker": ALICE}}},
         {**MODEL, "service": {"image": {"tag": "latest"}}},
         {**MODEL, "store": {"url": "bucket/prefix"}},
+        {**MODEL, "store": {"inputPrefix": "/etc"}},
+        {**MODEL, "store": {"retentionDays": -1}},
     ],
 )
 def test_wrong_values_are_refused(chart, values):

@@ -79,6 +79,10 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
       key: url
 - name: CWPO_STORE_URL
   value: {{ default "/data/store" .Values.store.url | quote }}
+{{- with .Values.store.endpoint }}
+- name: AWS_ENDPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
 {{- end -}}
 
 {{- define "cwpo.podSecurityContext" -}}
