@@ -35,6 +35,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 from cwpo import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.base import EncodedPair
+from cwpo_annotator.backends.onednn import OneDnnLinear
 from cwpo_annotator.encoding import Encoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -180,15 +181,15 @@ def compare(
     best = min(peers, key=quick.__getitem__)
     left = {name: run for name, run in field.items() if name not in peers or name == best}
     seconds: dict[str, list[float]] = {name: [] for name in left}
-    ceilings = []
+    ceilings: list[dict[str, float]] = []
     for _ in range(rounds):
-        ceilings.append(matrix_ceiling(annotator))
+        ceilings.append(matrix_ceilings(annotator))
         for name, run in left.items():
             seconds[name].append(timed(run, triplets, pairs))
     medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
     tokens = sum(pair.tokens for pair in pairs)
     read_tokens = tokens - sum(pair.shared for pair in pairs)
-    ceiling = statistics.median(ceilings)
+    ceiling = {name: statistics.median(c[name] for c in ceilings) for name in ceilings[0]}
     flops = 2 * linear_parameters(annotator) * read_tokens
     return {
         "dataset": dataset,
@@ -199,8 +200,9 @@ def compare(
         "pairs_per_second": {name: len(pairs) / s for name, s in medians.items()},
         "seconds": seconds,
         "ratio": {name: s / medians["cwpo"] for name, s in medians.items() if name != "cwpo"},
-        "matrix_ceiling_gflops": ceiling / 1e9,
-        "share_of_ceiling": flops / medians["cwpo"] / ceiling,
+        "gflops": flops / medians["cwpo"] / 1e9,
+        "matrix_ceiling_gflops": {name: rate / 1e9 for name, rate in ceiling.items()},
+        "share_of_ceiling": {n: flops / medians["cwpo"] / rate for n, rate in ceiling.items()},
     }
 
 
@@ -211,29 +213,38 @@ def timed(run: Contestant, triplets: list[Triplet], pairs: list[EncodedPair]) ->
 
 
 @torch.inference_mode()
-def matrix_ceiling(annotator: Annotator) -> float:
-    """FLOP/s of plain matrix products of the model's shapes, in its dtype."""
+def matrix_ceilings(annotator: Annotator) -> dict[str, float]:
+    """FLOP/s of plain matrix products of the model's shapes: torch's own, and oneDNN's on a CPU."""
     model = annotator.backend.model  # type: ignore[attr-defined]
     tokens, narrow, wide = CEILING_SHAPE
     inputs = torch.randn(tokens, narrow, dtype=model.dtype, device=model.device)
-    weight = torch.randn(wide, narrow, dtype=model.dtype, device=model.device)
-    for _ in range(5):
-        torch.nn.functional.linear(inputs, weight)
-    rates = []
-    for _ in range(20):
+    linear = torch.nn.Linear(narrow, wide, bias=False, dtype=model.dtype, device=model.device)
+    layers: dict[str, torch.nn.Module] = {"torch": linear}
+    if model.device.type == "cpu":
+        layers["onednn"] = OneDnnLinear(linear, tokens)
+    return {
+        name: 2 * tokens * narrow * wide / seconds_each(layer, inputs)
+        for name, layer in layers.items()
+    }
+
+
+def seconds_each(layer: torch.nn.Module, inputs: torch.Tensor) -> float:
+    times = []
+    for _ in range(25):
         begun = time.perf_counter()
         for _ in range(5):
-            torch.nn.functional.linear(inputs, weight)
-        if model.device.type == "cuda":
+            layer(inputs)
+        if inputs.device.type == "cuda":
             torch.cuda.synchronize()
-        rates.append(5 * 2 * tokens * narrow * wide / (time.perf_counter() - begun))
-    return statistics.median(rates)
+        times.append((time.perf_counter() - begun) / 5)
+    return statistics.median(times[5:])
 
 
 def linear_parameters(annotator: Annotator) -> int:
     model = annotator.backend.model  # type: ignore[attr-defined]
-    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear))
-    return sum(layer.weight.numel() for layer in layers)
+    kinds = (torch.nn.Linear, OneDnnLinear)
+    layers = (m for m in model.modules() if isinstance(m, kinds))
+    return sum(layer.in_features * layer.out_features for layer in layers)
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -248,7 +259,8 @@ def show(results: list[dict[str, Any]]) -> None:
                 f"{rate:.2f}",
                 "" if ratio is None else f"{ratio:.2f}x",
             )
-        table.add_row("", "", f"{result['share_of_ceiling']:.0%} of the matrix ceiling", "", "")
+        for name, share in result["share_of_ceiling"].items():
+            table.add_row("", "", f"{share:.0%} of the matrix ceiling of {name}", "", "")
     Console().print(table)
 
 

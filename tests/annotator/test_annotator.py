@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from cwpo import Annotation, FailedAnnotation, Triplet
+from cwpo.types import ModelRef
 from cwpo_annotator import Annotator, CheckpointError
+from cwpo_annotator.backends.null import NullBackend, NullEncoder
 
 TRIPLETS = [
     Triplet(prompt="why cat", response_a="because good", response_b="no"),
@@ -178,3 +182,56 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_long_inputs_are_tokenised_while_the_model_works():
+    chunks = threading.Semaphore(0)
+
+    class Encoder(NullEncoder):
+        def encode_pairs(self, triplets, truncation):
+            chunks.release()
+            return super().encode_pairs(triplets, truncation)
+
+    class Backend(NullBackend):
+        waits_for = 2
+
+        def score_pairs(self, pairs):
+            # The first scores come only once the second chunk is being tokenised.
+            while self.waits_for:
+                assert chunks.acquire(timeout=30)
+                self.waits_for -= 1
+            return super().score_pairs(pairs)
+
+    annotator = Annotator(Encoder(), Backend(), ModelRef(name="test", revision="1"))
+    triplets = [
+        Triplet(prompt="q", response_a=str(n), response_b="" if n % 1000 == 7 else f"not {n}")
+        for n in range(10_000)
+    ]
+    annotations = annotator.annotate(triplets)
+    assert [a.id for a in annotations] == [str(n) for n in range(10_000)]
+    failed = [int(a.id) for a in annotations if isinstance(a, FailedAnnotation)]
+    assert failed == list(range(7, 10_000, 1000))
+    null = Annotator.null()
+    for n in (0, 4095, 4096, 9999):
+        (alone,) = null.annotate([triplets[n]])
+        assert annotations[n] == alone.model_copy(update={"id": str(n)})
+
+
+def test_the_threads_are_those_asked_for_or_no_more_than_there_were(tiny_annotator):
+    code = """
+import sys, torch
+from cwpo_annotator import Annotator
+torch.set_num_threads(3)
+Annotator.load(sys.argv[1], device="cpu", threads=2)
+print(torch.get_num_threads())
+torch.set_num_threads(1)
+Annotator.load(sys.argv[1], device="cpu")
+print(torch.get_num_threads())
+torch.set_num_threads(4096)
+Annotator.load(sys.argv[1], device="cpu")
+print(torch.get_num_threads() <= len(__import__("os").sched_getaffinity(0)))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", code, str(tiny_annotator)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.stdout.split() == ["2", "1", "True"], result.stderr

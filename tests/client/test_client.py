@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -191,12 +192,36 @@ def test_a_job_from_upload_to_download(ask, house, triplets_file, tmp_path):
     assert pq.read_table(parquet).to_pylist() == rows
     assert [row["prompt"] for row in rows] == [triplet.prompt for triplet in TRIPLETS]
     assert json.loads(errors.read_text())["code"] == "empty_response"
+    assert ask(lambda client: client.jobs.delete(job.id)) == done
+    assert ask(lambda client: client.files.delete(file.id)) == file
+    for gone in (lambda client: client.jobs.get(job.id), lambda client: client.files.get(file.id)):
+        with pytest.raises(NotFoundError):
+            ask(gone)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "e.jsonl",
         "triplets.jsonl",
         "w.jsonl",
         "w.parquet",
     ]
+
+
+def test_what_a_job_that_has_not_ended_needs_is_not_deleted(ask, triplets_file):
+    file = ask(lambda client: client.files.upload(triplets_file))
+    job = ask(lambda client: client.jobs.create(file.id))
+    for needed in (
+        lambda client: client.files.delete(file.id),
+        lambda client: client.jobs.delete(job.id),
+    ):
+        with pytest.raises(ConflictError, match=job.id):
+            ask(needed)
+    ask(lambda client: client.jobs.cancel(job.id))
+
+
+def test_an_input_on_the_service_s_side_is_for_its_operator_to_allow(ask):
+    with pytest.raises(UnauthorizedError, match="--input-prefix"):
+        ask(lambda client: client.jobs.create(input="rows.jsonl"))
+    with pytest.raises(CwpoError, match="name file_id of an upload, or input"):
+        ask(lambda client: client.jobs.create())
 
 
 def test_waiting_for_a_cancelled_job_is_an_error(ask, triplets_file):
@@ -342,6 +367,8 @@ def test_all_tries_of_an_upload_have_one_key_and_the_whole_body(use, slept, trip
     keys = {headers["idempotency-key"] for headers, _ in server.requests}
     assert len(keys) == 1
     assert {body for _, body in server.requests} == {triplets_file.read_bytes()}
+    digest = b64encode(sha256(triplets_file.read_bytes()).digest()).decode()
+    assert {headers["content-digest"] for headers, _ in server.requests} == {f"sha-256=:{digest}:"}
 
 
 def test_nobody_there_is_one_line_that_says_what_to_do(use, slept):

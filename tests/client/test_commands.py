@@ -111,6 +111,38 @@ def test_jsonl_and_parquet_outputs_hold_the_same_rows(cwpo, messy, tmp_path):
     )
 
 
+def test_extra_columns_go_along_by_requests_and_by_a_job_alike(cwpo, tmp_path):
+    extras = [{"source": "web", "tags": ["a", 1]}, {"n": 3, "tags": "none"}, {"source": None}]
+    source = tmp_path / "triplets.jsonl"
+    rows = [good | extra for good, extra in zip(GOOD, extras, strict=True)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for job_above in (100, 0):
+        lines, table = tmp_path / f"{job_above}.jsonl", tmp_path / f"{job_above}.parquet"
+        for output in (lines, table):
+            result = cwpo("annotate", source, "-o", output, "--job-above", job_above)
+            assert result.returncode == 0, result.stderr
+        names = ("source", "tags", "n")
+        got = [json.loads(line) for line in lines.read_text().splitlines()]
+        expected = [{name: extra.get(name) for name in names} for extra in extras]
+        assert [{name: row[name] for name in names} for row in got] == expected
+        columns = pq.read_table(table).select(names).to_pydict()
+        assert columns == {
+            "source": ["web", None, None],
+            "tags": ['["a", 1]', '"none"', None],
+            "n": [None, 3, None],
+        }
+
+
+@pytest.mark.parametrize("job_above", [100, 0], ids=["by requests", "by a job"])
+def test_a_column_that_would_be_written_over_is_refused(cwpo, tmp_path, job_above):
+    source, output = tmp_path / "triplets.jsonl", tmp_path / "weighted.parquet"
+    source.write_text(json.dumps(GOOD[0] | {"confidence": 1}) + "\n")
+    result = cwpo("annotate", source, "-o", output, "--job-above", job_above)
+    assert result.returncode == 1
+    assert "row 1: the column 'confidence' has a name" in result.stderr.splitlines()[-1]
+    assert not output.exists()
+
+
 def test_a_job_from_submit_to_download(cwpo, messy, tmp_path, tiny_annotator):
     submitted = json.loads(cwpo("jobs", "submit", messy, "--json").stdout)
     job_id = submitted["id"]
@@ -127,6 +159,14 @@ def test_a_job_from_submit_to_download(cwpo, messy, tmp_path, tiny_annotator):
     too_late = cwpo("jobs", "cancel", job_id)
     assert too_late.returncode == 1
     assert "can no longer be cancelled" in too_late.stderr
+    assert cwpo("jobs", "delete", job_id).stdout == f"{job_id}  deleted\n"
+    assert "404" in cwpo("jobs", "show", job_id).stderr
+
+
+def test_an_input_on_the_service_s_side_is_not_looked_for_here(cwpo):
+    result = cwpo("jobs", "submit", "2026/rows.jsonl", "--on-server")
+    assert result.returncode == 1
+    assert "its operator has set no --input-prefix" in result.stderr
 
 
 def test_a_job_that_fails_says_why_and_leaves_no_output(cwpo, tmp_path):

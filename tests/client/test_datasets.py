@@ -56,6 +56,7 @@ def test_ids_default_to_the_row_number_and_numbers_become_text():
         ("{not json", "invalid_row", "not JSON"),
         ("[1, 2]", "invalid_row", "an array"),
         ("3", "invalid_row", "a number"),
+        ('{"x": ' + "9" * 5000 + "}", "invalid_row", "too many digits"),
         ({"id": "x", "prompt": "p", "response_a": "a"}, "invalid_row", "response_b is missing"),
         ({"prompt": "p"}, "invalid_row", "chosen is missing"),
         (GOOD | {"prompt": None}, "invalid_row", "prompt is missing"),

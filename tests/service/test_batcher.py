@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from cwpo_service.admission import Admission
 from cwpo_service.batcher import Batcher
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
@@ -36,6 +37,11 @@ def words(*values, tokens=1):
     return [Word(value, tokens) for value in values]
 
 
+def size_of(items):
+    """The bytes of a body that is taken to have as many tokens."""
+    return 4 * sum(item.tokens for item in items)
+
+
 def batched(scenario, *, budget=4, bound=1000):
     """Run scenario(batcher, device, submit): the first submission holds the device."""
 
@@ -44,8 +50,12 @@ def batched(scenario, *, budget=4, bound=1000):
         batcher.start()
         device = Device()
 
+        async def ask(items, score, priority):
+            with batcher.admission.room(size_of(items)) as room:
+                return await batcher.score(items, score, priority, room)
+
         async def submit(*items, priority="interactive", score=device):
-            task = asyncio.create_task(batcher.score(items, score, priority))
+            task = asyncio.create_task(ask(items, score, priority))
             # Two turns of the loop: into the queue, and on to the device if that is free.
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -182,6 +192,40 @@ def test_over_its_bound_the_queue_refuses_with_the_time_to_wait():
     assert int(error.headers["Retry-After"]) >= 1
 
 
+def test_what_is_on_its_way_to_the_queue_waits_too():
+    admission = Admission(10, queued=lambda: 0)
+    with admission.room(24):
+        assert admission.waiting == 6
+        with pytest.raises(ProblemError, match="6 tokens are waiting"), admission.room(20):
+            pass
+        with admission.room(16):
+            assert admission.waiting == 10
+    assert admission.waiting == 0
+
+
+def test_where_nothing_waits_any_request_is_taken():
+    with Admission(10, queued=lambda: 0).room(4000) as room:
+        assert room.tokens == 1000
+
+
+def test_how_many_tokens_a_body_has_is_learnt_from_those_before():
+    admission = Admission(10, queued=lambda: 0)
+    for _ in range(20):
+        with admission.room(100) as room:
+            admission.settle(room, 1)
+            assert admission.waiting == 0
+    with admission.room(100), admission.room(900), pytest.raises(ProblemError):
+        admission.check(100)
+
+
+def test_a_body_without_a_sound_item_teaches_nothing():
+    admission = Admission(10, queued=lambda: 0)
+    with admission.room(400) as room:
+        admission.settle(room, 0)
+    with admission.room(4) as room:
+        assert room.tokens == 1
+
+
 def test_retry_after_follows_the_rate_at_which_the_queue_drains():
     async def scenario(batcher, device, submit):
         device.gate.set()
@@ -194,7 +238,7 @@ def test_retry_after_follows_the_rate_at_which_the_queue_drains():
         await asyncio.to_thread(device.entered.wait, 30)
         waiting = await submit(Word(1, tokens=10**9))
         with pytest.raises(ProblemError) as error:
-            batcher.check_room(1)
+            batcher.admission.check(4)
         await opened(device, running, waiting)
         return error.value
 
@@ -207,7 +251,10 @@ def test_stopping_fails_what_still_waits():
         batcher = Batcher(Metrics(), budget=4, bound=1000)
         batcher.start()
         device = Device()
-        tasks = [asyncio.create_task(batcher.score(words(n), device, "batch")) for n in (1, 2)]
+        with batcher.admission.room(8) as room:
+            tasks = [
+                asyncio.create_task(batcher.score(words(n), device, "batch", room)) for n in (1, 2)
+            ]
         await asyncio.to_thread(device.entered.wait, 30)
         batcher.stop()
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)

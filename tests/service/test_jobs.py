@@ -1,9 +1,13 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+from base64 import b64encode
 from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pyarrow.parquet as pq
@@ -120,6 +124,66 @@ def test_too_large_an_upload_is_a_413_and_leaves_nothing(alice, office, problem)
     assert left == []
 
 
+def digest_of(data):
+    return f"sha-256=:{b64encode(sha256(data).digest()).decode()}:"
+
+
+def stored(office):
+    """Every file in the store, half-written ones too."""
+    folder = Path(office.environment["CWPO_STORE_URL"])
+    return {path for path in folder.rglob("*") if path.is_file() and path.name != "check"}
+
+
+def test_the_checksum_of_an_upload_is_checked(alice, office, problem):
+    headers = {"Content-Type": "application/x-ndjson"}
+    before = stored(office)
+    wrong = {**headers, "Content-Digest": digest_of(b"{}")}
+    answer = alice.post("/files", content=b"{}\n", headers=wrong)
+    assert answer.status_code == 422
+    assert "checksum" in problem(answer)["detail"]
+    assert stored(office) == before
+    right = {**headers, "Content-Digest": f"md5=:AAAA:, {digest_of(b'{}')}"}
+    assert alice.post("/files", content=b"{}", headers=right).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Digest": "sha-256=abc"},
+        {"Content-Digest": "md5=:1B2M2Y8AsgTpgAmY7PhCfg==:"},
+        {"Content-Digest": ""},
+        {"Content-Digest": digest_of(b""), "Content-Encoding": "gzip"},
+    ],
+)
+def test_a_checksum_that_cannot_be_checked_is_refused(alice, problem, headers):
+    headers = {"Content-Type": "application/x-ndjson", **headers}
+    answer = alice.post("/files", content=b"", headers=headers)
+    assert answer.status_code == 422
+    assert problem(answer)["detail"].startswith("Content-Digest ")
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_an_upload_that_breaks_off_leaves_nothing_and_can_be_tried_again(alice, office, length):
+    before = stored(office)
+    head = (
+        f"POST /files HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEYS['alice']}\r\n{length}\r\n"
+        f"Content-Type: application/x-ndjson\r\nIdempotency-Key: broken {length}\r\n\r\n"
+    )
+    address = urlsplit(office.url)
+    with socket.create_connection((address.hostname, address.port)) as client:
+        half = b'{"half": 1}' if "Length" in length else b'b\r\n{"half": 1}\r\n'
+        client.sendall(head.encode() + half)
+        while stored(office) == before:  # Until the service has begun to write.
+            pass
+    while stored(office) != before:
+        pass
+    headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": f"broken {length}"}
+    answers = [alice.post("/files", content=b"whole\n", headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 201]
+    assert answers[0].json() == answers[1].json()
+    assert answers[0].json()["sha256"] == sha256(b"whole\n").hexdigest()
+
+
 def test_the_idempotency_key_makes_tries_one(alice, rows, problem):
     key = {"Idempotency-Key": "one"}
     first, again = upload(alice, rows, **key).json(), upload(alice, rows, **key).json()
@@ -132,9 +196,46 @@ def test_the_idempotency_key_makes_tries_one(alice, rows, problem):
     assert len(jobs) == 1
 
 
+def test_a_file_is_deleted_once_no_job_needs_it(alice, people, office, rows, problem):
+    file = upload(alice, rows[:3]).json()
+    job = alice.post("/jobs", json={"file_id": file["id"]}).json()
+    answer = alice.delete(f"/files/{file['id']}")
+    assert answer.status_code == 409
+    assert job["id"] in problem(answer)["detail"]
+    work(office)
+    assert people["bob"].delete(f"/files/{file['id']}").status_code == 404
+    assert alice.delete(f"/files/{file['id']}").json() == file
+    assert alice.get(f"/files/{file['id']}").status_code == 404
+    assert alice.delete(f"/files/{file['id']}").status_code == 404
+    assert alice.post("/jobs", json={"file_id": file["id"]}).status_code == 404
+    assert alice.get(f"/jobs/{job['id']}/results").status_code == 200
+
+
+def test_an_ended_job_is_deleted_with_its_results(alice, people, office, rows, problem):
+    file = upload(alice, rows[:3]).json()
+    job = alice.post("/jobs", json={"file_id": file["id"]}).json()
+    path = f"/jobs/{job['id']}"
+    answer = alice.delete(path)
+    assert answer.status_code == 409
+    assert "validating" in problem(answer)["detail"]
+    work(office)
+    assert people["bob"].delete(path).status_code == 404
+    assert alice.delete(path).json()["state"] == "completed"
+    for gone in (path, f"{path}/results", f"{path}/errors", f"{path}/events"):
+        assert alice.get(gone).status_code == 404
+    assert alice.delete(path).status_code == 404
+    assert alice.post(f"{path}/resume").status_code == 404
+    assert job["id"] not in [other["id"] for other in alice.get("/jobs").json()["jobs"]]
+    assert alice.get(f"/files/{file['id']}").json() == file
+    work(office)
+    assert not os.path.exists(f"{office.environment['CWPO_STORE_URL']}{path}")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
+        ("DELETE", "/files/file_nope"),
+        ("DELETE", "/jobs/job_nope"),
         ("GET", "/files/file_nope"),
         ("GET", "/jobs/job_nope"),
         ("GET", "/jobs/job_nope/results"),
@@ -326,11 +427,57 @@ def test_events_follow_a_job_to_its_end(alice, office, rows):
     assert alice.get(f"/jobs/{job['id']}").json()["progress"]["rows_done"] == 3
 
 
+def test_an_input_on_the_service_s_side_is_named_by_its_path_below_the_prefix(
+    serve, valkey, problem, rows, tmp_path
+):
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    (shelf / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serve(
+        redis_url=valkey.url, store_url=str(tmp_path / "store"), input_prefix=str(shelf)
+    ) as service:
+        answer = service.http.post("/jobs", json={"input": "rows.jsonl"})
+        assert answer.status_code == 201
+        assert (answer.json()["file_id"], answer.json()["input"]) == (None, "rows.jsonl")
+        for name in ("../store/check", "/etc/passwd", "http://127.0.0.1/x.jsonl", "file://x.jsonl"):
+            answer = service.http.post("/jobs", json={"input": name})
+            assert answer.status_code == 403
+            assert str(tmp_path) not in problem(answer)["detail"]
+        assert service.http.post("/jobs", json={"input": "none.jsonl"}).status_code == 404
+        assert service.http.post("/jobs", json={"input": "rows.csv"}).status_code == 422
+
+
+@pytest.mark.parametrize("body", [{}, {"file_id": "x", "input": "y.jsonl"}])
+def test_a_job_has_one_input(alice, problem, body):
+    answer = alice.post("/jobs", json=body)
+    assert answer.status_code == 422
+    assert "file_id of an upload, or input" in problem(answer)["detail"]
+
+
+def test_without_a_prefix_no_input_is_read_on_the_service_s_side(alice, problem):
+    answer = alice.post("/jobs", json={"input": "rows.jsonl"})
+    assert answer.status_code == 403
+    assert "--input-prefix" in problem(answer)["detail"]
+
+
 def test_a_service_without_a_queue_says_so(service, problem):
     for path in ("/jobs", "/jobs/x", "/files/x"):
         answer = service.http.get(path)
         assert answer.status_code == 503
         assert "--redis-url" in problem(answer)["detail"]
+
+
+def test_a_wrong_password_of_the_queue_is_said_by_readiness_and_by_jobs(
+    serve, valkey, problem, tmp_path
+):
+    wrong = valkey.url.replace(urlsplit(valkey.url).password, "wrong")
+    with serve(redis_url=wrong, store_url=str(tmp_path), wait=False) as service:
+        for path in ("/health/ready", "/jobs"):
+            while "loading" in (answer := service.http.get(path)).text:
+                pass
+            assert answer.status_code == 503
+            assert "password of --redis-url" in problem(answer)["detail"]
+            assert "wrong" not in answer.text.replace("WRONGPASS", "")
 
 
 def test_events_end_when_the_service_stops(serve, valkey, rows, tmp_path):

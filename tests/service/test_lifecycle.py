@@ -91,6 +91,31 @@ def test_draining_ends_when_its_time_is_up(serve, annotator_with, gated, triplet
     assert statuses != [200]
 
 
+def test_the_backend_is_closed_only_after_the_batch_that_it_is_at(
+    serve, annotator_with, gated, triplet
+):
+    done = []
+    score, gated.close = gated.score_pairs, lambda: done.append("closed")
+
+    def score_pairs(pairs):
+        scores = score(pairs)
+        done.append("scored")
+        return scores
+
+    gated.score_pairs = score_pairs
+    with serve(lambda: annotator_with(gated), drain_seconds=0.1) as service:
+        with pytest.raises(httpx.TransportError):
+            service.http.post("/annotate", json={"triplets": [triplet()]}, timeout=0.2)
+        assert gated.entered.acquire(timeout=30)
+        service.stop()
+        assert not service.app.state.service.inference.is_idle
+        assert done == []
+        gated.gate.set()
+        while len(done) < 2:
+            pass
+    assert done == ["scored", "closed"]
+
+
 @pytest.fixture
 def command():
     """Run `cwpo ARGUMENTS` in a process; killed at the end if it is still there."""

@@ -5,6 +5,8 @@ import threading
 
 import pytest
 
+from cwpo_annotator.backends.null import NullBackend, NullEncoder
+
 
 def test_too_many_triplets_are_a_413_that_names_the_limit(serve, triplet, problem):
     with serve(max_triplets=3) as service:
@@ -87,7 +89,7 @@ def queued(service, tokens):
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(
     serve, annotator_with, gated, asking, triplet, problem
 ):
-    with serve(lambda: annotator_with(gated), queue_tokens=10) as service:
+    with serve(lambda: annotator_with(gated), queue_tokens=11) as service:
         asking(service, 1)
         assert gated.entered.acquire(timeout=30)
         asking(service, 4)
@@ -102,6 +104,70 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
         gated.gate.set()
         assert [answer.status_code for answer in asking.wait()] == [200] * 3
         assert 'cwpo_failures_total{reason="overloaded"} 1.0' in service.http.get("/metrics").text
+
+
+def test_a_full_queue_refuses_before_it_has_read_the_body(
+    serve, annotator_with, gated, asking, triplet
+):
+    with serve(lambda: annotator_with(gated), queue_tokens=2) as service:
+        asking(service, 1)
+        assert gated.entered.acquire(timeout=30)
+        asking(service, 1)
+        queued(service, 2)
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(
+                b"POST /annotate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 1000\r\n\r\n"
+            )
+            # The body never comes.
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 429 ")
+        # Nor need it be JSON.
+        answer = service.http.post(
+            "/annotate", content=b"{", headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 429
+        gated.gate.set()
+        assert [answer.status_code for answer in asking.wait()] == [200] * 2
+
+
+def test_a_body_that_does_not_come_keeps_no_room(serve, triplet):
+    with serve(queue_tokens=10) as service:
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(
+                b"POST /annotate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 1000000\r\n\r\n"
+            )
+            assert service.annotate(triplet()).status_code == 200
+            assert "cwpo_queue_tokens 0.0" in service.http.get("/metrics").text
+
+
+class BusyTokeniser(NullEncoder):
+    """Tokenises only while its gate is open."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+
+    def encode_pairs(self, triplets, truncation):
+        assert self.gate.wait(30)
+        return super().encode_pairs(triplets, truncation)
+
+
+def test_requests_that_are_not_tokenised_yet_are_bounded_too(
+    serve, annotator_with, asking, triplet, problem
+):
+    encoder = BusyTokeniser()
+    with serve(lambda: annotator_with(NullBackend(), encoder), queue_tokens=100) as service:
+        asking(service, 3)
+        while "cwpo_queue_tokens 0.0" in service.http.get("/metrics").text:
+            pass
+        answer = service.annotate(*[triplet(n) for n in range(3)])
+        assert answer.status_code == 429
+        assert "tokens are waiting" in problem(answer)["detail"]
+        encoder.gate.set()
+        assert [answer.status_code for answer in asking.wait()] == [200]
+        queued(service, 0)
 
 
 def test_an_idle_service_takes_a_request_larger_than_its_queue(serve, triplet):

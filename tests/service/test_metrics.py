@@ -36,6 +36,7 @@ def test_batches_and_stages_are_measured(scrape):
     for stage in ("tokenise", "queue", "inference"):
         assert scrape[f"cwpo_{stage}_seconds_count",] == 1
     assert scrape["cwpo_queue_tokens",] == 0
+    assert scrape["cwpo_queue_age_seconds",] == 0
 
 
 def test_the_labels_are_summed_up(scrape):

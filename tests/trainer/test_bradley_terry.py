@@ -46,6 +46,7 @@ def labelled(tmp_path_factory):
 
 
 FLAGS = ("--batch-size", 16, "--epochs", 8, "--learning-rate", 3e-3, "--max-length", 64)
+FLAGS += ("--threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +272,8 @@ def test_more_layers_than_there_are_is_one_line(tiny_causal, labelled, tmp_path,
 def test_packed_training_follows_padded(tiny_causal, labelled, tmp_path):
     from cwpo_annotator.encoding import Encoder
     from cwpo_trainer.annotators import model as annotator_model
-    from cwpo_trainer.annotators.bradley_terry import encode
     from cwpo_trainer.annotators.scorer import Scorer
+    from cwpo_trainer.train_annotator import encode
 
     encoder = Encoder.create(tiny_causal, max_length=64)
     batch = encode(encoder, read_pairs(str(labelled))[:9])
@@ -286,8 +287,8 @@ def test_packed_training_follows_padded(tiny_causal, labelled, tmp_path):
             scorer.restore()
             scorer.shares_prompts = False
         margins.append(np.sort(scorer.measure(batch)))
-        for part in scorer.margins(batch):
-            (-torch.nn.functional.logsigmoid(part)).sum().backward()
+        for part in scorer.scores(batch):
+            (-torch.nn.functional.logsigmoid(part[:, 0] - part[:, 1])).sum().backward()
         gradients.append({name: value.grad for name, value in model.named_parameters()})
     np.testing.assert_allclose(margins[0], margins[1], atol=1e-5)
     for name, gradient in gradients[0].items():

@@ -112,3 +112,15 @@ def test_bradley_terry():
         [0.9 * softplus(-2.0) + 0.1 * softplus(2.0), 0.9 * softplus(1.0) + 0.1 * softplus(-1.0)]
     )
     torch.testing.assert_close(losses.bradley_terry(margins, label_smoothing=0.1), smoothed)
+
+
+def test_pairwise():
+    forth, back = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.0])
+    plain = [(softplus(-2.0) + softplus(0.5)) / 2, (softplus(1.0) + math.log(2)) / 2]
+    torch.testing.assert_close(losses.pairwise(forth, back), torch.tensor(plain))
+    # Under the other label the two orders change places.
+    flipped = torch.tensor(
+        [(softplus(2.0) + softplus(-0.5)) / 2, (softplus(-1.0) + math.log(2)) / 2]
+    )
+    smoothed = 0.9 * torch.tensor(plain) + 0.1 * flipped
+    torch.testing.assert_close(losses.pairwise(forth, back, label_smoothing=0.1), smoothed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import shutil
@@ -10,9 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
@@ -22,6 +28,7 @@ from fastapi.responses import JSONResponse
 
 from cwpo import Client, Triplet
 from cwpo.datasets import weighted_row
+from cwpo.process import die_with_parent, free_port
 from cwpo.types import FINAL_STATES, AnnotateRequest, AnnotateResponse, JobRequest, Usage
 from cwpo_annotator import Annotator
 from cwpo_worker.ledger import Ledger
@@ -49,6 +56,8 @@ class Service:
     def reset(self) -> None:
         self.model = self.annotator.model
         self.unavailable = False
+        self.poison = None
+        self.on_poison = None
         self.max_body_bytes = 1 << 30
         self.gate = threading.Event()
         self.gate.set()
@@ -66,6 +75,10 @@ class Service:
             return _problem(503, "loading")
         if int(request.headers["content-length"]) > self.max_body_bytes:
             return _problem(413, f"over {self.max_body_bytes} bytes")
+        if self.poison is not None and any(row.prompt == self.poison for row in body.triplets):
+            if self.on_poison is None:
+                return _problem(500, "the device is on fire")
+            self.on_poison()
         assert body.priority == "batch"
         answer = AnnotateResponse(
             annotations=self.annotator.annotate(body.triplets, body.truncation),
@@ -83,13 +96,14 @@ def _problem(status: int, detail: str) -> JSONResponse:
 class House:
     """A queue and a store with everything that works on them."""
 
-    def __init__(self, folder: Path, service: Service) -> None:
+    def __init__(self, folder: Path, service: Service, store_url: str | None = None) -> None:
         self.service = service
         self.store_folder = folder / "store"
+        self.store_url = store_url or str(self.store_folder)
         self.valkey = EmbeddedValkey(folder / "valkey")
         self.valkey.start()
         self.redis = redis.Redis.from_url(self.valkey.url)
-        self.ledger = Ledger(self.redis, BlobStore(str(self.store_folder)))
+        self.ledger = Ledger(self.redis, BlobStore(self.store_url))
         self.client = Client(service.url, max_retries=0)
         self.workers: list[subprocess.Popen[bytes]] = []
 
@@ -98,7 +112,7 @@ class House:
             [
                 *(sys.executable, "-c", "from cwpo.cli import main; main()", "worker"),
                 *("--url", self.service.url, "--redis-url", self.valkey.url),
-                *("--store-url", str(self.store_folder), *flags),
+                *("--store-url", self.store_url, *flags),
             ],
             start_new_session=True,
         )
@@ -159,11 +173,15 @@ class House:
         with self.ledger.open_errors(job_id, owner=None)[0] as stream:
             return [json.loads(line) for line in stream]
 
+    def kill(self, worker: subprocess.Popen[bytes]) -> None:
+        """Kill the worker with all its children."""
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
     def close(self) -> None:
         for worker in self.workers:
             if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGKILL)
-                worker.wait()
+                self.kill(worker)
         self.client.close()
         self.redis.close()
         self.valkey.stop()
@@ -182,12 +200,83 @@ def service(running_service: Service) -> Iterator[Service]:
     running_service.reset()
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server, a process of its own that keeps everything in memory."""
+    pytest.importorskip("moto", reason="moto[s3] is not installed")
+    url = f"http://127.0.0.1:{free_port()}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rsplit(":", 1)[1]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent(),  # noqa: PLW1509
+    )
+    wait_until_up(url, server)
+    yield url
+    server.terminate()
+    server.wait()
+
+
+def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None
+        with suppress(httpx.TransportError):
+            httpx.get(url, timeout=5)
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nobody answers at {url}")
+
+
 @pytest.fixture
-def house(tmp_path: Path, service: Service) -> Iterator[House]:
-    """A house of the test's own, without workers."""
-    house = House(tmp_path, service)
-    yield house
-    house.close()
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """`s3://bucket` of the test's own, which this process and its children find and may use."""
+    import fsspec
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture
+def make_house(tmp_path: Path, service: Service) -> Iterator[Callable[..., House]]:
+    """`make_house(store_url)`: a house of the test's own, without workers."""
+    with ExitStack() as stack:
+
+        def make(store_url: str | None = None) -> House:
+            house = House(tmp_path, service, store_url)
+            stack.callback(house.close)
+            return house
+
+        yield make
+
+
+@pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    """A house with a local store."""
+    return make_house()
+
+
+@pytest.fixture(scope="session")
+def encoded():
+    """`encoded(rows, format)`: an input file of the rows."""
+
+    def encode(rows: list[dict], format: str) -> bytes:
+        if format == "parquet":
+            sink = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows), sink)
+            return sink.getvalue()
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return gzip.compress(data) if format == "jsonl.gz" else data
+
+    return encode
 
 
 @pytest.fixture(scope="session")

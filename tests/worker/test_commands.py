@@ -78,6 +78,14 @@ def test_a_worker_that_loses_its_queue_ends_with_one(house):
     assert worker.wait(30) in (0, 1)
 
 
+def test_the_reconciler_of_a_worker_deletes_what_is_too_old(house):
+    job_id = house.submit(house.rows(3))
+    assert house.start_worker("--burst").wait() == 0
+    assert house.ledger.get(job_id, owner=None).state == "completed"
+    assert house.start_worker("--burst", "--retention-days", "1e-9").wait() == 0
+    assert house.ledger.list(owner=None, state=None, limit=9, cursor=None).jobs == []
+
+
 def test_help_shows_an_example():
     done = run("--help")
     assert done.returncode == 0

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from cwpo_worker.errors import IdempotencyConflictError, UnknownFileError
+from cwpo_worker.errors import DigestMismatchError, IdempotencyConflictError, UnknownFileError
 from cwpo_worker.files import FileCatalog
 from cwpo_worker.store import BlobStore
 
@@ -33,6 +33,15 @@ def test_a_file_is_what_was_uploaded(catalog):
 def test_an_upload_that_is_broken_off_is_no_file(catalog, tmp_path):
     upload = catalog.receive("jsonl", owner=None, idempotency_key=None)
     upload.write(b"half")
+    upload.abort()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_other_bytes_than_were_sent_are_no_file(catalog, tmp_path):
+    upload = catalog.receive("jsonl", owner=None, idempotency_key=None)
+    upload.write(b"{}")
+    with pytest.raises(DigestMismatchError, match="2 bytes came in"):
+        upload.commit(hashlib.sha256(b"{}\n").hexdigest())
     upload.abort()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -1,7 +1,6 @@
 """Whole jobs: an upload in, the weighted dataset and the errors out."""
 
 import gzip
-import io
 import json
 
 import pyarrow as pa
@@ -11,17 +10,8 @@ import pytest
 from cwpo import Message, Triplet
 
 
-def encoded(rows, format):
-    if format == "parquet":
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), sink)
-        return sink.getvalue()
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    return gzip.compress(data) if format == "jsonl.gz" else data
-
-
 @pytest.mark.parametrize("format", ["jsonl", "jsonl.gz", "parquet"])
-def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, format):
+def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, encoded, format):
     rows = open_house.rows(5000)  # Three shards.
     job = open_house.wait(open_house.submit(encoded(rows, format), format))
     assert job.state == "completed", job.error
@@ -34,6 +24,34 @@ def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, format)
     assert open_house.errors(job.id) == []
     assert job.model.name == "null"
     assert job.created_at <= job.started_at <= job.finished_at
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_extra_columns_have_one_type_in_all_shards(open_house, encoded, format):
+    rows = open_house.rows(2100)  # Two shards.
+    extras = [{"n": index, "tags": ["t", str(index)]} for index in range(2100)]
+    if format == "jsonl":
+        extras[2099] = {"n": 0.5, "tags": "none", "late": True}
+    given = [row | extra for row, extra in zip(rows, extras, strict=True)]
+    job = open_house.wait(open_house.submit(encoded(given, format), format))
+    assert job.state == "completed", job.error
+    with open_house.ledger.open_results(job.id, "jsonl", owner=None)[0] as stream:
+        got = [json.loads(line) for line in stream]
+    names = ("n", "tags", "late") if format == "jsonl" else ("n", "tags")
+    expected = [row | {name: None for name in names} for row in open_house.expected(rows)]
+    assert got == [row | extra for row, extra in zip(expected, extras, strict=True)]
+    with open_house.ledger.open_results(job.id, "parquet", owner=None)[0] as stream:
+        table = pq.read_table(stream)
+    assert table.column("n").type == (pa.float64() if format == "jsonl" else pa.int64())
+    assert table.column("tags")[0].as_py() == '["t", "0"]'
+
+
+def test_a_column_that_would_be_written_over_fails_the_job_by_name(open_house):
+    rows = open_house.rows(3)
+    rows[1]["score_chosen"] = 1.0
+    job = open_house.wait(open_house.submit(rows))
+    assert job.state == "failed"
+    assert job.error.startswith("row 2: the column 'score_chosen' has a name")
 
 
 def test_bad_rows_are_named_with_their_lines_and_the_others_are_unharmed(open_house):

@@ -150,6 +150,7 @@ def test_cancelling_a_running_job_stops_it_between_requests_and_keeps_what_is_do
     job = house.wait(job_id)
     assert job.state == "cancelled"
     assert job.progress.rows_annotated == 2048
+    assert house.results(job_id) == house.expected(house.rows(2048))
     assert house.service.requests <= before + 5
     assert house.ledger.store.list(f"jobs/{job_id}/parts") == [f"jobs/{job_id}/parts/00000.parquet"]
 
@@ -205,29 +206,6 @@ def test_a_submission_that_the_queue_missed_is_made_good_by_its_retry(house):
     job = ledger.submit(request, owner=None, idempotency_key="k")
     reconcile(ledger)
     assert [task.job_id for task in ledger.queue.census().waiting] == [job.id]
-
-
-def test_a_cancelled_job_is_resumed_where_it_was(house):
-    rows = house.rows(5000)
-    job_id = house.submit(rows)
-    planner.plan(house.ledger, job_id)
-    shard.annotate(house.ledger, house.client, job_id, 1)
-    asked = house.service.requests
-    assert house.ledger.cancel(job_id, owner=None).state == "cancelled"
-    resumed = house.ledger.resume(job_id, owner=None)
-    assert (resumed.state, resumed.finished_at, resumed.progress.rows_done) == (
-        "validating",
-        None,
-        0,
-    )
-    assert house.ledger.resume(job_id, owner=None) == resumed
-    house.start_worker("--burst")
-    job = house.wait(job_id)
-    assert (job.state, job.progress.rows_annotated) == ("completed", 5000)
-    assert house.results(job_id) == house.expected(rows)
-    assert house.service.requests == asked + 12  # The finished shard was not asked again.
-    with pytest.raises(IllegalTransitionError, match="only a failed or cancelled one"):
-        house.ledger.resume(job_id, owner=None)
 
 
 def test_a_failed_job_is_resumed_and_keeps_its_annotator(house):

@@ -5,7 +5,8 @@ import rq
 from rq.job import Callback
 from rq.serializers import DefaultSerializer, JSONSerializer
 
-from cwpo_worker.queue import NAME, Task, TaskWorker
+from cwpo_worker.queue import NAME, Task
+from cwpo_worker.task_worker import TaskWorker
 
 
 def run_worker(house):

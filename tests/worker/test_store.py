@@ -11,13 +11,14 @@ from cwpo_worker.errors import BlobNotFoundError, StoreError
 from cwpo_worker.store import PARTIAL_FOLDER, BlobStore
 
 
-@pytest.fixture(params=["local", "file", "object"])
+@pytest.fixture(params=["local", "file", "memory", "s3"])
 def store(request, tmp_path):
+    if request.param == "s3":
+        return BlobStore(f"{request.getfixturevalue('s3')}/some/prefix")
     urls = {
         "local": str(tmp_path / "store"),
         "file": f"file://{tmp_path}/store",
-        # fsspec's in-memory object store goes the way that s3:// goes.
-        "object": f"memory://{tmp_path.name}",
+        "memory": f"memory://{tmp_path.name}",
     }
     return BlobStore(urls[request.param])
 
@@ -84,6 +85,15 @@ def test_deleting_is_done_once_or_not_at_all(store):
     store.delete("k")
     store.delete("k")
     assert not store.exists("k")
+
+
+def test_a_folder_is_deleted_with_all_that_is_in_it_and_nothing_beside(store):
+    for key in ("jobs/a/x", "jobs/a/deep/y", "jobs/ab/z"):
+        put(store, key, b"")
+    store.delete_folder("jobs/a")
+    store.delete_folder("jobs/a")
+    assert store.list("jobs") == ["jobs/ab"]
+    assert store.list("jobs/ab") == ["jobs/ab/z"]
 
 
 def test_what_is_not_there_is_said(store):

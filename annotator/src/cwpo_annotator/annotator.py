@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,12 +20,15 @@ from cwpo.types import (
     Triplet,
     Truncation,
 )
-from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
+from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText, is_out_of_memory
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
 from cwpo_annotator.confidence import confidence, preferred
 
 if TYPE_CHECKING:
     from cwpo_annotator.backends.vllm_server import VllmServer
+
+# Triplets that are tokenised at a time: several forward passes even on a large GPU.
+_CHUNK = 4096
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -77,28 +81,49 @@ class Annotator:
         dtype: DType = "auto",
         device: str = "auto",
         token_budget: int | None = None,
+        threads: int | None = None,
     ) -> Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
+        Any reward model of one output is one; without annotator.json it gets the defaults of
+        `Encoder.create`.
+
         Args:
-            dtype: of the weights and activations; auto is bfloat16 on a GPU, float32 on a CPU.
+            dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
+                and float32 on both for implicit rewards.
             device: cuda, mps, cpu, or auto for the best there is.
             token_budget: tokens a forward pass, padding included; None chooses by the device.
+            threads: on a CPU, of the whole process; None takes the physical cores there are.
         Raises: CheckpointError for what is no annotator.
         """
         from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.implicit import ImplicitBackend
         from cwpo_annotator.backends.torch import TorchBackend
-        from cwpo_annotator.encoding import Encoder
+        from cwpo_annotator.responses import encoder_of
 
         folder = checkpoint.resolve(path)
-        encoder = Encoder.load(folder)
-        backend = TorchBackend(
-            folder,
-            pad_token_id=encoder.pad_token_id,
-            dtype=dtype,
-            device=device,
-            token_budget=token_budget,
-        )
+        checkpoint.check(folder)
+        card = checkpoint.read_card(folder)
+        encoder = encoder_of(card.objective if card else None).load(folder)
+        backend: Backend
+        if card is not None and card.beta is not None:
+            backend = ImplicitBackend(
+                folder,
+                beta=card.beta,
+                dtype=dtype,
+                device=device,
+                token_budget=token_budget,
+                threads=threads,
+            )
+        else:
+            backend = TorchBackend(
+                folder,
+                pad_token_id=encoder.pad_token_id,
+                dtype=dtype,
+                device=device,
+                token_budget=token_budget,
+                threads=threads,
+            )
         return cls(encoder, backend, *_identity(path, folder))
 
     @classmethod
@@ -118,6 +143,12 @@ class Annotator:
         from cwpo_annotator.encoding import Encoder
 
         folder = checkpoint.resolve(path)
+        card = checkpoint.read_card(folder)
+        if card is not None and card.objective not in (None, "bt"):
+            raise checkpoint.CheckpointError(
+                f"{path}: annotators of the objective {card.objective} need --backend torch"
+            )
+        checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
         texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]
@@ -137,9 +168,12 @@ class Annotator:
     ) -> list[Annotation | FailedAnnotation]:
         """Label the triplets, in order; a triplet without id is named by its position."""
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
-        encoded = self.encode(triplets, truncation)
-        pairs = [item for item in encoded if isinstance(item, EncodedPair)]
-        return self.label(ids, encoded, self.score_pairs(pairs))
+        labels: list[Annotation | FailedAnnotation] = []
+        for encoded in self._encode_ahead(triplets, truncation):
+            pairs = [item for item in encoded if isinstance(item, EncodedPair)]
+            of_chunk = ids[len(labels) : len(labels) + len(encoded)]
+            labels += self.label(of_chunk, encoded, self.score_pairs(pairs))
+        return labels
 
     def encode(
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
@@ -152,6 +186,22 @@ class Annotator:
         good = [t for t, problem in zip(triplets, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_pairs(good, truncation))
         return [problem or next(encoded) for problem in problems]
+
+    def _encode_ahead(
+        self, triplets: Sequence[Triplet], truncation: Truncation
+    ) -> Iterator[list[EncodedPair | ItemError]]:
+        """Chunks of what `encode` gives, each made on a thread while the one before is in use."""
+        chunks = [triplets[at : at + _CHUNK] for at in range(0, len(triplets), _CHUNK)]
+        if len(chunks) < 2:
+            yield from (self.encode(chunk, truncation) for chunk in chunks)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="tokeniser") as tokeniser:
+            ahead = tokeniser.submit(self.encode, chunks[0], truncation)
+            for chunk in chunks[1:]:
+                encoded = ahead.result()
+                ahead = tokeniser.submit(self.encode, chunk, truncation)
+                yield encoded
+            yield ahead.result()
 
     def encode_texts(
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
@@ -167,6 +217,10 @@ class Annotator:
         if not pairs:
             return np.empty((0, 2), np.float32)
         return self.backend.score_pairs(pairs)
+
+    def check_scores_single(self) -> None:
+        """Raises: PairwiseError for an annotator that has no score of one response."""
+        self.encoder.encode_texts([], "error")
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Raw scores, shape (n,)."""
@@ -199,15 +253,15 @@ class Annotator:
         columns = [a.tolist(), b.tolist(), confidence(a, b).tolist()]
         if self.temperature is not None:
             columns.append(confidence(a, b, self.temperature).tolist())
-        scored = zip(finite.tolist(), *columns, strict=True)
+        scored = zip(range(len(scores)), finite.tolist(), *columns, strict=True)
         result: list[dict[str, Any]] = []
         for item_id, item in zip(ids, encoded, strict=True):
             if isinstance(item, ItemError):
                 result.append({"id": item_id, "error": item})
                 continue
-            is_finite, score_a, score_b, certainty, *calibrated = next(scored)
+            at, is_finite, score_a, score_b, certainty, *calibrated = next(scored)
             if not is_finite:
-                result.append({"id": item_id, "error": NON_FINITE})
+                result.append({"id": item_id, "error": no_score(scores[at])})
                 continue
             row = {
                 "id": item_id,
@@ -221,6 +275,11 @@ class Annotator:
                 row["calibrated_confidence"] = calibrated[0]
             result.append(row)
         return result
+
+
+def no_score(scores: NDArray[np.float32]) -> ItemError:
+    """Why an item's scores, shape (1,) or (2,), are not finite."""
+    return _OUT_OF_MEMORY if is_out_of_memory(scores) else _NON_FINITE
 
 
 def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None]:
@@ -239,4 +298,7 @@ GOLDEN = (
     ScoreItem(prompt="Why is the sky blue?", response="no idea"),
     ScoreItem(prompt="2 + 2", response="5, as everybody knows; do not ask again."),
 )
-NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
+_NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
+_OUT_OF_MEMORY = ItemError(
+    code="out_of_memory", detail="the device's memory cannot hold this item, even alone"
+)

@@ -1,18 +1,27 @@
-"""The annotator checkpoint: a Hugging Face sequence-classification folder plus annotator.json."""
+"""The annotator checkpoint: a Hugging Face model folder plus annotator.json.
+
+With the objectives bt and pairrm the model is a sequence-classification one of one output. With
+dpo and sft+dpo it is a causal language model, and its reference stands in the folder `reference`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cwpo.errors import CwpoError
 
 CARD_NAME = "annotator.json"
+REFERENCE_NAME = "reference"
+ADAPTER_NAME = "adapter_config.json"
 _CHUNK = 1 << 22
+
+Objective = Literal["bt", "dpo", "sft+dpo", "pairrm"]
+IMPLICIT: tuple[Objective, ...] = ("dpo", "sft+dpo")
 
 
 class CheckpointError(CwpoError):
@@ -39,6 +48,11 @@ class EncodingSpec(BaseModel):
     join: str = Field("\n\n", description="put between a text prompt and its response")
     max_length: int = Field(gt=1, description="tokens a text, prompt and response together")
     pad_token: str = Field(description="a token of its own, never the end of sequence")
+    eos: bool = Field(
+        True,
+        description="texts end with EOS; false for a reward model whose head was padded with EOS, "
+        "and so learnt to read the token before it",
+    )
 
 
 class Card(BaseModel):
@@ -48,7 +62,8 @@ class Card(BaseModel):
 
     format_version: Literal[1] = 1
     base_model: str | None = None
-    objective: Literal["bt"] | None = None
+    objective: Objective | None = Field(None, description="none is a scalar head, as of bt")
+    beta: float | None = Field(None, gt=0, description="of the implicit reward, eq. 17")
     encoding: EncodingSpec
     data_fingerprint: str | None = None
     labelled_pairs: int | None = None
@@ -60,6 +75,12 @@ class Card(BaseModel):
     confidence_quantiles: list[float] | None = Field(
         None, description="of held-out confidence at 0, 0.1, ..., 1"
     )
+
+    @model_validator(mode="after")
+    def _has_beta(self) -> Self:
+        if (self.beta is not None) != (self.objective in IMPLICIT):
+            raise ValueError("beta belongs to the objectives dpo and sft+dpo, which need it")
+        return self
 
 
 def read_card(folder: Path) -> Card | None:
@@ -92,7 +113,7 @@ def resolve(model: str | Path, *, weights: bool = True) -> Path:
     """
     folder = Path(model)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if not ((folder / "config.json").is_file() or is_adapter(folder)):
             raise CheckpointError(f"{model}: the folder has no config.json, so it is no model")
         return folder
     name = str(model)
@@ -113,22 +134,54 @@ def resolve(model: str | Path, *, weights: bool = True) -> Path:
         ) from error
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter, which needs the base model that it names."""
+    return (folder / ADAPTER_NAME).is_file() and not (folder / "config.json").is_file()
+
+
+def base(folder: Path) -> Path:
+    """The folder of the model itself: of the adapter's base model, or the same folder.
+
+    Raises: CheckpointError where the adapter's base model is not to be found.
+    """
+    if not is_adapter(folder):
+        return folder
+    name = _json(folder / ADAPTER_NAME).get("base_model_name_or_path")
+    try:
+        return resolve(str(name))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: the adapter's base model: {error}") from error
+
+
 def revision(folder: Path) -> str:
     """What tells this checkpoint from any other: 12 hex digits over its weights and its card."""
     digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), folder / CARD_NAME, folder / "config.json"])
-    for path in files:
-        if path.is_file():
-            digest.update(path.name.encode())
-            with path.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
+    names = (CARD_NAME, "config.json", ADAPTER_NAME)
+    for part in dict.fromkeys((folder, base(folder), folder / REFERENCE_NAME)):
+        for path in sorted([*part.glob("*.safetensors"), *(part / name for name in names)]):
+            if path.is_file():
+                digest.update(path.name.encode())
+                with path.open("rb") as stream:
+                    while chunk := stream.read(_CHUNK):
+                        digest.update(chunk)
     return digest.hexdigest()[:12]
 
 
-def outputs(folder: Path) -> int:
-    """How many scores the model's head has. Raises: CheckpointError if it has no such head."""
-    config = json.loads((folder / "config.json").read_text())
+def check(folder: Path) -> None:
+    """Make sure, before anything is loaded, that the folder can hold an annotator.
+
+    Raises: CheckpointError for a model that needs code of its own, weights in pickle, a model
+        without a scalar head or with more than one output; a language model without reference.
+    """
+    card = read_card(folder)
+    is_implicit = card is not None and card.objective in IMPLICIT
+    other = folder / REFERENCE_NAME if is_implicit else base(folder)
+    for part in dict.fromkeys((folder, other)):
+        _refuse_remote_code(part)
+        _refuse_pickle(part)
+    if is_adapter(folder) or is_implicit:
+        return
+    config = _json(folder / "config.json")
     architectures = config.get("architectures") or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise CheckpointError(
@@ -136,4 +189,38 @@ def outputs(folder: Path) -> int:
             "head; train one with `cwpo train-annotator --model` on it"
         )
     labels = config.get("id2label")
-    return len(labels) if labels else int(config.get("num_labels", 2))
+    count = len(labels) if labels else int(config.get("num_labels", 2))
+    if count != 1:
+        raise CheckpointError(
+            f"{folder}: the head has {count} outputs; an annotator has one score (num_labels=1)"
+        )
+
+
+def _refuse_remote_code(folder: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        if (folder / name).is_file() and "auto_map" in _json(folder / name):
+            raise CheckpointError(
+                f"{folder}: {name} asks for code that comes with the model (auto_map), and such "
+                "code is never run; save the model as one of transformers' own architectures, or "
+                "delete auto_map if it is one"
+            )
+
+
+def _refuse_pickle(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    found = ", ".join(path.name for path in sorted(folder.glob("*.bin"))) or "none"
+    raise CheckpointError(
+        f"{folder}: no weights in safetensors (pickle weights: {found}; reading those can run "
+        "code); load them where you trust them and save them again with save_pretrained"
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value

@@ -36,6 +36,18 @@ class Row:
     last: list[int] = field(default_factory=list)
     texts: list[int] = field(default_factory=list)
 
+    def places(self) -> Iterator[list[int]]:
+        """Where the tokens of each text stand in the row, in the order of `texts`."""
+        in_pairs = len(self.texts) == 2 * len(self.segments)
+        for segment in self.segments:
+            end_of_prompt = segment.start + segment.prompt
+            stop = end_of_prompt + segment.first
+            first = [*range(segment.start, stop)]
+            yield first
+            if in_pairs:
+                own = range(stop, stop + segment.second)
+                yield [*range(segment.start, end_of_prompt), *own] if own else first
+
 
 def pack_pairs(pairs: Sequence[EncodedPair], token_budget: int) -> Iterator[Row]:
     """Rows of at most token_budget tokens (or one pair that is larger), in input order.

@@ -12,7 +12,7 @@ from typing import TypeVar
 import httpx
 from pydantic import BaseModel
 
-from cwpo import datasets, resources, transport
+from cwpo import resources, transport
 from cwpo.client import partial_file, succeeded
 from cwpo.transport import Call
 from cwpo.types import (
@@ -22,7 +22,6 @@ from cwpo.types import (
     File,
     Job,
     JobList,
-    JobRequest,
     JobState,
     ModelInfo,
     Priority,
@@ -147,12 +146,12 @@ class AsyncFiles:
         self._client = client
 
     async def upload(self, path: str | Path) -> File:
-        """Stream a JSONL, JSONL.gz or Parquet file of triplets to the service."""
+        """Stream a JSONL, JSONL.gz or Parquet file of triplets to the service, checksum checked.
+
+        Raises: DatasetError for a name of another kind.
+        """
         path = Path(path)
-        headers = {
-            "Content-Type": resources.CONTENT_TYPES[datasets.file_format(path)],
-            "Idempotency-Key": resources.new_idempotency_key(),
-        }
+        headers = await asyncio.to_thread(resources.upload_headers, path)
 
         def request() -> Awaitable[httpx.Response]:
             return self._client._http.post("/files", content=_chunks(path), headers=headers)
@@ -161,7 +160,11 @@ class AsyncFiles:
 
     async def get(self, file_id: str) -> File:
         """What the service knows of an uploaded file."""
-        return await self._client._send(Call("GET", f"/files/{file_id}", File))
+        return await self._client._send(resources.get_file(file_id))
+
+    async def delete(self, file_id: str) -> File:
+        """Remove an uploaded file; what it was. Raises: ConflictError while a job needs it."""
+        return await self._client._send(resources.delete_file(file_id))
 
 
 class AsyncJobs:
@@ -172,15 +175,17 @@ class AsyncJobs:
 
     async def create(
         self,
-        file_id: str,
+        file_id: str | None = None,
         *,
+        input: str | None = None,
         truncation: Truncation = "error",
         max_rejected_share: float = MAX_REJECTED_SHARE,
     ) -> Job:
-        """Submit an uploaded file; the job fails early over that share of invalid rows."""
-        request = JobRequest(
-            file_id=file_id, truncation=truncation, max_rejected_share=max_rejected_share
-        )
+        """Submit an uploaded file, or an input below the service's --input-prefix by its path.
+
+        The job fails early over that share of invalid rows.
+        """
+        request = resources.job_request(file_id, input, truncation, max_rejected_share)
         return await self._client._send(
             resources.create_job(request, resources.new_idempotency_key())
         )
@@ -196,12 +201,19 @@ class AsyncJobs:
         return await self._client._send(resources.get_job(job_id))
 
     async def cancel(self, job_id: str) -> Job:
-        """Stop the job; what is finished stays."""
+        """Stop the job; what is finished can be downloaded, and the rest resumed."""
         return await self._client._send(resources.cancel_job(job_id))
 
     async def resume(self, job_id: str) -> Job:
         """Go on with a failed or cancelled job; what was finished is not done again."""
         return await self._client._send(resources.resume_job(job_id))
+
+    async def delete(self, job_id: str) -> Job:
+        """Forget an ended job with its results; what it was. Its input file stays.
+
+        Raises: ConflictError if it has not ended.
+        """
+        return await self._client._send(resources.delete_job(job_id))
 
     async def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> AsyncIterator[Job]:
         """The job again and again until it has ended."""

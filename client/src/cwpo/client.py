@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeVar
 import httpx
 from pydantic import BaseModel
 
-from cwpo import datasets, resources, transport
+from cwpo import resources, transport
 from cwpo.errors import JobFailedError
 from cwpo.transport import Call
 from cwpo.types import (
@@ -23,7 +23,6 @@ from cwpo.types import (
     File,
     Job,
     JobList,
-    JobRequest,
     JobState,
     ModelInfo,
     Priority,
@@ -151,12 +150,12 @@ class Files:
         self._client = client
 
     def upload(self, path: str | Path) -> File:
-        """Stream a JSONL, JSONL.gz or Parquet file of triplets to the service."""
+        """Stream a JSONL, JSONL.gz or Parquet file of triplets to the service, checksum checked.
+
+        Raises: DatasetError for a name of another kind.
+        """
         path = Path(path)
-        headers = {
-            "Content-Type": resources.CONTENT_TYPES[datasets.file_format(path)],
-            "Idempotency-Key": resources.new_idempotency_key(),
-        }
+        headers = resources.upload_headers(path)
 
         def request() -> httpx.Response:
             with path.open("rb") as body:
@@ -166,7 +165,11 @@ class Files:
 
     def get(self, file_id: str) -> File:
         """What the service knows of an uploaded file."""
-        return self._client._send(Call("GET", f"/files/{file_id}", File))
+        return self._client._send(resources.get_file(file_id))
+
+    def delete(self, file_id: str) -> File:
+        """Remove an uploaded file; what it was. Raises: ConflictError while a job needs it."""
+        return self._client._send(resources.delete_file(file_id))
 
 
 class Jobs:
@@ -177,15 +180,17 @@ class Jobs:
 
     def create(
         self,
-        file_id: str,
+        file_id: str | None = None,
         *,
+        input: str | None = None,
         truncation: Truncation = "error",
         max_rejected_share: float = MAX_REJECTED_SHARE,
     ) -> Job:
-        """Submit an uploaded file; the job fails early over that share of invalid rows."""
-        request = JobRequest(
-            file_id=file_id, truncation=truncation, max_rejected_share=max_rejected_share
-        )
+        """Submit an uploaded file, or an input below the service's --input-prefix by its path.
+
+        The job fails early over that share of invalid rows.
+        """
+        request = resources.job_request(file_id, input, truncation, max_rejected_share)
         return self._client._send(resources.create_job(request, resources.new_idempotency_key()))
 
     def list(
@@ -199,12 +204,19 @@ class Jobs:
         return self._client._send(resources.get_job(job_id))
 
     def cancel(self, job_id: str) -> Job:
-        """Stop the job; what is finished stays."""
+        """Stop the job; what is finished can be downloaded, and the rest resumed."""
         return self._client._send(resources.cancel_job(job_id))
 
     def resume(self, job_id: str) -> Job:
         """Go on with a failed or cancelled job; what was finished is not done again."""
         return self._client._send(resources.resume_job(job_id))
+
+    def delete(self, job_id: str) -> Job:
+        """Forget an ended job with its results; what it was. Its input file stays.
+
+        Raises: ConflictError if it has not ended.
+        """
+        return self._client._send(resources.delete_job(job_id))
 
     def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> Iterator[Job]:
         """The job again and again until it has ended."""

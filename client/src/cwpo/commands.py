@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
@@ -23,6 +24,7 @@ from rich.table import Table
 from cwpo import datasets
 from cwpo.cli import Command
 from cwpo.client import Client, partial_file, succeeded
+from cwpo.columns import Column
 from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow
 from cwpo.errors import DatasetError
 from cwpo.transport import ClientSettings
@@ -34,7 +36,6 @@ from cwpo.types import (
     JobState,
     RejectedShare,
     ResultFormat,
-    Triplet,
     Truncation,
 )
 
@@ -92,6 +93,9 @@ class Submit(ServiceCommand):
     """
 
     input: CliPositionalArg[Path] = Field(description=".jsonl, .jsonl.gz or .parquet of triplets")
+    on_server: bool = Field(
+        False, description="INPUT is no file here but a path below the service's --input-prefix"
+    )
     wait: bool = Field(False, description="until the job has ended; implied by --output")
     output: Path | None = Field(None, description=".parquet or .jsonl to download to")
     max_rejected_share: RejectedShare = Field(
@@ -107,9 +111,10 @@ class Submit(ServiceCommand):
         if self.output is not None:
             result_format(self.output)
         with self.client() as client:
-            file = client.files.upload(_readable(self.input))
+            on_server = self.input.as_posix() if self.on_server else None
             job = client.jobs.create(
-                file.id,
+                None if on_server else client.files.upload(_readable(self.input)).id,
+                input=on_server,
                 truncation=self.truncation,
                 max_rejected_share=self.max_rejected_share,
             )
@@ -188,7 +193,7 @@ class Watch(JobCommand):
 
 
 class Cancel(JobCommand):
-    """Cancel a job.
+    """Cancel a job; what it has finished can be downloaded, and the rest resumed.
 
     Example:
         cwpo jobs cancel job-0123
@@ -211,6 +216,19 @@ class Resume(JobCommand):
         """Ask for it."""
         with self.client() as client:
             print_job(client.jobs.resume(self.id), as_json=False)
+
+
+class Delete(JobCommand):
+    """Delete an ended job with its results; its input file stays.
+
+    Example:
+        cwpo jobs delete job-0123
+    """
+
+    def cli_cmd(self) -> None:
+        """Ask for it."""
+        with self.client() as client:
+            print(f"{client.jobs.delete(self.id).id}  deleted")
 
 
 class Download(JobCommand):
@@ -243,6 +261,7 @@ class Jobs(Command):
     cancel: CliSubCommand[Cancel]
     resume: CliSubCommand[Resume]
     download: CliSubCommand[Download]
+    delete: CliSubCommand[Delete]
 
 
 def result_format(path: Path) -> ResultFormat:
@@ -262,6 +281,7 @@ def errors_path(output: Path) -> Path:
 def annotate_file(client: Client, source: Path, output: Path, truncation: Truncation) -> None:
     """Annotate a file by requests; both outputs appear only when complete."""
     annotated = rejected = 0
+    extra = _extra_columns(source)
     with (
         _readable(source).open("rb") as stream,
         partial_file(output) as sink,
@@ -271,14 +291,14 @@ def annotate_file(client: Client, source: Path, output: Path, truncation: Trunca
         task = bar.add_task("annotating", total=None)
         errors = JsonlWriter(errors_sink)
         model = client.model()
-        with datasets.weighted_writer(sink, result_format(output), model.ref()) as writer:
+        with datasets.weighted_writer(sink, result_format(output), model.ref(), extra) as writer:
             rows = datasets.read_triplets(stream, datasets.file_format(source))
             for batch in _batches(rows, _REQUEST_ROWS):
                 good = [row for row in batch if isinstance(row, NumberedTriplet)]
                 answers = _ask(client, good, truncation)
                 kept, failed = split_answers(good, answers)
                 failed += [row for row in batch if isinstance(row, RejectedRow)]
-                writer.write([datasets.weighted_row(*pair) for pair in kept])
+                writer.write([_weighted(row, label, extra) for row, label in kept])
                 errors.write(row.as_dict() for row in sorted(failed, key=lambda row: row.row))
                 annotated += len(kept)
                 rejected += len(failed)
@@ -288,13 +308,13 @@ def annotate_file(client: Client, source: Path, output: Path, truncation: Trunca
 
 def split_answers(
     rows: list[NumberedTriplet], answers: AnnotateResponse | None
-) -> tuple[list[tuple[Triplet, Annotation]], list[RejectedRow]]:
+) -> tuple[list[tuple[NumberedTriplet, Annotation]], list[RejectedRow]]:
     """The annotated triplets, and those that the annotator refused, each in order."""
-    kept: list[tuple[Triplet, Annotation]] = []
+    kept: list[tuple[NumberedTriplet, Annotation]] = []
     failed: list[RejectedRow] = []
     for row, answer in zip(rows, answers.annotations if answers else [], strict=True):
         if isinstance(answer, Annotation):
-            kept.append((row.triplet, answer))
+            kept.append((row, answer))
         else:
             failed.append(RejectedRow(row.row, answer.id, answer.error))
     return kept, failed
@@ -373,6 +393,17 @@ def _has_more_rows(path: Path, limit: int) -> bool:
     with _readable(path).open("rb") as stream:
         rows = datasets.read_rows(stream, datasets.file_format(path))
         return next(islice(rows, limit, None), None) is not None
+
+
+def _extra_columns(path: Path) -> list[Column]:
+    with _readable(path).open("rb") as stream:
+        return datasets.extra_columns(datasets.read_triplets(stream, datasets.file_format(path)))
+
+
+def _weighted(row: NumberedTriplet, label: Annotation, extra: Sequence[Column]) -> dict[str, Any]:
+    """A row of the dataset with all columns, those that its input row went without as null."""
+    beside = {column.name: row.extra.get(column.name) for column in extra}
+    return datasets.weighted_row(row.triplet, label, beside)
 
 
 def _batches(

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from cwpo import columns
+from cwpo.columns import Column
 from cwpo.errors import DatasetError
 from cwpo.texts import text_problem
 from cwpo.types import (
@@ -47,10 +49,11 @@ def file_format(path: Path) -> FileFormat:
 
 @dataclass(frozen=True, slots=True)
 class NumberedTriplet:
-    """A triplet (with an id) and the 1-based number of its line or row."""
+    """A triplet (with an id), the 1-based number of its line or row, and what stood beside it."""
 
     row: int
     triplet: Triplet
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,13 @@ def read_triplets(source: BinaryIO, format: FileFormat) -> Iterator[NumberedTrip
     Rows name their responses response_a and response_b, or chosen and rejected as TRL does (then
     a is chosen). A missing id becomes the row's number; a number as id becomes text. A file is of
     text prompts or of chat prompts throughout, as its first good row is.
-    Raises: DatasetError as read_rows does.
+    Raises: DatasetError as read_rows does, and for a column that cannot go along.
     """
     is_chat: bool | None = None
     for number, value in read_rows(source, format):
         row = parse_triplet(number, value)
+        if isinstance(row, NumberedTriplet) and isinstance(value, dict):
+            row = _with_extra(row, value)
         if isinstance(row, NumberedTriplet):
             chat = not isinstance(row.triplet.prompt, str)
             is_chat = chat if is_chat is None else is_chat
@@ -139,6 +144,15 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
     return NumberedTriplet(number, triplet)
 
 
+def extra_columns(rows: Iterable[NumberedTriplet | RejectedRow]) -> list[Column]:
+    """The columns beside the triplets of a whole input, each with its type."""
+    learned = columns.Columns()
+    for row in rows:
+        if isinstance(row, NumberedTriplet):
+            learned.learn(row.extra)
+    return learned.known()
+
+
 class RowWriter(Protocol):
     """Writes rows of the weighted dataset in one format."""
 
@@ -146,8 +160,10 @@ class RowWriter(Protocol):
         """Append the rows."""
 
 
-def weighted_row(triplet: Triplet, annotation: Annotation) -> dict[str, Any]:
-    """One row of the weighted dataset.
+def weighted_row(
+    triplet: Triplet, annotation: Annotation, extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """One row of the weighted dataset, what stood beside its triplet last.
 
     chosen is the preferred response (response_a for a tie). Chat prompts give chat responses, so
     that TRL reads either kind as it is.
@@ -170,10 +186,16 @@ def weighted_row(triplet: Triplet, annotation: Annotation) -> dict[str, Any]:
     }
     if annotation.calibrated_confidence is not None:
         row["calibrated_confidence"] = annotation.calibrated_confidence
-    return row
+    return {**row, **extra} if extra else row
 
 
-def weighted_schema(*, chat: bool, calibrated: bool, model: ModelRef | None = None) -> pa.Schema:
+def weighted_schema(
+    *,
+    chat: bool,
+    calibrated: bool,
+    model: ModelRef | None = None,
+    extra: Sequence[Column] = (),
+) -> pa.Schema:
     """The Parquet schema of the weighted dataset; its metadata names the annotator."""
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     text = pa.list_(turn) if chat else pa.string()
@@ -188,22 +210,28 @@ def weighted_schema(*, chat: bool, calibrated: bool, model: ModelRef | None = No
     ]
     if calibrated:
         fields.append(pa.field("calibrated_confidence", pa.float32(), nullable=False))
+    fields += [column.field() for column in extra]
     metadata = {"cwpo.annotator": model.model_dump_json()} if model else None
     return pa.schema(fields, metadata=metadata)
 
 
 def weighted_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """The rows as a table of the schema, built column by column: many times from_pylist's speed."""
-    columns = {name: [row.get(name) for row in rows] for name in schema.names}
-    return pa.Table.from_pydict(columns, schema=schema)
+    values = {
+        field.name: columns.stored(field, [row.get(field.name) for row in rows]) for field in schema
+    }
+    return pa.Table.from_pydict(values, schema=schema)
 
 
 class ParquetWriter:
     """Writes weighted rows as Parquet; the first rows decide whether it is chat and calibrated."""
 
-    def __init__(self, sink: BinaryIO, model: ModelRef | None = None) -> None:
+    def __init__(
+        self, sink: BinaryIO, model: ModelRef | None = None, extra: Sequence[Column] = ()
+    ) -> None:
         self._sink = sink
         self._model = model
+        self._extra = extra
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -222,7 +250,9 @@ class ParquetWriter:
     def close(self) -> None:
         """Write the footer; a file without rows is still a valid, empty dataset."""
         if self._writer is None:
-            schema = weighted_schema(chat=False, calibrated=False, model=self._model)
+            schema = weighted_schema(
+                chat=False, calibrated=False, model=self._model, extra=self._extra
+            )
             self._writer = pq.ParquetWriter(self._sink, schema)
         self._writer.close()
 
@@ -233,6 +263,7 @@ class ParquetWriter:
             chat=not isinstance(row["prompt"], str),
             calibrated="calibrated_confidence" in row,
             model=self._model,
+            extra=self._extra,
         )
 
 
@@ -254,10 +285,13 @@ class JsonlWriter:
 
 @contextmanager
 def weighted_writer(
-    sink: BinaryIO, format: ResultFormat, model: ModelRef | None = None
+    sink: BinaryIO,
+    format: ResultFormat,
+    model: ModelRef | None = None,
+    extra: Sequence[Column] = (),
 ) -> Iterator[RowWriter]:
     """A writer of the weighted dataset in `format`, closed when the block ends well."""
-    writer = ParquetWriter(sink, model) if format == "parquet" else JsonlWriter(sink)
+    writer = ParquetWriter(sink, model, extra) if format == "parquet" else JsonlWriter(sink)
     yield writer
     writer.close()
 
@@ -267,7 +301,7 @@ def _parquet_rows(source: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | str]
     try:
         with pq.ParquetFile(source) as file:
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in columns.with_text(batch).to_pylist():
                     number += 1
                     yield number, row
     except pa.ArrowException as error:
@@ -298,6 +332,8 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
         return f"not JSON: {error.msg} at column {error.colno}"
     except RecursionError:
         return "not JSON that can be read: nested too deeply"
+    except ValueError:  # The others are kinds of it; Python stops at 4,300 digits.
+        return "not JSON that can be read: a number of too many digits"
     return value if isinstance(value, dict) else f"a JSON object is wanted, not {_kind(value)}"
 
 
@@ -309,6 +345,17 @@ def _kind(value: object) -> Literal["null", "an array", "a string", "a number", 
     if isinstance(value, list):
         return "an array"
     return "a string" if isinstance(value, str) else "a number"
+
+
+def _with_extra(row: NumberedTriplet, value: dict[str, Any]) -> NumberedTriplet | RejectedRow:
+    try:
+        extra = columns.beside(value)
+    except UnicodeEncodeError:
+        detail = "a column beside the triplet holds half of a surrogate pair: no Unicode"
+        return RejectedRow(row.row, row.triplet.id, ItemError(code="invalid_text", detail=detail))
+    except DatasetError as error:
+        raise DatasetError(f"row {row.row}: {error}") from error
+    return replace(row, extra=extra) if extra else row
 
 
 def _response(value: Any) -> Any:

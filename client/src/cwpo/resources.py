@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
+from base64 import b64encode
 from collections.abc import Sequence
+from pathlib import Path
 
+from pydantic import ValidationError
+
+from cwpo.datasets import file_format
 from cwpo.errors import CwpoError
 from cwpo.transport import Call
 from cwpo.types import (
     AnnotateRequest,
     AnnotateResponse,
+    File,
     FileFormat,
     Job,
     JobList,
@@ -90,6 +97,32 @@ def model() -> Call[ModelInfo]:
     return Call("GET", "/model", ModelInfo)
 
 
+def upload_headers(path: Path) -> dict[str, str]:
+    """The headers of POST /files, the checksum of the file among them: it is read for this."""
+    with path.open("rb") as body:
+        digest = hashlib.file_digest(body, "sha256").digest()
+    return {
+        "Content-Type": CONTENT_TYPES[file_format(path)],
+        "Content-Digest": f"sha-256=:{b64encode(digest).decode()}:",
+        "Idempotency-Key": new_idempotency_key(),
+    }
+
+
+def job_request(
+    file_id: str | None, input: str | None, truncation: Truncation, max_rejected_share: float
+) -> JobRequest:
+    """The body of POST /jobs. Raises: CwpoError for an upload and another input, or neither."""
+    try:
+        return JobRequest(
+            file_id=file_id,
+            input=input,
+            truncation=truncation,
+            max_rejected_share=max_rejected_share,
+        )
+    except ValidationError as error:
+        raise CwpoError(f"no such job can be asked for: {error.errors()[0]['msg']}") from error
+
+
 def create_job(request: JobRequest, idempotency_key: str) -> Call[Job]:
     """POST /jobs."""
     return Call("POST", "/jobs", Job, request, headers={"Idempotency-Key": idempotency_key})
@@ -108,6 +141,21 @@ def get_job(job_id: str) -> Call[Job]:
 def cancel_job(job_id: str) -> Call[Job]:
     """POST /jobs/{id}/cancel."""
     return Call("POST", f"/jobs/{job_id}/cancel", Job)
+
+
+def delete_job(job_id: str) -> Call[Job]:
+    """DELETE /jobs/{id}."""
+    return Call("DELETE", f"/jobs/{job_id}", Job)
+
+
+def get_file(file_id: str) -> Call[File]:
+    """GET /files/{id}."""
+    return Call("GET", f"/files/{file_id}", File)
+
+
+def delete_file(file_id: str) -> Call[File]:
+    """DELETE /files/{id}."""
+    return Call("DELETE", f"/files/{file_id}", File)
 
 
 def resume_job(job_id: str) -> Call[Job]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Truncation = Literal["error", "prompt_left"]
 Priority = Literal["interactive", "batch"]
@@ -79,6 +79,8 @@ class ItemError(_Model):
         "too_long",
         "response_too_long",
         "non_finite_score",
+        "out_of_memory",
+        "poison_row",
     ]
     detail: str
 
@@ -214,11 +216,22 @@ RejectedShare = Annotated[
 
 
 class JobRequest(_Model):
-    """The body of POST /jobs."""
+    """The body of POST /jobs: an uploaded file, or an input that the service can read itself."""
 
-    file_id: str
+    file_id: str | None = None
+    input: str | None = Field(
+        None,
+        max_length=1024,
+        description="path of a file below the service's --input-prefix, instead of file_id",
+    )
     truncation: Truncation = "error"
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        if (self.file_id is None) == (self.input is None):
+            raise ValueError("name file_id of an upload, or input, a path on the service's side")
+        return self
 
 
 class JobProgress(_Model):
@@ -237,7 +250,8 @@ class Job(_Model):
 
     id: str
     state: JobState
-    file_id: str
+    file_id: str | None = None
+    input: str | None = Field(None, description="path on the service's side, where none was sent")
     truncation: Truncation = "error"
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     created_at: datetime

@@ -29,6 +29,8 @@ from cwpo_worker import errors as job_errors
 _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
     job_errors.UnknownFileError: (404, "unknown"),
     job_errors.UnknownJobError: (404, "unknown"),
+    job_errors.InputRefusedError: (403, "forbidden"),
+    job_errors.FileInUseError: (409, "conflict"),
     job_errors.IllegalTransitionError: (409, "conflict"),
     job_errors.IdempotencyConflictError: (409, "conflict"),
     job_errors.QueueUnavailableError: (503, "queue"),

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from cwpo.types import Priority
 from cwpo_annotator.backends.base import BackendUnavailableError
+from cwpo_service.admission import Admission, Room
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
 from cwpo_service.queue import Entry, Item, Part, Scorer, Scores, TokenQueue
-
-_RATE_MEMORY = 0.8
-_MAX_RETRY_AFTER = 60
 
 logger = logging.getLogger("cwpo_service")
 
@@ -37,24 +35,31 @@ class Batcher:
     def __init__(self, metrics: Metrics, *, budget: int, bound: int) -> None:
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.budget = budget
-        self._bound = bound
         self._metrics = metrics
         self._queue = TokenQueue()
+        self.admission = Admission(bound, lambda: self._queue.tokens)
         self._arrived = asyncio.Event()
-        self._tokens_per_second = 0.0
         self._loop_task: asyncio.Task[None] | None = None
         self._scoring_since: float | None = None
-        metrics.watch_queue(lambda: self._queue.tokens)
+        metrics.watch_queue(lambda: self.admission.waiting, self._queue.age)
 
     def start(self) -> None:
         """Begin to score."""
         self._loop_task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """Score no more; a batch on the device runs to its end unheard."""
+        """Score no more; what the device is at runs to its end unheard."""
         if self._loop_task is not None:
             self._loop_task.cancel()
-        self.device.shutdown(wait=False, cancel_futures=True)
+        self.device.shutdown(wait=False)
+
+    def then(self, work: Callable[[], object]) -> None:
+        """Do the work on the device's thread, after what is waiting for it already.
+
+        Once the batcher has stopped the process is about to end, and nothing is done any more.
+        """
+        with suppress(RuntimeError):
+            self.device.submit(work)
 
     @property
     def is_dead(self) -> bool:
@@ -66,33 +71,26 @@ class Batcher:
         """How long the batch on the device is there; 0 for none."""
         return 0.0 if self._scoring_since is None else time.perf_counter() - self._scoring_since
 
-    def check_room(self, tokens: int = 0) -> None:
-        """Whether so many tokens may join the queue; an empty one takes any request.
-
-        Raises: ProblemError, 429, with the time in which the queue drains; 503 for a dead batcher.
-        """
+    def check_running(self) -> None:
+        """Raises: ProblemError, 503, for a dead batcher."""
         if self.is_dead:
             raise _stopped()
-        waiting = self._queue.tokens
-        if waiting and waiting + tokens > self._bound:
-            seconds = waiting / self._tokens_per_second if self._tokens_per_second else 1.0
-            raise ProblemError(
-                429,
-                f"{waiting:,} tokens are waiting already, and at most {self._bound:,} may",
-                reason="overloaded",
-                retry_after=min(max(math.ceil(seconds), 1), _MAX_RETRY_AFTER),
-            )
 
-    async def score(self, items: Sequence[Item], scorer: Scorer, priority: Priority) -> Scores:
+    async def score(
+        self, items: Sequence[Item], scorer: Scorer, priority: Priority, room: Room
+    ) -> Scores:
         """The scorer's answer to all items, in order; cancel it to leave the queue.
 
-        Raises: ProblemError, 429 when too much waits; 500 when the scorer fails.
+        Args:
+            room: what admission kept free for them.
+        Raises: ProblemError, 500 when the scorer fails, 503 when the batcher has died.
         """
-        if not items:
-            return scorer(items)
+        self.check_running()
         sizes = [item.tokens for item in items]
         tokens = sum(sizes)
-        self.check_room(tokens)
+        self.admission.settle(room, tokens)
+        if not items:
+            return scorer(items)
         future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         entry = Entry(items, sizes, scorer, future, tokens, since=time.perf_counter())
         self._queue.add(entry, priority)
@@ -127,10 +125,12 @@ class Batcher:
             if len(scores) != len(items):
                 raise RuntimeError(f"{len(scores)} scores came for {len(items)} items")
         except asyncio.CancelledError:
+            # The device goes on with it, so that it still counts as scoring.
             for part in parts:
                 part.fail(_stopped())
             raise
         except Exception as error:
+            self._scoring_since = None
             logger.error("a batch of %d items failed", len(items), exc_info=error)
             if len(parts) == 1 or isinstance(error, BackendUnavailableError):
                 for part in parts:
@@ -139,8 +139,7 @@ class Batcher:
                 for part in parts:
                     await self._score([part])
             return
-        finally:
-            self._scoring_since = None
+        self._scoring_since = None
         self._measure(parts, len(items), begun)
         at = 0
         for part in parts:
@@ -150,9 +149,7 @@ class Batcher:
     def _measure(self, parts: Sequence[Part], items: int, begun: float) -> None:
         seconds = time.perf_counter() - begun
         tokens = sum(part.tokens for part in parts)
-        rate = tokens / seconds
-        remembered = self._tokens_per_second or rate
-        self._tokens_per_second = _RATE_MEMORY * remembered + (1 - _RATE_MEMORY) * rate
+        self.admission.drained(tokens, seconds)
         self._metrics.inference_seconds.observe(seconds)
         self._metrics.batch_items.observe(items)
         self._metrics.batch_tokens.observe(tokens)

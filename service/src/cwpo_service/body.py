@@ -1,41 +1,83 @@
-"""JSON bodies, validated in one pass over their bytes."""
+"""JSON bodies, validated in one pass over their bytes, and only when there is room for them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from cwpo_service.admission import Room
+from cwpo_service.inference import Inference
 from cwpo_service.problems import ProblemError
 
 M = TypeVar("M", bound=BaseModel)
 
+# What may hold half of a surrogate pair: it fails the item, where elsewhere it fails the request.
+_TEXTS: dict[str, Any] = {
+    "triplets": {"__all__": {"prompt", "response_a", "response_b"}},
+    "items": {"__all__": {"prompt", "response"}},
+}
+
+
+async def read(request: Request, model: type[M]) -> M:
+    """The request's body as `model`.
+
+    Raises: ProblemError, 415 for another content type: a form that a web page posts to a service
+        on the reader's machine has to fail. RequestValidationError for a body that is not as the
+        model wants.
+    """
+    content_type = request.headers.get("content-type", "none")
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise ProblemError(
+            415, f"send Content-Type: application/json, not {content_type}", reason="invalid"
+        )
+    body = await request.body()
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        if b"\\u" in body and (found := _with_half_pairs(model, body)) is not None:
+            return found
+        # The input stays out: it would end up in logs.
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError(errors) from None
+
 
 def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads the request's body as `model`.
+    """A dependency that reads the request's body as `model`; raises what read does."""
 
-    The dependency raises ProblemError, 415 for another content type: a form that a web page posts
-    to a service on the reader's machine has to fail. It raises RequestValidationError for a body
-    that is not as the model wants.
+    async def body(request: Request) -> M:
+        return await read(request, model)
+
+    return body
+
+
+@asynccontextmanager
+async def admitted(request: Request, inference: Inference) -> AsyncIterator[Room]:
+    """Room for the request's texts, asked for before its body is read, and again once it is.
+
+    Only then is it known how long a compressed or chunked body is; and who never sends what the
+    headers promise keeps no room from others.
+    Raises: ProblemError, 429 while too much waits already, 503 while nothing is accepted.
     """
+    length = request.headers.get("content-length", "")
+    inference.admit(int(length) if length.isdecimal() else 0)
+    with inference.room(len(await request.body())) as room:
+        yield room
 
-    async def read(request: Request) -> M:
-        content_type = request.headers.get("content-type", "none")
-        if content_type.partition(";")[0].strip().lower() != "application/json":
-            raise ProblemError(
-                415, f"send Content-Type: application/json, not {content_type}", reason="invalid"
-            )
-        try:
-            return model.model_validate_json(await request.body())
-        except ValidationError as error:
-            # The input stays out: it would end up in logs.
-            errors = error.errors(include_url=False, include_input=False, include_context=False)
-            raise RequestValidationError(errors) from None
 
-    return read
+def _with_half_pairs(model: type[M], body: bytes) -> M | None:
+    """The body read by a parser that lets halves of surrogate pairs pass; None if it is no use."""
+    try:
+        found = model.model_validate(json.loads(body))
+        found.model_dump_json(exclude=_TEXTS)
+    except (ValueError, RecursionError):
+        return None
+    return found
 
 
 def accepts(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:

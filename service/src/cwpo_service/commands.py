@@ -10,6 +10,7 @@ from pydantic import Field
 
 from cwpo.types import ModelInfo
 from cwpo_service.settings import ServeSettings
+from cwpo_worker.commands import RetentionDays
 
 _GC_THRESHOLDS = (50_000, 20, 100)
 
@@ -51,8 +52,15 @@ class Up(ServeSettings):
         Path("cwpo-data"), description="folder of uploads, results and the job queue"
     )
 
+    retention_days: RetentionDays = None
+
     def cli_cmd(self) -> None:
         """Start all, watch over them, and stop them in order."""
         from cwpo_service.supervisor import Supervisor
 
-        Supervisor(self, workers=self.workers, data_dir=self.data_dir).run()
+        Supervisor(
+            self,
+            workers=self.workers,
+            data_dir=self.data_dir,
+            retention_days=self.retention_days,
+        ).run()

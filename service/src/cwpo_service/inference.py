@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from cwpo.errors import CwpoError
 from cwpo.types import (
@@ -21,8 +23,9 @@ from cwpo.types import (
     ScoreResponse,
     Usage,
 )
-from cwpo_annotator.annotator import NON_FINITE, Annotator
+from cwpo_annotator.annotator import Annotator, no_score
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
+from cwpo_service.admission import Room
 from cwpo_service.batcher import Batcher
 from cwpo_service.hosted import Hosted, check_golden
 from cwpo_service.metrics import Metrics
@@ -111,16 +114,17 @@ class Inference:
             await asyncio.wait_for(self._idle.wait(), seconds)
 
     def close(self) -> None:
-        """Stop the threads, and let go of the annotator."""
+        """Let go of the annotator once the device has done its last batch; stop the threads."""
+        if self._hosted is not None:
+            self._batcher.then(self._hosted.annotator.backend.close)
         self._batcher.stop()
         self._tokeniser.shutdown(wait=False, cancel_futures=True)
-        if self._hosted is not None:
-            self._hosted.annotator.backend.close()
 
     @property
     def is_idle(self) -> bool:
         """Whether none of the threads is at work."""
-        return self._hosted is not None and not self._is_swapping and self._idle.is_set()
+        is_busy = self._is_swapping or self._batcher.scoring_seconds or self._active
+        return self._hosted is not None and not is_busy
 
     def check_alive(self) -> None:
         """Raises: ProblemError, 503, once only a restart can help."""
@@ -163,26 +167,43 @@ class Inference:
         if self.phase == "draining":
             raise self._unavailable()
 
-    async def annotate(self, request: AnnotateRequest) -> dict[str, Any]:
+    def admit(self, size: int) -> None:
+        """Whether a request with a body of so many bytes may come in. Raises: as room does."""
+        self.check_accepting()
+        self._batcher.check_running()
+        self._batcher.admission.check(size)
+
+    def room(self, size: int) -> AbstractContextManager[Room]:
+        """Room in the queue for a body of so many bytes.
+
+        Raises: ProblemError, 429 while too much waits already, 503 while nothing is accepted.
+        """
+        self.check_accepting()
+        self._batcher.check_running()
+        return self._batcher.admission.room(size)
+
+    async def annotate(self, request: AnnotateRequest, room: Room) -> dict[str, Any]:
         """Label the triplets, in order; the fields of AnnotateResponse.
 
         Making a model of every row would take longer than all else that is done for a request.
-        Raises: ProblemError, 413, 429, 500 or 503.
+        Raises: ProblemError, 413, 500 or 503.
         """
         triplets = request.triplets
         self._check_count(len(triplets), "triplets")
         with self._accepted() as annotator:
             encoded = await self._encode(lambda: annotator.encode(triplets, request.truncation))
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
-            scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority)
+            scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority, room)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
         rows = annotator.rows(ids, encoded, scores)
         self._metrics.count(rows)
         usage = _usage(len(triplets), pairs)
         return {"annotations": rows, "model": annotator.model, "usage": usage}
 
-    async def score(self, request: ScoreRequest, *, limit: bool = True) -> ScoreResponse:
-        """Score the items, in order. Raises: ProblemError, 413 (if limit), 429, 500 or 503."""
+    async def score(
+        self, request: ScoreRequest, room: Room, *, limit: bool = True
+    ) -> ScoreResponse:
+        """Score the items, in order. Raises: ProblemError, 413 (if limit), 500 or 503."""
         if limit:
             self._check_count(len(request.items), "items")
         with self._accepted() as annotator:
@@ -190,8 +211,8 @@ class Inference:
                 lambda: annotator.encode_texts(request.items, request.truncation)
             )
             texts = [item for item in encoded if isinstance(item, EncodedText)]
-            scores = await self._batcher.score(texts, annotator.score_texts, request.priority)
-        values = iter(scores.tolist())
+            scores = await self._batcher.score(texts, annotator.score_texts, request.priority, room)
+        values = iter(scores)
         return ScoreResponse(
             scores=[
                 FailedScore(error=item)
@@ -204,7 +225,6 @@ class Inference:
         )
 
     async def _encode(self, work: Callable[[], T]) -> T:
-        self._batcher.check_room()
         begun = time.perf_counter()
         encoded = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
         self._metrics.tokenise_seconds.observe(time.perf_counter() - begun)
@@ -226,7 +246,7 @@ class Inference:
 
     def _host(self, annotator: Annotator) -> Hosted:
         # Queued on the device: a batch of a request that was given up may still be there.
-        return Hosted(annotator, lambda: self._batcher.device.submit(annotator.backend.close))
+        return Hosted(annotator, lambda: self._batcher.then(annotator.backend.close))
 
     def _check_count(self, count: int, what: str) -> None:
         limit = self._settings.max_triplets
@@ -259,8 +279,7 @@ def _usage(count: int, items: Sequence[EncodedPair] | Sequence[EncodedText]) -> 
     return Usage(triplets=count, tokens=sum(item.tokens for item in items))
 
 
-def _score(value: float, truncated: bool) -> Score | FailedScore:
-    # NaN is unequal to itself, and an infinity minus itself is NaN.
-    if value - value != 0:
-        return FailedScore(error=NON_FINITE)
-    return Score(score=value, truncated=truncated)
+def _score(value: np.float32, truncated: bool) -> Score | FailedScore:
+    if not np.isfinite(value):
+        return FailedScore(error=no_score(np.array([value])))
+    return Score(score=float(value), truncated=truncated)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from redis import Redis
-
 from cwpo_service.settings import ServeSettings
+from cwpo_worker.connection import connect
 from cwpo_worker.files import FileCatalog
+from cwpo_worker.inputs import InputPrefix
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.store import BlobStore
 
@@ -27,13 +27,10 @@ class Jobs:
         """The ones that the settings name, None where they name none."""
         if settings.redis_url is None or settings.store_url is None:
             return None
-        redis = Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=_REDIS_SECONDS,
-            socket_connect_timeout=_REDIS_SECONDS,
-        )
+        redis = connect(settings.redis_url.get_secret_value(), timeout=_REDIS_SECONDS)
         store = BlobStore(settings.store_url)
-        return cls(store, FileCatalog(store), Ledger(redis, store))
+        inputs = None if settings.input_prefix is None else InputPrefix(settings.input_prefix)
+        return cls(store, FileCatalog(store), Ledger(redis, store, inputs))
 
     def check(self) -> None:
         """Raises: StoreError or QueueUnavailableError for the one that cannot be reached."""

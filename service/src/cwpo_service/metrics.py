@@ -77,10 +77,10 @@ class Metrics:
         self.confidence = ConfidenceHistogram()
         self.registry.register(self.confidence)
 
-    def watch_queue(self, tokens: Callable[[], float]) -> None:
-        """Read the gauge of queued tokens from the queue itself."""
-        gauge = Gauge("cwpo_queue_tokens", "Tokens that wait to be scored", registry=self.registry)
-        gauge.set_function(tokens)
+    def watch_queue(self, tokens: Callable[[], float], age: Callable[[], float]) -> None:
+        """Read the gauges of what waits from the queue itself."""
+        self._gauge("cwpo_queue_tokens", "Tokens that wait to be scored", tokens)
+        self._gauge("cwpo_queue_age_seconds", "How long the first in line has waited", age)
 
     def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Count one answer's annotations."""
@@ -105,6 +105,9 @@ class Metrics:
 
     def _counter(self, name: str, documentation: str) -> Counter:
         return Counter(name, documentation, registry=self.registry)
+
+    def _gauge(self, name: str, documentation: str, value: Callable[[], float]) -> None:
+        Gauge(name, documentation, registry=self.registry).set_function(value)
 
     def _histogram(self, name: str, documentation: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(name, documentation, buckets=buckets, registry=self.registry)

@@ -166,9 +166,9 @@ _RENAMED = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unproc
 _DOCUMENTED: dict[int, str] = {
     400: "The request is not well-formed, or its body is not in its Content-Encoding.",
     401: "The API key is missing or unknown.",
-    403: "The API key has not the scope that this call needs.",
+    403: "The API key has not the scope that this call needs, or the input is not allowed.",
     404: "There is none of this id that the key may see.",
-    409: "The state of the job does not allow this.",
+    409: "The state of the job or file does not allow this.",
     413: "Over a limit that the detail names.",
     415: "The Content-Type or Content-Encoding is none that this call reads.",
     416: "The range lies outside the file.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,11 @@ class TokenQueue:
                     return parts
                 lane.popleft()
         return parts
+
+    def age(self) -> float:
+        """Seconds that the longest waiting entry has waited; 0 for none."""
+        since = min((entry.since for entry in self.entries()), default=None)
+        return 0.0 if since is None else time.perf_counter() - since
 
     def entries(self) -> Iterator[Entry]:
         """All that wait."""

@@ -34,16 +34,26 @@ class ServeSettings(Command):
     vllm_arguments: str = Field("", description="more of vLLM's command line, for such a server")
     dtype: DType = Field("auto", description="of the weights: bfloat16 on a GPU, else float32")
     device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
+    threads: int | None = Field(
+        None, ge=1, description="of the model on a CPU; without it the physical cores there are"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_keys_file: Path | None = Field(
         None, description="API keys, a name:sha256hex a line; needed unless --host is loopback"
     )
     redis_url: SecretStr | None = Field(
-        None, description="Redis or Valkey of the job queue; without it there are no jobs"
+        None,
+        description="Redis or Valkey of the job queue (rediss:// for TLS); without it there are "
+        "no jobs",
     )
     store_url: str | None = Field(
         None, description="folder or fsspec URL of files and results; without it there are no jobs"
+    )
+    input_prefix: str | None = Field(
+        None,
+        description="folder or fsspec URL below which jobs may name inputs that they do not "
+        "upload; every key with the scope jobs may read all of it",
     )
     max_triplets: int = Field(1024, ge=1, description="triplets a request")
     max_body_bytes: int = Field(16 << 20, ge=1, description="bytes a request body, but an upload")
@@ -89,7 +99,7 @@ class ServeSettings(Command):
             return Annotator.null()
         if self.backend == "vllm":
             return self._over_vllm(name)
-        return Annotator.load(name, dtype=self.dtype, device=self.device)
+        return Annotator.load(name, dtype=self.dtype, device=self.device, threads=self.threads)
 
     def _over_vllm(self, annotator: str) -> Annotator:
         if self.vllm_url is not None:

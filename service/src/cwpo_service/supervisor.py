@@ -103,10 +103,18 @@ class Child:
 class Supervisor:
     """Starts everything in order, watches over it, and stops it in order."""
 
-    def __init__(self, settings: ServeSettings, *, workers: int, data_dir: Path) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        *,
+        workers: int,
+        data_dir: Path,
+        retention_days: float | None = None,
+    ) -> None:
         self._settings = settings
         self._workers = workers
         self._data_dir = data_dir.resolve()
+        self._retention_days = retention_days
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -126,8 +134,9 @@ class Supervisor:
                 settings.store_url = str(self._data_dir / "store")
             key = self._admit_workers(settings, stack)
             service = Child("the service", "serve", _environment(settings))
+            environment = _worker_environment(settings, key, self._retention_days)
             workers = [
-                Child(f"worker {number}", "worker", _worker_environment(settings, key))
+                Child(f"worker {number}", "worker", environment)
                 for number in range(1, self._workers + 1)
             ]
             stack.callback(self._stop, service, workers)
@@ -231,11 +240,17 @@ def _environment(settings: ServeSettings) -> dict[str, str]:
     }
 
 
-def _worker_environment(settings: ServeSettings, key: str | None) -> dict[str, str]:
+def _worker_environment(
+    settings: ServeSettings, key: str | None, retention_days: float | None
+) -> dict[str, str]:
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else ""
     result = {
         "CWPO_URL": settings.url,
         "CWPO_REDIS_URL": redis_url,
         "CWPO_STORE_URL": settings.store_url or "",
     }
-    return result if key is None else {**result, "CWPO_API_KEY": key}
+    if key is not None:
+        result["CWPO_API_KEY"] = key
+    if retention_days is not None:
+        result["CWPO_RETENTION_DAYS"] = str(retention_days)
+    return result

@@ -26,7 +26,7 @@ class _Training(Command):
 
 
 class TrainAnnotator(_Training):
-    """Train a small model on human labels as a Bradley-Terry annotator.
+    """Train a small model on human labels as an annotator.
 
     DATA holds labelled pairs; all pairs of one prompt stay on one side of every split. A share is
     held out and measured at the end; --labelled-fraction below 1 leaves the rest unlabelled, and
@@ -41,7 +41,15 @@ class TrainAnnotator(_Training):
         description=".jsonl, .jsonl.gz or .parquet of labelled pairs, or a Hub id "
         "owner/name[/folder][@split]"
     )
-    objective: Literal["bt"] = Field("bt", description="bt: Bradley-Terry, eq. 5")
+    objective: Literal["bt", "dpo", "sft+dpo", "pairrm"] = Field(
+        "bt",
+        description="bt: a score of each response, eq. 5; dpo, sft+dpo: a language model's "
+        "implicit reward, eq. 17; pairrm: both responses read together, eq. 20",
+    )
+    beta: float = Field(0.5, gt=0, description="of dpo, sft+dpo: how dear it is to leave the start")
+    sft_epochs: float = Field(
+        1, gt=0, description="of sft+dpo: passes over the chosen responses first"
+    )
     max_pairs: int | None = Field(
         None, ge=1, description="use at most so many pairs, drawn at random by the seed"
     )
@@ -65,7 +73,9 @@ class TrainAnnotator(_Training):
     patience: int | None = Field(
         None, ge=1, description="validations without a better one before training stops early"
     )
-    margin: float = Field(0, ge=0, description="the scores have to differ by, in the loss")
+    margin: float = Field(
+        0, ge=0, description="of bt: what the scores have to differ by, in the loss"
+    )
     label_smoothing: float = Field(
         0, ge=0, lt=0.5, description="share of labels that the loss takes to be flipped"
     )
@@ -73,7 +83,7 @@ class TrainAnnotator(_Training):
         None, ge=1, description="keep the first so many layers: a weaker, faster annotator"
     )
     lora: bool = Field(
-        False, description="train a low-rank adapter and the head, merged in the end"
+        False, description="train a low-rank adapter and any new head, merged in the end"
     )
     lora_rank: int = Field(8, ge=1, description="r of LoRA")
     lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
@@ -87,9 +97,9 @@ class TrainAnnotator(_Training):
 
     def cli_cmd(self) -> None:
         """Train."""
-        from cwpo_trainer.annotators import bradley_terry
+        from cwpo_trainer import train_annotator
 
-        bradley_terry.run(self)
+        train_annotator.run(self)
 
 
 class PolicyTraining(_Training):

@@ -155,6 +155,20 @@ def bradley_terry(margins: Tensor, *, margin: float = 0.0, label_smoothing: floa
     return -(1 - label_smoothing) * F.logsigmoid(apart) - label_smoothing * F.logsigmoid(-apart)
 
 
+def pairwise(forth: Tensor, back: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The pairwise annotator's loss, eq. 20: binary cross-entropy on both orders, their mean.
+
+    Args:
+        forth, back: logits of the first response being preferred, where the first is the chosen one
+            and where it is the rejected one, each shape (n,).
+        label_smoothing: share of labels taken to be flipped, in [0, 1/2).
+    """
+    return (
+        bradley_terry(forth, label_smoothing=label_smoothing)
+        + bradley_terry(-back, label_smoothing=label_smoothing)
+    ) / 2
+
+
 def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
     """Eq. 7: the plain mean of c * loss, both shape (n,).
 

@@ -22,6 +22,7 @@ from cwpo_trainer import runtime
 
 RECORD_NAME = "run.json"
 LOG_NAME = "training.jsonl"
+SFT_LOG_NAME = "sft.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 REPORT_NAME = "report.html"
 CHECKPOINTS_NAME = "checkpoints"

@@ -13,8 +13,20 @@ class BlobNotFoundError(StoreError):
     """The store has no blob of this name."""
 
 
+class DigestMismatchError(CwpoError):
+    """An upload came in as other bytes than were sent."""
+
+
 class UnknownFileError(CwpoError):
     """No file has this id, or it belongs to another owner."""
+
+
+class InputRefusedError(CwpoError):
+    """A job named an input that it may not read, or named one where the service takes none."""
+
+
+class FileInUseError(CwpoError):
+    """A job that has not ended needs the file."""
 
 
 class UnknownJobError(CwpoError):
@@ -43,6 +55,10 @@ class JobStoppedError(CwpoError):
 
 class ModelChangedError(CwpoError):
     """The service changed its annotator while a job was under way."""
+
+
+class PoisonedShardError(CwpoError):
+    """The service fails on so many rows of a shard that they cannot all be at fault."""
 
 
 class IncompleteJobError(CwpoError):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import BinaryIO
 
 from cwpo.types import File, FileFormat
 from cwpo_worker import ids
-from cwpo_worker.errors import BlobNotFoundError, IdempotencyConflictError, UnknownFileError
+from cwpo_worker.errors import (
+    BlobNotFoundError,
+    DigestMismatchError,
+    IdempotencyConflictError,
+    UnknownFileError,
+)
 from cwpo_worker.store import BlobStore
 
 
@@ -48,6 +55,20 @@ class FileCatalog:
         """The bytes of a file. Raises: UnknownFileError."""
         return self._store.open(_data_key(file_id, self._record(file_id).sha256))
 
+    def all(self) -> Iterator[File]:
+        """Every file that there is."""
+        for folder in self._store.list("files"):
+            with suppress(UnknownFileError):
+                yield self.get(folder.rsplit("/", 1)[-1], owner=None)
+
+    def delete(self, file_id: str) -> None:
+        """Remove a file; what is known of it goes last, so that a second try ends a broken one.
+
+        Raises: UnknownFileError.
+        """
+        self._store.delete(_data_key(file_id, self._record(file_id).sha256))
+        self._store.delete_folder(f"files/{file_id}")
+
     def _record(self, file_id: str) -> FileRecord:
         if not ids.is_valid("file", file_id):
             raise _unknown(file_id)
@@ -77,11 +98,19 @@ class Upload:
         self._digest.update(chunk)
         self._bytes += len(chunk)
 
-    def commit(self) -> File:
+    def commit(self, sha256: str | None = None) -> File:
         """Keep the file.
 
-        Raises: IdempotencyConflictError if its idempotency key named other bytes before.
+        Args:
+            sha256: what its checksum has to be, in hex; None for whatever it is.
+        Raises: DigestMismatchError; IdempotencyConflictError if its idempotency key named other
+        bytes before.
         """
+        if sha256 is not None and sha256 != self._digest.hexdigest():
+            raise DigestMismatchError(
+                f"{self._bytes:,} bytes came in, and not with the checksum that was given: "
+                "nothing was kept, send the file again"
+            )
         record = FileRecord(
             id=self._id,
             format=self._format,

@@ -30,6 +30,9 @@ class JobRecord(Job):
     version: changes so far; the higher of two records of a job is the newer.
     shard_rows: rows a shard, fixed at submission so that a second planning cuts the same shards.
     shards, rejected: how many shards were planned, and how many rows never got into one.
+    edition: names the results of a job that was cancelled when some of its shards were finished.
+    input_url, input_version: of an input that was not uploaded, where it is, and as what.
+    deleted: nobody sees it any more, and what it left behind is being removed.
     """
 
     owner: str | None = None
@@ -37,6 +40,10 @@ class JobRecord(Job):
     shard_rows: int
     shards: int | None = None
     rejected: int = 0
+    edition: int | None = None
+    deleted: bool = False
+    input_url: str | None = None
+    input_version: str | None = None
 
     def moved(self, state: JobState, **changes: Any) -> JobRecord:
         """The record in a new state. Raises: IllegalTransitionError if the table forbids it."""

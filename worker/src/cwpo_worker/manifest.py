@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from cwpo.columns import Column
 from cwpo.types import Truncation
 from cwpo_worker.store import BlobStore
 
@@ -23,6 +24,7 @@ class Manifest(BaseModel):
     """The plan of a job.
 
     rejected: rows that are in no shard, with their reasons in the job's rejected rows.
+    columns: what the input has beside its triplets.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -31,6 +33,7 @@ class Manifest(BaseModel):
     input_sha256: str
     truncation: Truncation
     rejected: int
+    columns: list[Column] = []
     shards: list[Shard]
 
     @property
@@ -40,14 +43,20 @@ class Manifest(BaseModel):
 
 
 class JobFolder:
-    """The keys of a job's blobs."""
+    """The keys of a job's blobs.
 
-    def __init__(self, job_id: str) -> None:
+    Args:
+        edition: of the manifest and the results. What a cancelled job has finished is an edition
+            of its own: the job may be resumed and cancelled again, and no blob is ever replaced.
+    """
+
+    def __init__(self, job_id: str, edition: int | None = None) -> None:
+        self._edition = "" if edition is None else f"-{edition}"
         self.path = f"jobs/{job_id}"
-        self.manifest = f"{self.path}/manifest.json"
+        self.manifest = f"{self.path}/manifest{self._edition}.json"
         self.rejected = f"{self.path}/rejected.jsonl"
         self.parts = f"{self.path}/parts"
-        self.errors = f"{self.path}/errors.jsonl"
+        self.errors = f"{self.path}/errors{self._edition}.jsonl"
 
     def shard(self, index: int) -> str:
         """The rows that the shard task reads."""
@@ -59,7 +68,7 @@ class JobFolder:
 
     def results(self, format: str) -> str:
         """The weighted dataset."""
-        return f"{self.path}/results.{format}"
+        return f"{self.path}/results{self._edition}.{format}"
 
     def read_manifest(self, store: BlobStore) -> Manifest:
         """Raises: BlobNotFoundError while the job is not planned."""

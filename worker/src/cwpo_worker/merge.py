@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from operator import itemgetter
+from typing import Any
 
 import pyarrow as pa
 from pydantic_core import to_json
 
+from cwpo.columns import rows_of
 from cwpo.datasets import JsonlWriter, ParquetWriter
-from cwpo.types import JobProgress
+from cwpo.types import JobProgress, JobState
 from cwpo_worker import part
 from cwpo_worker.errors import IllegalTransitionError, IncompleteJobError, ModelChangedError
 from cwpo_worker.job import JobRecord, now
@@ -23,29 +25,50 @@ ROW_GROUP_BYTES = 8 << 20
 
 
 def merge(ledger: Ledger, job_id: str) -> None:
-    """Write results.parquet, results.jsonl and errors.jsonl, and complete the job.
+    """Write results.parquet, results.jsonl and errors.jsonl, and end the job.
 
-    Memory holds a few parts at a time; run twice, the second finds everything there.
+    Of a job that is being cancelled they hold the shards that are finished. Memory holds a few
+    parts at a time; run twice, the second finds everything there.
     Raises: IncompleteJobError when the parts are not those of the manifest, row for row;
     ModelChangedError; JobStoppedError; StoreError.
     """
-    record = ledger.records.expect(job_id, "finalizing")
-    folder = JobFolder(job_id)
-    manifest = folder.read_manifest(ledger.store)
-    annotated = _check_parts(ledger, folder, manifest)
+    record = ledger.records.expect(job_id, "finalizing", "cancelling")
+    edition = record.version if record.state == "cancelling" else None
+    folder = JobFolder(job_id, edition)
+    whole = JobFolder(job_id).read_manifest(ledger.store)
+    manifest = whole if edition is None else _finished(ledger, folder, whole)
+    annotated = _check_parts(ledger, folder, whole, manifest)
     _write_results(ledger, folder, manifest)
     _write_errors(ledger, folder, manifest)
-    _complete(ledger, record, manifest, annotated)
+    if edition is None:
+        progress = _progress(record, manifest, annotated)
+        state: JobState = "completed_with_errors" if progress.rows_failed else "completed"
+        _move(ledger, job_id, state, progress=progress)
+    else:
+        progress = _progress(record, manifest, annotated).model_copy(
+            update={"rows_total": whole.rows, "eta_seconds": None}
+        )
+        _move(ledger, job_id, "cancelled", progress=progress, edition=edition)
 
 
-def _check_parts(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> int:
+def _finished(ledger: Ledger, folder: JobFolder, whole: Manifest) -> Manifest:
+    """The finished shards, written down: another one may be finished while they are merged."""
+    there = set(ledger.store.list(folder.parts))
+    shards = [shard for shard in whole.shards if folder.part(shard.index) in there]
+    with ledger.store.create(folder.manifest) as blob:
+        blob.write(whole.model_copy(update={"shards": shards}).model_dump_json().encode())
+    return folder.read_manifest(ledger.store)
+
+
+def _check_parts(ledger: Ledger, folder: JobFolder, whole: Manifest, manifest: Manifest) -> int:
     """The annotated rows, once it is sure that each row of each shard is annotated or failed."""
     there = set(ledger.store.list(folder.parts))
-    wanted = {folder.part(shard.index) for shard in manifest.shards}
-    if there != wanted:
+    missing = {folder.part(shard.index) for shard in manifest.shards} - there
+    foreign = there - {folder.part(shard.index) for shard in whole.shards}
+    if missing or foreign:
         raise IncompleteJobError(
-            f"{len(wanted - there)} parts of {len(wanted)} are missing, {len(there - wanted)} are "
-            f"not in the manifest: {', '.join(sorted(there ^ wanted)[:3])}"
+            f"{len(missing)} parts of {len(manifest.shards)} are missing, {len(foreign)} are "
+            f"not in the manifest: {', '.join(sorted(missing | foreign)[:3])}"
         )
     annotated = 0
     models = set()
@@ -72,7 +95,7 @@ def _write_results(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> Non
         parquet = ParquetWriter(parquet_sink)
         for table in _tables(ledger, folder, manifest):
             parquet.write_table(table)
-            jsonl_sink.write(b"".join([to_json(row) + b"\n" for row in table.to_pylist()]))
+            jsonl_sink.write(b"".join([to_json(row) + b"\n" for row in rows_of(table)]))
         parquet.close()
 
 
@@ -105,18 +128,18 @@ def _write_errors(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> None
             writer.write([line])
 
 
-def _complete(ledger: Ledger, record: JobRecord, manifest: Manifest, annotated: int) -> None:
-    failed = manifest.rows - annotated
+def _move(ledger: Ledger, job_id: str, state: JobState, **changes: Any) -> None:
+    with suppress(IllegalTransitionError):  # A twin of this task was faster.
+        ledger.records.move(job_id, state, **changes)
+
+
+def _progress(record: JobRecord, manifest: Manifest, annotated: int) -> JobProgress:
     seconds = (now() - (record.started_at or record.created_at)).total_seconds()
-    progress = JobProgress(
+    return JobProgress(
         rows_total=manifest.rows,
         rows_done=manifest.rows,
         rows_annotated=annotated,
-        rows_failed=failed,
+        rows_failed=manifest.rows - annotated,
         rows_per_second=manifest.rows / seconds if seconds > 0 else None,
         eta_seconds=0.0,
     )
-    with suppress(IllegalTransitionError):  # A twin of this task was faster.
-        ledger.records.move(
-            record.id, "completed_with_errors" if failed else "completed", progress=progress
-        )

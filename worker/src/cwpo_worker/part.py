@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cwpo.columns import Column
 from cwpo.datasets import ParquetWriter, RejectedRow, weighted_schema, weighted_table
 from cwpo.types import ModelRef
 from cwpo_worker.store import BlobStore
@@ -39,12 +40,15 @@ def write(
     rows: Sequence[dict[str, Any]],
     errors: Sequence[RejectedRow],
     model: ModelRef | None,
+    *,
+    extra: Sequence[Column] = (),
 ) -> None:
     """Publish a part, unless there is one already."""
     schema = weighted_schema(
         chat=bool(rows) and not isinstance(rows[0]["prompt"], str),
         calibrated=bool(rows) and "calibrated_confidence" in rows[0],
         model=model,
+        extra=extra,
     )
     failed = json.dumps([error.as_dict() for error in errors])
     schema = schema.with_metadata({**(schema.metadata or {}), _ERRORS: failed})

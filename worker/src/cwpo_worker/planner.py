@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
-from cwpo.datasets import JsonlWriter, NumberedTriplet, RejectedRow, read_triplets
+from cwpo.columns import Columns
+from cwpo.datasets import (
+    JsonlWriter,
+    NumberedTriplet,
+    RejectedRow,
+    file_format,
+    read_triplets,
+)
 from cwpo.errors import DatasetError
+from cwpo.types import FileFormat
 from cwpo_worker import rows
 from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
+from cwpo_worker.inputs import Input, sha256_of
 from cwpo_worker.job import JobRecord
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.manifest import JobFolder, Manifest, Shard
-from cwpo_worker.queue import Task
+from cwpo_worker.queue import shard_tasks
 
 # A shard of long texts is closed before its rows are too much for a worker's memory.
 SHARD_BYTES = 32 << 20
 # Fewer rows say little about the share of bad ones.
 JUDGED_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The input of a job, and what is known of it."""
+
+    stream: BinaryIO
+    format: FileFormat
+    sha256: str
 
 
 def plan(ledger: Ledger, job_id: str) -> None:
@@ -37,13 +59,13 @@ def plan(ledger: Ledger, job_id: str) -> None:
 
 
 def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
-    file = ledger.files.get(record.file_id, owner=None)
     rejected = 0
     shards: list[Shard] = []
-    with ledger.store.create(folder.rejected) as sink, ledger.files.open(file.id) as source:
+    columns = Columns()
+    with ledger.store.create(folder.rejected) as sink, _opened(ledger, record) as source:
         errors = JsonlWriter(sink)
-        items = _bearable(read_triplets(source, file.format), record.max_rejected_share)
-        for item in _shards(ledger, record, items):
+        items = _bearable(read_triplets(source.stream, source.format), record.max_rejected_share)
+        for item in _shards(ledger, record, items, columns):
             if isinstance(item, RejectedRow):
                 errors.write([item.as_dict()])
                 rejected += 1
@@ -52,14 +74,27 @@ def _cut(ledger: Ledger, record: JobRecord, folder: JobFolder) -> Manifest:
                 ledger.records.expect(record.id, "validating")
     manifest = Manifest(
         job_id=record.id,
-        input_sha256=file.sha256,
+        input_sha256=source.sha256,
         truncation=record.truncation,
         rejected=rejected,
+        columns=columns.known(),
         shards=shards,
     )
     with ledger.store.create(folder.manifest) as blob:
         blob.write(manifest.model_dump_json().encode())
     return manifest
+
+
+@contextmanager
+def _opened(ledger: Ledger, record: JobRecord) -> Iterator[Source]:
+    if record.file_id is not None:
+        file = ledger.files.get(record.file_id, owner=None)
+        with ledger.files.open(file.id) as stream:
+            yield Source(stream, file.format, file.sha256)
+    else:
+        url = record.input_url or ""
+        with Input(url, record.input_version or "").open() as stream:
+            yield Source(stream, file_format(Path(url)), sha256_of(stream))
 
 
 def _bearable(
@@ -82,9 +117,12 @@ def _bearable(
 
 
 def _shards(
-    ledger: Ledger, record: JobRecord, items: Iterable[NumberedTriplet | RejectedRow]
+    ledger: Ledger,
+    record: JobRecord,
+    items: Iterable[NumberedTriplet | RejectedRow],
+    columns: Columns,
 ) -> Iterator[Shard | RejectedRow]:
-    """Each shard when it has been written, and the rejected rows in between."""
+    """Each shard when it has been written, and the rejected rows in between; learns columns."""
     folder = JobFolder(record.id)
     index = size = 0
     numbers: list[int] = []
@@ -99,6 +137,7 @@ def _shards(
         if isinstance(item, RejectedRow):
             yield item
             continue
+        columns.learn(item.extra)
         numbers.append(item.row)
         lines.append(rows.encode(item))
         size += len(lines[-1])
@@ -124,6 +163,8 @@ def _start(ledger: Ledger, manifest: Manifest) -> None:
         )
     except IllegalTransitionError as error:
         raise JobStoppedError(str(error)) from error
-    ledger.queue.enqueue(Task(manifest.job_id, "shard", shard.index) for shard in manifest.shards)
+    ledger.queue.enqueue(
+        shard_tasks(manifest.job_id, range(len(manifest.shards)), len(manifest.shards))
+    )
     if not manifest.shards:
         ledger.finalize(manifest.job_id)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
+from datetime import timedelta
 
 import pyarrow as pa
-import redis
 
 from cwpo import Client
 from cwpo_worker import tasks
+from cwpo_worker.connection import connect, queue_errors
 from cwpo_worker.errors import QueueUnavailableError
-from cwpo_worker.ledger import Ledger, queue_errors
-from cwpo_worker.queue import TaskWorker
+from cwpo_worker.ledger import Ledger
 from cwpo_worker.reconciler import Reconciler, reconcile
 from cwpo_worker.store import BlobStore
+from cwpo_worker.task_worker import TaskWorker
 
 # Rows are many objects and no cycles: looking for some every 700 doubles the time of a task.
 GC_THRESHOLDS = (50_000, 20, 100)
@@ -28,14 +29,21 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, client: Client, redis_url: str, store_url: str, *, heartbeat_seconds: int
+        self,
+        client: Client,
+        redis_url: str,
+        store_url: str,
+        *,
+        heartbeat_seconds: int,
+        kept: timedelta | None = None,
     ) -> None:
         store = BlobStore(store_url)
         store.check()
-        self._ledger = Ledger(_connect(redis_url), store)
+        self._ledger = Ledger(connect(redis_url), store)
         self._ledger.check()
-        self._reconciler = Reconciler(Ledger(_connect(redis_url), store))
-        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds)
+        self._reconciler = Reconciler(Ledger(connect(redis_url), store), kept)
+        self._kept = kept
+        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds, tasks.wind_down)
         tasks.equip(tasks.Tools(self._ledger, client))
         # The first array looks for pandas, and importing it takes longer than a shard does.
         pa.array([""])
@@ -51,17 +59,10 @@ class WorkerProcess:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         with queue_errors():
             if burst:
-                reconcile(self._ledger)
+                reconcile(self._ledger, self._kept)
             else:
                 self._reconciler.start()
             self._worker.work(burst=burst, logging_level="WARNING")
         self._reconciler.stop()
         if not burst and not self._worker.was_stopped:
             raise QueueUnavailableError("the worker lost its job queue; the log says how")
-
-
-def _connect(url: str) -> redis.Redis:
-    try:
-        return redis.Redis.from_url(url)
-    except ValueError as error:
-        raise QueueUnavailableError(f"--redis-url: {error}") from error

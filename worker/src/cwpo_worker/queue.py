@@ -4,43 +4,54 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import redis
 import rq
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as QueuedTask
-from rq.job import JobStatus, Retry
+from rq.job import Retry
 from rq.serializers import JSONSerializer
 
 Step = Literal["plan", "shard", "merge"]
 
 NAME = "cwpo"
 # A task that raises or dies is tried again after these seconds; then its job fails.
-RETRY_SECONDS = (1, 2, 5, 15, 30, 60, 60, 60)
+RETRY_SECONDS = (1, 1, 2, 2, 5, 5, 15, 30, 60, 60, 60, 60)
 TIMEOUT_SECONDS = 6 * 3600
 # Between taking a task off the queue and registering it as started lie milliseconds.
 LIMBO_SECONDS = 10.0
 ALLOWED = frozenset(f"cwpo_worker.tasks.{step}" for step in get_args(Step))
+# A task does at most so many shards, and no more than leaves a job so many tasks.
+RUN_SHARDS = 8
+RUNS = 32
 _BATCH = 1000
-_TASK_ID = re.compile(r"(?P<job>job-[0-9a-f]{24})_(?P<step>plan|shard|merge)(_(?P<index>\d+))?")
+_TASK_ID = re.compile(
+    r"(?P<job>job-[0-9a-f]{24})_(?P<step>plan|shard|merge)(_(?P<index>\d+)(x(?P<count>\d+))?)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One step of a job; shards have an index."""
+    """One step of a job. A shard task does `count` shards, from number `index` on."""
 
     job_id: str
     step: Step
     index: int | None = None
+    count: int = 1
 
     @property
     def id(self) -> str:
         """Its name in the queue; a task that is queued twice has the same."""
         suffix = "" if self.index is None else f"_{self.index:05d}"
-        return f"{self.job_id}_{self.step}{suffix}"
+        return f"{self.job_id}_{self.step}{suffix}{self._times}"
+
+    @property
+    def shards(self) -> range:
+        """The numbers of its shards; none of a plan or a merge."""
+        return range(0) if self.index is None else range(self.index, self.index + self.count)
 
     @classmethod
     def parse(cls, task_id: str) -> Task | None:
@@ -49,10 +60,32 @@ class Task:
         if match is None:
             return None
         step: Any = match["step"]
-        return cls(match["job"], step, None if match["index"] is None else int(match["index"]))
+        index = None if match["index"] is None else int(match["index"])
+        return cls(match["job"], step, index, int(match["count"] or 1))
 
     def __str__(self) -> str:
-        return self.step if self.index is None else f"{self.step} {self.index}"
+        return self.step if self.index is None else f"{self.step} {self.index}{self._times}"
+
+    @property
+    def _times(self) -> str:
+        return "" if self.count == 1 else f"x{self.count}"
+
+
+def shard_tasks(job_id: str, indices: Sequence[int], shards: int) -> list[Task]:
+    """Tasks for the shards of these ascending numbers, of a job that has so many in all.
+
+    A large job's shards go several to a task, since to start one costs as much CPU as a shard of
+    the fastest annotator; there are always enough tasks for many workers.
+    """
+    most = max(1, min(RUN_SHARDS, shards // RUNS))
+    tasks: list[Task] = []
+    for index in indices:
+        last = tasks[-1] if tasks else None
+        if last is not None and last.shards.stop == index and last.count < most:
+            tasks[-1] = replace(last, count=last.count + 1)
+        else:
+            tasks.append(Task(job_id, "shard", index))
+    return tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +94,10 @@ class Census:
 
     waiting: frozenset[Task]
     running: frozenset[Task]
+
+    def of(self, job_id: str) -> frozenset[Task]:
+        """The tasks of one job."""
+        return frozenset(task for task in self.waiting | self.running if task.job_id == job_id)
 
 
 class TaskQueue:
@@ -79,9 +116,13 @@ class TaskQueue:
 
     def enqueue(self, tasks: Iterable[Task]) -> None:
         """Add the tasks; one that is already queued runs twice, which does no harm."""
-        waiting = list(tasks)
+        waiting = [_enqueued(task, at_front=task.step != "shard") for task in tasks]
         for at in range(0, len(waiting), _BATCH):
-            self.rq.enqueue_many([_enqueued(task) for task in waiting[at : at + _BATCH]])
+            self.rq.enqueue_many(waiting[at : at + _BATCH])
+
+    def give_back(self, tasks: Iterable[Task]) -> None:
+        """Put tasks that were taken, but not begun, where they were: before all others."""
+        self.rq.enqueue_many([_enqueued(task, at_front=True) for task in reversed(list(tasks))])
 
     def census(self) -> Census:
         """Where every task is, in one atomic look."""
@@ -148,13 +189,13 @@ class TaskQueue:
         return fresh
 
 
-def _enqueued(task: Task) -> Any:
-    arguments = (task.job_id,) if task.index is None else (task.job_id, task.index)
+def _enqueued(task: Task, *, at_front: bool) -> Any:
+    arguments = (task.job_id,) if task.index is None else (task.job_id, task.index, task.count)
     return rq.Queue.prepare_data(
         f"cwpo_worker.tasks.{task.step}",
         args=arguments,
         job_id=task.id,
-        at_front=task.step != "shard",
+        at_front=at_front,
         timeout=TIMEOUT_SECONDS,
         result_ttl=0,
         retry=Retry(max=len(RETRY_SECONDS), interval=list(RETRY_SECONDS)),
@@ -176,56 +217,3 @@ def _texts(ids: Iterable[bytes]) -> list[str]:
 
 def _tasks(ids: Iterable[str]) -> frozenset[Task]:
     return frozenset(task for task in map(Task.parse, ids) if task is not None)
-
-
-class TaskWorker(rq.Worker):
-    """RQ's forking worker, which refuses whatever is not one of our tasks before it runs.
-
-    Args:
-        heartbeat_seconds: without a sign of life for so long, its task is given to another.
-    """
-
-    def __init__(self, queue: TaskQueue, heartbeat_seconds: int = 30) -> None:
-        self.heartbeat_seconds = heartbeat_seconds
-        self.was_stopped = False
-        super().__init__(
-            [queue.rq],
-            connection=queue.rq.connection,
-            serializer=JSONSerializer,
-            job_monitoring_interval=max(1, heartbeat_seconds // 3),
-        )
-
-    def get_heartbeat_ttl(self, job: QueuedTask) -> int:
-        """Seconds until the task counts as abandoned."""
-        return self.heartbeat_seconds
-
-    def handle_warm_shutdown_request(self) -> None:
-        """Remember that the end is wanted."""
-        self.was_stopped = True
-        super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]
-
-    def execute_job(self, job: QueuedTask, queue: rq.Queue) -> None:
-        """Fork and run the task, if it is one."""
-        refusal = _refusal(job)
-        if refusal is None:
-            super().execute_job(job, queue)
-            return
-        self.log.error("refused %s: %s", job.id, refusal)
-        queue.intermediate_queue.remove(job.id)
-        job.set_status(JobStatus.FAILED)
-        queue.failed_job_registry.add(job, exc_string=f"refused: {refusal}")
-
-
-def _refusal(queued: QueuedTask) -> str | None:
-    """Why it may not run, None if it may."""
-    try:
-        name, instance = queued.func_name, queued.instance
-    except Exception as error:
-        return f"its call is not JSON ({type(error).__name__})"
-    if name not in ALLOWED or instance is not None:
-        return f"{name} is not a task"
-    described = queued.to_dict(include_result=False)
-    hooks = [field for field in described if "callback_name" in field and described[field]]
-    if hooks or queued.webhooks:
-        return "tasks have no callbacks"
-    return None

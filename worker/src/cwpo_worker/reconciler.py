@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
+from datetime import timedelta
 
 import redis
 from redis.exceptions import LockError
@@ -13,7 +13,8 @@ from redis.exceptions import LockError
 from cwpo.errors import CwpoError
 from cwpo_worker.errors import UnknownJobError
 from cwpo_worker.ledger import Ledger
-from cwpo_worker.queue import Census, Task
+from cwpo_worker.queue import Census, Task, shard_tasks
+from cwpo_worker.retention import expire
 
 INTERVAL_SECONDS = 2.0
 LOCK = "cwpo:reconciler"
@@ -24,12 +25,16 @@ RESTORED = "cwpo:restored"
 log = logging.getLogger(__name__)
 
 
-def reconcile(ledger: Ledger) -> None:
+def reconcile(ledger: Ledger, kept: timedelta | None = None) -> None:
     """One round; returns at once where another process is at it.
 
     Restores lost records, gives abandoned tasks and due retries to the workers, fails the jobs of
-    tasks that were given up, ends cancelled jobs, and queues every task that an active job needs
-    and nobody has. Raises: redis.RedisError, StoreError.
+    tasks that were given up, ends cancelled jobs, queues every task that an active job needs and
+    nobody has, and removes what was deleted.
+
+    Args:
+        kept: how long ended jobs and unused files are; None until they are deleted.
+    Raises: redis.RedisError, StoreError.
     """
     lock = ledger.redis.lock(LOCK, timeout=LOCK_SECONDS)
     if not lock.acquire(blocking=False):
@@ -40,12 +45,15 @@ def reconcile(ledger: Ledger) -> None:
         ledger.queue.enqueue_due()
         for task, reason in ledger.queue.exhausted():
             with suppress(UnknownJobError):
-                ledger.records.fail(task.job_id, f"{task} was given up: {reason}")
+                ledger.give_up(task, f"{task} was given up: {reason}")
         active = ledger.records.active()
         census = ledger.queue.census()
         for job_id in active:
             with suppress(UnknownJobError):
                 _advance(ledger, job_id, census)
+        if kept is not None:
+            expire(ledger, kept)
+        _purge(ledger, census)
         ledger.store.sweep()
     finally:
         with suppress(LockError):
@@ -64,43 +72,53 @@ def _restore(ledger: Ledger) -> None:
 
 def _advance(ledger: Ledger, job_id: str, census: Census) -> None:
     record = ledger.records.get(job_id)
-    if Task(job_id, "plan") in census.waiting | census.running:
+    held = census.of(job_id)
+    if Task(job_id, "plan") in held:
         return  # It may be about to queue the very shards that seem to be missing.
-    needed: Iterable[Task] = ()
     if record.state == "validating":
-        needed = [Task(job_id, "plan")]
+        _enqueue_lost(ledger, [Task(job_id, "plan")])
     elif record.state in ("queued", "running"):
         parts = ledger.records.parts(job_id)
-        needed = [
-            Task(job_id, "shard", index)
-            for index in range(record.shards or 0)
-            if index not in parts
-        ]
-        if not needed:
+        missing = [index for index in range(record.shards or 0) if index not in parts]
+        if not missing:
             ledger.finalize(job_id)
-    elif record.state == "finalizing":
-        needed = [Task(job_id, "merge")]
+        in_hands = {index for task in held for index in task.shards}
+        lost = [index for index in missing if index not in in_hands]
+        _enqueue_lost(ledger, shard_tasks(job_id, lost, record.shards or 0))
+    elif record.state == "finalizing" and Task(job_id, "merge") not in held:
+        _enqueue_lost(ledger, [Task(job_id, "merge")])
     elif record.state == "cancelling":
         ledger.settle(job_id, census)
-    lost = [task for task in needed if task not in census.waiting | census.running]
-    if lost:
-        log.info("job %s: %d tasks that nobody has are queued", job_id, len(lost))
-        ledger.queue.enqueue(lost)
+
+
+def _enqueue_lost(ledger: Ledger, tasks: list[Task]) -> None:
+    if tasks:
+        log.info("job %s: %d tasks that nobody has are queued", tasks[0].job_id, len(tasks))
+        ledger.queue.enqueue(tasks)
+
+
+def _purge(ledger: Ledger, census: Census) -> None:
+    for job_id in ledger.records.deleted():
+        ledger.queue.remove(task for task in census.waiting if task.job_id == job_id)
+        # A shard of a failed job may still be at work, and would leave its part behind.
+        if not any(task.job_id == job_id for task in census.running):
+            ledger.records.purge(job_id)
 
 
 class Reconciler(threading.Thread):
     """Reconciles again and again, in the background of a worker, with a connection of its own."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, kept: timedelta | None = None) -> None:
         super().__init__(name="reconciler", daemon=True)
         self._ledger = ledger
+        self._kept = kept
         self._stopped = threading.Event()
 
     def run(self) -> None:
         """Until `stop`; a round that fails is logged and the next one tries again."""
         while not self._stopped.wait(INTERVAL_SECONDS):
             try:
-                reconcile(self._ledger)
+                reconcile(self._ledger, self._kept)
             except (redis.RedisError, CwpoError) as error:
                 log.warning("could not reconcile: %s", error)
 

@@ -20,10 +20,13 @@ from cwpo_worker.errors import (
     UnknownJobError,
 )
 from cwpo_worker.job import JobRecord, now
+from cwpo_worker.manifest import JobFolder
 from cwpo_worker.store import BlobStore
+from cwpo_worker.trials import trials_key
 
 INDEX = "cwpo:jobs"
 ACTIVE = "cwpo:jobs:active"
+DELETED = "cwpo:jobs:deleted"
 _PAGE = 100
 _CURSOR = re.compile(r"[0-9a-f]{16}-job-[0-9a-f]{24}")
 
@@ -76,9 +79,10 @@ class Records:
     def get(self, job_id: str) -> JobRecord:
         """The record as it is. Raises: UnknownJobError."""
         raw = cast("bytes | None", self._redis.get(_record_key(job_id)))
-        if raw is None:
+        record = None if raw is None else JobRecord.model_validate_json(raw)
+        if record is None or record.deleted:
             raise UnknownJobError(f"there is no job {job_id}")
-        return JobRecord.model_validate_json(raw)
+        return record
 
     def expect(self, job_id: str, *states: JobState) -> JobRecord:
         """The record, if it is in one of the states. Raises: JobStoppedError if not."""
@@ -95,7 +99,7 @@ class Records:
 
         def attempt(pipe: Pipeline) -> JobRecord:
             known = self._read(pipe, job_id)
-            if known is None:
+            if known is None or known.deleted:
                 raise UnknownJobError(f"there is no job {job_id}")
             changed = change(known)
             if changed == known:
@@ -151,6 +155,10 @@ class Records:
             for index, counts in raw.items()
         }
 
+    def parts_done(self, job_id: str) -> int:
+        """How many shards are finished."""
+        return self._redis.hlen(_parts_key(job_id))
+
     def progress(self, record: JobRecord) -> JobProgress:
         """How far the job is: of an ended one as it was kept, otherwise from its shards."""
         if record.state in FINAL_STATES or record.progress.rows_total is None:
@@ -176,6 +184,19 @@ class Records:
         """The ids of the jobs that have not ended."""
         ids = cast("set[bytes]", self._redis.smembers(ACTIVE))
         return sorted(job_id.decode() for job_id in ids)
+
+    def deleted(self) -> list[str]:
+        """The ids of the jobs whose remains are still to be removed."""
+        ids = cast("set[bytes]", self._redis.smembers(DELETED))
+        return sorted(job_id.decode() for job_id in ids)
+
+    def purge(self, job_id: str) -> None:
+        """Remove all that a deleted job left in the store, then in Redis."""
+        self._store.delete_folder(JobFolder(job_id).path)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(_record_key(job_id), _parts_key(job_id))
+            pipe.srem(DELETED, job_id)
+            pipe.execute()
 
     def newest(self, owner: str | None, cursor: str | None) -> Iterator[tuple[str, JobRecord]]:
         """Records newest first, each with the cursor that goes on after it.
@@ -205,15 +226,24 @@ class Records:
 
     def _write(self, pipe: Pipeline, record: JobRecord) -> None:
         pipe.set(_record_key(record.id), record.model_dump_json())
-        member = f"{int(record.created_at.timestamp() * 1e6):016x}-{record.id}"
+        if record.deleted:
+            self._hide(pipe, record)
+            return
+        member = _member(record)
         pipe.zadd(INDEX, {member: 0})
         if record.owner is not None:
             pipe.zadd(_owner_key(record.owner), {member: 0})
         if record.state in FINAL_STATES:
             pipe.srem(ACTIVE, record.id)
-            pipe.delete(_parts_key(record.id))
+            pipe.delete(_parts_key(record.id), trials_key(record.id))
         else:
             pipe.sadd(ACTIVE, record.id)
+
+    def _hide(self, pipe: Pipeline, record: JobRecord) -> None:
+        pipe.zrem(INDEX, _member(record))
+        if record.owner is not None:
+            pipe.zrem(_owner_key(record.owner), _member(record))
+        pipe.sadd(DELETED, record.id)
 
     def _transaction(self, attempt: Callable[[Pipeline], JobRecord], job_id: str) -> JobRecord:
         record = self._redis.transaction(
@@ -222,6 +252,11 @@ class Records:
             value_from_callable=True,
         )
         return cast(JobRecord, record)
+
+
+def _member(record: JobRecord) -> str:
+    """Its place in the indices: they are in the order of these."""
+    return f"{int(record.created_at.timestamp() * 1e6):016x}-{record.id}"
 
 
 def _record_key(job_id: str) -> str:

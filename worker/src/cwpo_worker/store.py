@@ -19,6 +19,9 @@ from cwpo_worker.errors import BlobNotFoundError, StoreError
 
 PARTIAL_FOLDER = ".partial"
 STALE_SECONDS = 24 * 3600
+# How much of a remote blob is in memory at a time: drivers would take 50 MB, tenfold in uploads.
+BLOCK_BYTES = 8 << 20
+_UPLOADS_AT_ONCE = 4
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -26,21 +29,38 @@ class BlobStore:
     """Blobs by key, such as `jobs/<id>/results.parquet`.
 
     Args:
-        url: a folder, `file://`, or any URL of fsspec such as `s3://bucket/prefix` (its package,
-            here s3fs, has to be installed).
+        url: a folder, `file://`, or any URL of fsspec such as `s3://bucket/prefix` (its driver,
+            here s3fs, has to be installed; where it finds credentials is its own affair).
 
-    A blob appears under its key complete or not at all, and is never changed but by `put`. Every
-    method raises StoreError, one line that says what cannot be done and why.
+    A blob appears under its key complete or not at all, and is never changed but by `put`: a local
+    one is linked to its key, another is uploaded on the condition that the key is free (in S3 by
+    `If-None-Match: *`). Every method raises StoreError, one line of what cannot be done and why.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._filesystem, self._root = self._connect()
+        self._pid = os.getpid()
+        self._is_local = isinstance(self._filesystem, LocalFileSystem)
+
+    @property
+    def _fs(self) -> Any:
+        # A driver may have threads of its own, which a forked worker does not inherit.
+        if self._pid != os.getpid():
+            self._filesystem, _ = self._connect()
+            self._pid = os.getpid()
+        return self._filesystem
+
+    def _connect(self) -> tuple[Any, str]:
         try:
             # A listing that is cached would hide what other processes have published.
-            self._fs, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"the store {url} cannot be used: {error}") from error
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+            filesystem, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            driver = "; pip install 'cwpo-worker[s3]'" if self.url.startswith("s3") else ""
+            raise StoreError(f"the store {self.url} cannot be used: {error}{driver}") from error
+        except ValueError as error:
+            raise StoreError(f"the store {self.url} cannot be used: {error}") from error
+        return filesystem, root
 
     @contextmanager
     def create(self, key: str) -> Iterator[Draft]:
@@ -73,8 +93,7 @@ class BlobStore:
     def open(self, key: str) -> BinaryIO:
         """The blob as a seekable binary stream. Raises: BlobNotFoundError if there is none."""
         with self._errors("read", key):
-            stream: BinaryIO = self._fs.open(self._path(key), "rb")
-            return stream
+            return readable(self._fs, self._path(key))
 
     def read(self, key: str) -> bytes:
         """A small blob as a whole. Raises: BlobNotFoundError if there is none."""
@@ -105,6 +124,11 @@ class BlobStore:
         """Remove the blob; nothing happens if there is none."""
         with suppress(BlobNotFoundError), self._errors("delete", key):
             self._fs.rm_file(self._path(key))
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove every blob under the folder; nothing happens if there is none."""
+        with suppress(BlobNotFoundError), self._errors("delete", prefix):
+            self._fs.rm(self._path(prefix), recursive=True)
 
     def check(self) -> None:
         """Raises: StoreError when the store cannot be written."""
@@ -149,17 +173,29 @@ class BlobStore:
         return True
 
     def _upload(self, partial: str, path: str, replace: bool) -> bool:
+        mode = "overwrite" if replace else "create"
         try:
-            self._fs.put_file(partial, path, mode="overwrite" if replace else "create")
+            self._fs.put_file(partial, path, mode=mode, **self._upload_options())
         except FileExistsError:
             return False
+        except OSError as error:
+            if replace or _s3_code(error) not in ("PreconditionFailed", "412"):
+                raise
+            return False
         return True
+
+    def _upload_options(self) -> dict[str, int]:
+        if "s3" not in self._fs.protocol:
+            return {}
+        return {"chunksize": 2 * BLOCK_BYTES, "max_concurrency": _UPLOADS_AT_ONCE}
 
     @contextmanager
     def _errors(self, verb: str, key: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
+            if verb == "write":  # What is not there is the bucket.
+                raise StoreError(f"cannot write {key} in the store {self.url}: {error}") from error
             raise BlobNotFoundError(f"the store {self.url} has no {key}") from error
         except OSError as error:
             reason = error.strerror or str(error) or type(error).__name__
@@ -216,6 +252,20 @@ class Draft(io.BufferedWriter):
     def close(self) -> None:
         """Drop what was not published."""
         self.abort()
+
+
+def readable(filesystem: Any, path: str) -> BinaryIO:
+    """A file of any file system as a seekable binary stream that takes little memory."""
+    stream: Any = filesystem.open(path, "rb", block_size=BLOCK_BYTES)
+    # The files of drivers lack some of what a binary stream can do.
+    return stream if isinstance(filesystem, LocalFileSystem) else io.BufferedReader(stream, 1 << 18)
+
+
+def _s3_code(error: OSError) -> str | None:
+    """What S3 called the error: not every server gives its details as s3fs wants them."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    code: str | None = answer.get("Error", {}).get("Code")
+    return code
 
 
 def _sync_folder(path: str) -> None:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from cwpo.errors import CwpoError
 
+# A NaN whose payload says why there is no score: the device's memory cannot hold the item.
+OUT_OF_MEMORY = np.array(0x7FC00C0D, np.uint32).view(np.float32)
+
 
 class BackendUnavailableError(CwpoError):
     """Nothing can be scored at the moment; the same request may succeed later."""
@@ -18,10 +21,14 @@ class BackendUnavailableError(CwpoError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """The token ids of one prompt with one response."""
+    """The token ids of one prompt with one response.
+
+    start: where the response starts, known where the encoder marks it.
+    """
 
     ids: Sequence[int]
     truncated: bool = False
+    start: int = 0
 
     @property
     def tokens(self) -> int:
@@ -33,13 +40,15 @@ class EncodedText:
 class EncodedPair:
     """The token ids of one prompt with either response.
 
-    The first `shared` ids of a and b are the same.
+    The first `shared` ids of a and b are the same. start: where the responses start, at most
+    `shared`, known where the encoder marks it.
     """
 
     a: Sequence[int]
     b: Sequence[int]
     shared: int = 0
     truncated: bool = False
+    start: int = 0
 
     @property
     def tokens(self) -> int:
@@ -55,7 +64,10 @@ class Backend(Protocol):
     dtype: str
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
-        """Raw scores of a and b, shape (n, 2), in input order; NaN and infinities as they come."""
+        """Raw scores of a and b, shape (n, 2), in input order; NaN and infinities as they come.
+
+        OUT_OF_MEMORY, a NaN, stands for an item that could not be scored for want of memory.
+        """
         ...
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
@@ -69,3 +81,8 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the model."""
         ...
+
+
+def is_out_of_memory(scores: NDArray[np.float32]) -> bool:
+    """Whether OUT_OF_MEMORY is among the scores."""
+    return bool((scores.view(np.uint32) == OUT_OF_MEMORY.view(np.uint32)).any())

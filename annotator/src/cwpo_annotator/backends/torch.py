@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification
 
-from cwpo_annotator import checkpoint
-from cwpo_annotator.backends import shared_prefix
+from cwpo_annotator.backends import onednn, shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
-from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_annotator.backends.memory import MemoryBudget
+from cwpo_annotator.model import load_model
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.threads import use_threads
 
-# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches.
-_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
+# their activations are small enough for the allocator to use the same memory again.
+_TOKEN_BUDGETS = {"cpu": 768, "mps": 8192, "cuda": 32768}
 
 
 class TorchBackend:
@@ -30,7 +31,9 @@ class TorchBackend:
         dtype: auto is bfloat16 on a GPU and float32 on a CPU. The head is float32 always: a
             bfloat16 score has eight bits, and would tie most close pairs.
         device: cuda, mps, cpu, or auto for the best there is.
-        token_budget: tokens a forward pass, padding included; None chooses by the device.
+        token_budget: tokens a forward pass, padding included; None chooses by the device. It is
+            halved whenever the device runs out of memory.
+        threads: on a CPU, of the whole process; None takes the physical cores there are.
     Raises: CheckpointError for weights that cannot be loaded or have no single output.
     """
 
@@ -44,31 +47,33 @@ class TorchBackend:
         dtype: str = "auto",
         device: str = "auto",
         token_budget: int | None = None,
+        threads: int | None = None,
     ) -> None:
         self.device = best_device() if device == "auto" else device
         kind = torch.device(self.device).type
         self.dtype = ("bfloat16" if kind == "cuda" else "float32") if dtype == "auto" else dtype
-        self.token_budget = token_budget or _TOKEN_BUDGETS.get(kind, 8192)
+        self._memory = MemoryBudget(token_budget or _TOKEN_BUDGETS.get(kind, 8192))
         self.pad_token_id = pad_token_id
-        self.model = _load(folder, getattr(torch, self.dtype)).to(self.device).eval()
-        self.model.config.pad_token_id = pad_token_id
+        model = load_model(folder, dtype=getattr(torch, self.dtype), pad_token_id=pad_token_id)
+        self.model = model.to(self.device)
         _keep_head_in_float32(self.model)
+        if kind == "cpu":
+            use_threads(threads)
+            onednn.lay_out(self.model.base_model, self.token_budget)
         self.shares_prompts = share_prompts(self.model)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens a forward pass, padding included."""
+        return self._memory.tokens
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         """Shape (n, 2); see Backend."""
-        if self.shares_prompts:
-            rows = pack_pairs(pairs, self.token_budget)
-            return self._score_packed(rows, 2 * len(pairs)).reshape(-1, 2)
-        sequences = [ids for pair in pairs for ids in (pair.a, pair.b)]
-        return self._score_padded(sequences).reshape(-1, 2)
+        return self._memory.score(pairs, self._score_pairs)
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Shape (n,); see Backend."""
-        sequences = [text.ids for text in texts]
-        if self.shares_prompts:
-            return self._score_packed(pack_texts(sequences, self.token_budget), len(texts))
-        return self._score_padded(sequences)
+        return self._memory.score(texts, self._score_texts)
 
     def check(self) -> None:
         """A model in this process is there as long as the process is."""
@@ -76,6 +81,19 @@ class TorchBackend:
     def close(self) -> None:
         """Free the model."""
         del self.model
+
+    def _score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+        if self.shares_prompts:
+            rows = pack_pairs(pairs, self.token_budget)
+            return self._score_packed(rows, 2 * len(pairs)).reshape(-1, 2)
+        sequences = [ids for pair in pairs for ids in (pair.a, pair.b)]
+        return self._score_padded(sequences).reshape(-1, 2)
+
+    def _score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
+        sequences = [text.ids for text in texts]
+        if self.shares_prompts:
+            return self._score_packed(pack_texts(sequences, self.token_budget), len(texts))
+        return self._score_padded(sequences)
 
     @torch.inference_mode()
     def _score_packed(self, rows: Iterable[Row], count: int) -> NDArray[np.float32]:
@@ -117,21 +135,6 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load(folder: Path, dtype: torch.dtype) -> Any:
-    count = checkpoint.outputs(folder)
-    if count != 1:
-        raise CheckpointError(
-            f"{folder}: the head has {count} outputs; an annotator has one score (num_labels=1)"
-        )
-    try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: the weights cannot be loaded: {reason}") from error
-
-
 def _keep_head_in_float32(model: torch.nn.Module) -> None:
     heads = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
     for head in heads:
@@ -157,7 +160,8 @@ def share_prompts(model: Any) -> bool:
 
     Encoders, and decoders whose attention goes its own ways, stay as they are.
     """
-    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
+    if not any(isinstance(head, torch.nn.Linear) for head in heads):
         return False
     before = model.config._attn_implementation
     texts = torch.arange(3, 15), torch.cat((torch.arange(3, 9), torch.arange(20, 24)))

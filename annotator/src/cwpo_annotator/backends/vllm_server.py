@@ -57,6 +57,11 @@ class VllmServer:
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         folder = checkpoint.resolve(annotator)
+        if checkpoint.is_adapter(folder):
+            raise checkpoint.CheckpointError(
+                f"{annotator}: vLLM is not given adapters; merge it into its base model with "
+                "merge_and_unload, save that and name its folder"
+            )
         length = Encoder.load(folder).max_length
         self._log = Path(tempfile.mkdtemp(prefix="cwpo-vllm-")) / "vllm.log"
         self._environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}

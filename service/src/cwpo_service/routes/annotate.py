@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
 from cwpo_service.auth import scoped
-from cwpo_service.body import accepts, answers, json_body
+from cwpo_service.body import accepts, admitted, answers, read
 from cwpo_service.connection import Deadline, while_awaited
 from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
@@ -51,18 +49,15 @@ _ANSWER = {
     responses={**documented(400, 413, 415, 429, 503, 504), **answers(_ANSWER)},
     openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}),
 )
-async def annotate(
-    request: Request,
-    body: Annotated[AnnotateRequest, Depends(json_body(AnnotateRequest))],
-    service: CurrentService,
-    deadline: Deadline,
-) -> Response:
+async def annotate(request: Request, service: CurrentService, deadline: Deadline) -> Response:
     """Say which response of each triplet is preferred, and with what confidence.
 
     The answer is in input order; a triplet without an id is named by its position. One that
     cannot be annotated has an `error` in place of a label, and the others are unharmed.
     """
-    answer = await while_awaited(request, deadline, service.inference.annotate(body))
+    async with admitted(request, service.inference) as room:
+        body = await read(request, AnnotateRequest)
+        answer = await while_awaited(request, deadline, service.inference.annotate(body, room))
     return Response(to_json(answer), media_type="application/json")
 
 
@@ -85,12 +80,9 @@ async def annotate(
         {"items": [{"prompt": _TRIPLET["prompt"], "response": _TRIPLET["response_a"]}]},
     ),
 )
-async def score(
-    request: Request,
-    body: Annotated[ScoreRequest, Depends(json_body(ScoreRequest))],
-    service: CurrentService,
-    deadline: Deadline,
-) -> Response:
+async def score(request: Request, service: CurrentService, deadline: Deadline) -> Response:
     """The annotator's raw score (logit) of each response, in input order."""
-    answer = await while_awaited(request, deadline, service.inference.score(body))
+    async with admitted(request, service.inference) as room:
+        body = await read(request, ScoreRequest)
+        answer = await while_awaited(request, deadline, service.inference.score(body, room))
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

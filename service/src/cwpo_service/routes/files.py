@@ -1,4 +1,4 @@
-"""POST /files and GET /files/{id}."""
+"""POST /files, GET and DELETE /files/{id}."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from cwpo.resources import CONTENT_TYPES
 from cwpo.types import File
 from cwpo_service.auth import Owner, scoped
+from cwpo_service.digest import expected_sha256
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentJobs, CurrentService
 
@@ -24,6 +25,11 @@ IdempotencyKey = Annotated[
         max_length=255,
         description="makes all tries of one submission one submission",
     ),
+]
+
+# For the documentation; it is read from the request.
+ContentDigest = Annotated[
+    str | None, Header(description="sha-256=:BASE64: of the file, which is checked against it")
 ]
 
 _FORMATS = {content_type: format for format, content_type in CONTENT_TYPES.items()}
@@ -46,9 +52,15 @@ async def upload_file(
     jobs: CurrentJobs,
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
+    content_digest: ContentDigest = None,
 ) -> File:
-    """Store a JSONL, gzipped JSONL or Parquet file; the body is the file itself, streamed."""
+    """Store a JSONL, gzipped JSONL or Parquet file; the body is the file itself, streamed.
+
+    Content-Digest is checked before there is a file. An upload that breaks off leaves nothing, and
+    all tries under one Idempotency-Key are one file.
+    """
     service.inference.check_not_draining()
+    sha256 = expected_sha256(request)
     content_type = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
     format = _FORMATS.get(content_type)
     if format is None:
@@ -64,7 +76,7 @@ async def upload_file(
     try:
         async for chunk in request.stream():
             await run_in_threadpool(draft.write, chunk)
-        return await run_in_threadpool(draft.commit)
+        return await run_in_threadpool(draft.commit, sha256)
     finally:
         await run_in_threadpool(draft.abort)
 
@@ -73,3 +85,9 @@ async def upload_file(
 async def get_file(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
     """What is known of an uploaded file."""
     return await run_in_threadpool(jobs.files.get, file_id, owner=owner)
+
+
+@router.delete("/files/{file_id}", summary="Delete a file", responses=documented(404, 409, 503))
+async def delete_file(file_id: str, jobs: CurrentJobs, owner: Owner) -> File:
+    """Remove an uploaded file; the answer is what it was. A job that has not ended keeps it."""
+    return await run_in_threadpool(jobs.ledger.delete_file, file_id, owner=owner)

@@ -1,4 +1,4 @@
-"""Batch jobs: submit, list, watch, cancel, resume, download."""
+"""Batch jobs: submit, list, watch, cancel, resume, download, delete."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ async def get_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=documented(404, 409, 503))
 async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
-    """Stop the job. A job that has ended already cannot be cancelled."""
+    """Stop the job. What it has finished becomes its results; resumed, it does the rest.
+
+    A job that has ended already cannot be cancelled.
+    """
     return await run_in_threadpool(jobs.ledger.cancel, job_id, owner=owner)
 
 
@@ -93,6 +96,12 @@ async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
 async def resume_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
     """Go on with a failed or cancelled job. What was finished is kept and not done again."""
     return await run_in_threadpool(jobs.ledger.resume, job_id, owner=owner)
+
+
+@router.delete("/{job_id}", summary="Delete a job", responses=documented(404, 409, 503))
+async def delete_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
+    """Forget an ended job with its results; the answer is what it was. The input stays."""
+    return await run_in_threadpool(jobs.ledger.delete, job_id, owner=owner)
 
 
 @router.get(
@@ -108,7 +117,11 @@ async def download_results(
     request: Request,
     format: Annotated[ResultFormat, Query(description="of the file")] = "parquet",
 ) -> Response:
-    """The finished dataset, in input order. Ranges are served, so a download can go on."""
+    """The finished dataset, in input order. Ranges are served, so a download can go on.
+
+    Of a cancelled job it holds the rows that were finished, which `progress` counts; there is
+    none if no shard was.
+    """
     stream, size = await run_in_threadpool(jobs.ledger.open_results, job_id, format, owner=owner)
     name = f"{job_id}.{format}"
     return file_response(request, stream, size, name=name, media_type=_MEDIA_TYPES[format])

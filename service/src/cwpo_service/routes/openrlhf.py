@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from cwpo.types import FailedScore, ScoreItem, ScoreRequest, Truncation
 from cwpo_service.auth import scoped
-from cwpo_service.body import accepts, answers, json_body
+from cwpo_service.body import accepts, admitted, answers, read
 from cwpo_service.connection import Deadline, while_awaited
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentService
@@ -69,7 +69,6 @@ class RewardResponse(BaseModel):
 )
 async def get_reward(
     request: Request,
-    body: Annotated[RewardRequest, Depends(json_body(RewardRequest))],
     service: CurrentService,
     deadline: Deadline,
     truncation: Annotated[Truncation, Query(description="of too long texts")] = "error",
@@ -78,8 +77,11 @@ async def get_reward(
 
     There is no reward for a text that cannot be scored, so one such text fails the request.
     """
-    wanted = ScoreRequest(items=body.items(), truncation=truncation)
-    answer = await while_awaited(request, deadline, service.inference.score(wanted, limit=False))
+    inference = service.inference
+    async with admitted(request, inference) as room:
+        body = await read(request, RewardRequest)
+        wanted = ScoreRequest(items=body.items(), truncation=truncation)
+        answer = await while_awaited(request, deadline, inference.score(wanted, room, limit=False))
     rewards, truncated = [], []
     for index, item in enumerate(answer.scores):
         if isinstance(item, FailedScore):

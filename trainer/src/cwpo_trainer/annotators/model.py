@@ -1,4 +1,4 @@
-"""The annotator's model before training: a pretrained backbone with a new scalar head."""
+"""The annotator's model before training: a pretrained backbone with a head to score by."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from cwpo.errors import ConfigError
+from cwpo_annotator.backends.language_model import load_language_model
 from cwpo_annotator.checkpoint import CheckpointError
 from cwpo_annotator.encoding import Encoder
 
@@ -35,14 +36,36 @@ def load(base: Path, encoder: Encoder, *, layers: int | None = None) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{base}: cannot be given a scalar head: {reason}") from error
+    _check_finite(model, base)
     if len(encoder.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(encoder.tokenizer))
     model.config.pad_token_id = encoder.pad_token_id
     return model
 
 
+def load_causal(base: Path, *, layers: int | None = None) -> Any:
+    """The base model as a causal language model, in float32.
+
+    Args:
+        layers: how many of the backbone's layers to keep, from the input on; None keeps all.
+    Raises: CheckpointError for one that is none; ConfigError for too many layers.
+    """
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    if layers is not None:
+        _keep_layers(config, layers)
+    model = load_language_model(base, torch.float32, config)
+    _check_finite(model, base)
+    return model
+
+
 def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
-    """Freeze the backbone and give its linear layers low-rank adapters; the head trains whole."""
+    """Freeze the backbone and give its linear layers low-rank adapters.
+
+    A scalar head, which is new, trains whole; a language model's head is frozen too.
+    """
+    language_head = model.get_output_embeddings()
+    if language_head is not None:
+        language_head.requires_grad_(False)
     lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear")
     setattr(model, model.base_model_prefix, get_peft_model(model.base_model, lora))
 
@@ -50,6 +73,14 @@ def add_lora(model: Any, *, rank: int, alpha: int, dropout: float) -> None:
 def merge_lora(model: Any) -> None:
     """Make the model a plain one again, its adapters added into the backbone."""
     setattr(model, model.base_model_prefix, model.base_model.merge_and_unload())
+
+
+def _check_finite(model: Any, base: Path) -> None:
+    for name, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"{base}: {name} holds NaN or infinite weights: download or export the model anew"
+            )
 
 
 def _keep_layers(config: Any, layers: int) -> None:

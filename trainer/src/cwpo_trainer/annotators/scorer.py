@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,24 @@ from cwpo_annotator.backends.torch import read_row, share_prompts
 from cwpo_annotator.packing import Row, pack_pairs
 
 # Tokens a forward pass, padding included; it sets memory and speed, not the result.
-_TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
+TOKEN_BUDGETS = {"cpu": 1024, "cuda": 65536}
+
+
+class PairScorer(Protocol):
+    """What a model in training gives for pairs; one for each kind of annotator."""
+
+    @property
+    def model(self) -> Any:
+        """The module whose parameters are trained."""
+        ...
+
+    def scores(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
+        """Scores of a and b, float32, shape (part, 2): a tensor a forward pass, in any order."""
+        ...
+
+    def measure(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
+        """The margins without gradients or dropout, shape (pairs,), in any order."""
+        ...
 
 
 class Scorer:
@@ -36,7 +53,7 @@ class Scorer:
         self.model = model
         self.pad_token_id = pad_token_id
         self.bfloat16 = bfloat16
-        self.token_budget = _TOKEN_BUDGETS.get(model.device.type, 8192)
+        self.token_budget = TOKEN_BUDGETS.get(model.device.type, 8192)
         self._attention = model.config._attn_implementation
         _keep_head_in_float32(model)
         model.eval()
@@ -45,35 +62,29 @@ class Scorer:
             model
         )
 
-    def margins(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
-        """Score of a less that of b, float32: one tensor a forward pass, the pairs in any order."""
+    def scores(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
+        """Scores of a and b, float32, shape (part, 2): a tensor a forward pass, in any order."""
         if self.shares_prompts:
             by_length = sorted(pairs, key=lambda pair: pair.tokens)
             for row in pack_pairs(by_length, self.token_budget):
-                yield self._of_row(row)
+                with arithmetic(self.model, bfloat16=self.bfloat16):
+                    hidden = read_row(self.model, row)
+                yield a_and_b(row, self.model.score(hidden[row.last])[:, 0])
         else:
-            for part in _like_lengths(pairs, self.token_budget):
+            for part in like_lengths(pairs, self.token_budget):
                 yield self._of_padded(part)
 
     @torch.no_grad()
     def measure(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
         """The margins without gradients or dropout, shape (pairs,), in any order."""
         self.model.eval()
-        parts = [part.cpu().numpy() for part in self.margins(pairs)]
+        parts = [part.cpu().numpy() for part in self.scores(pairs)]
         self.model.train()
-        return np.concatenate(parts).astype(np.float64)
+        return np.concatenate([part[:, 0] - part[:, 1] for part in parts]).astype(np.float64)
 
     def restore(self) -> None:
         """Give the model its own attention back."""
         self.model.set_attn_implementation(self._attention)
-
-    def _of_row(self, row: Row) -> Tensor:
-        with self._arithmetic():
-            hidden = read_row(self.model, row)
-        scores: Tensor = self.model.score(hidden[row.last])[:, 0]
-        # Texts 2i and 2i + 1 are a and b of pair i, and stand side by side in either order.
-        signs = torch.tensor([1.0 if text % 2 == 0 else -1.0 for text in row.texts])
-        return (scores * signs.to(scores.device)).view(-1, 2).sum(dim=1)
 
     def _of_padded(self, pairs: Sequence[EncodedPair]) -> Tensor:
         texts = [*(pair.a for pair in pairs), *(pair.b for pair in pairs)]
@@ -83,17 +94,25 @@ class Scorer:
             ids[row, : len(text)] = torch.as_tensor(text)
             mask[row, : len(text)] = 1
         device = self.model.device
-        with self._arithmetic():
+        with arithmetic(self.model, bfloat16=self.bfloat16):
             logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         scores: Tensor = logits[:, 0].float()
-        return scores[: len(pairs)] - scores[len(pairs) :]
-
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        kind = self.model.device.type
-        return torch.autocast(kind, torch.bfloat16) if self.bfloat16 else nullcontext()
+        return scores.view(2, -1).T
 
 
-def _like_lengths(pairs: Sequence[EncodedPair], budget: int) -> Iterator[list[EncodedPair]]:
+def a_and_b(row: Row, of_texts: Tensor) -> Tensor:
+    """What belongs to the texts of a packed row, shape (2 pairs,), as columns a and b."""
+    # Texts 2i and 2i + 1 are a and b of pair i, and stand side by side in either order.
+    order = torch.tensor(row.texts).view(-1, 2).argsort(dim=1)
+    return of_texts.view(-1, 2).gather(1, order.to(of_texts.device))
+
+
+def arithmetic(model: Any, *, bfloat16: bool) -> AbstractContextManager[None]:
+    """Mixed precision on the model's device where it is asked for."""
+    return torch.autocast(model.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def like_lengths(pairs: Sequence[EncodedPair], budget: int) -> Iterator[list[EncodedPair]]:
     """The pairs in parts of like length within the token budget: little padding, same gradient."""
     part: list[EncodedPair] = []
     for pair in sorted(pairs, key=_width, reverse=True):

@@ -55,6 +55,7 @@ def run(settings: EvaluatePolicy) -> None:
     with new_output("evaluate-policy", settings.output, recorded) as output:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         annotator = Annotator.load(settings.annotator)
+        annotator.check_scores_single()
         rewards: dict[str, NDArray[np.float64]] = {}
         answers: dict[str, list[str]] = {}
         for name, path in {REFERENCE: settings.reference, **paths}.items():

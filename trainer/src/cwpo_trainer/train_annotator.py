@@ -1,35 +1,47 @@
-"""Step (i): training a pretrained model as a Bradley-Terry annotator (eq. 5)."""
+"""Step (i): training a pretrained model on human labels as an annotator.
+
+Also runs as `python -m cwpo_trainer.train_annotator`, with the flags of `cwpo train-annotator`.
+"""
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import get_scheduler
+from torch import Tensor
 
-from cwpo.errors import DatasetError
+from cwpo import cli
+from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.backends.torch import best_device
-from cwpo_annotator.checkpoint import Card, HeldOut, resolve, write_card
+from cwpo_annotator.checkpoint import (
+    IMPLICIT,
+    REFERENCE_NAME,
+    Card,
+    CheckpointError,
+    HeldOut,
+    resolve,
+    write_card,
+)
 from cwpo_annotator.encoding import Encoder
+from cwpo_annotator.responses import encoder_of
 from cwpo_trainer import data, losses, runtime
-from cwpo_trainer.annotators.model import add_lora, load, merge_lora
+from cwpo_trainer.annotators import model as models
+from cwpo_trainer.annotators.implicit import ImplicitScorer, ResponseScorer
 from cwpo_trainer.annotators.scorer import Scorer
+from cwpo_trainer.annotators.training import train
 from cwpo_trainer.annotators.validation import Validation
 from cwpo_trainer.data import LabelledPair, Split
 from cwpo_trainer.evaluation import annotator as evaluation
-from cwpo_trainer.record import LOG_NAME, Output, new_output
+from cwpo_trainer.record import LOG_NAME, SFT_LOG_NAME, Output, new_output
 from cwpo_trainer.training_log import TrainingLog
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import TrainAnnotator
-
-MAX_GRAD_NORM = 1.0
 
 
 def run(settings: TrainAnnotator) -> None:
@@ -37,6 +49,8 @@ def run(settings: TrainAnnotator) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
+    if settings.margin and settings.objective != "bt":
+        raise ConfigError(f"--margin belongs to --objective bt; {settings.objective} has none")
     parts = data.split(
         data.sample(data.read_pairs(settings.data), settings.max_pairs, seed=settings.seed),
         labelled_fraction=settings.labelled_fraction,
@@ -52,28 +66,17 @@ def run(settings: TrainAnnotator) -> None:
         if settings.splits is not None:
             data.write_splits(parts, settings.splits, seed=settings.seed)
         runtime.prepare(seed=settings.seed, threads=settings.threads)
-        encoder = Encoder.create(base, max_length=settings.max_length)
+        encoder = encoder_of(settings.objective).create(base, max_length=settings.max_length)
+        if not encoder.ends_texts:
+            raise CheckpointError(
+                f"{settings.model}: the tokenizer has no EOS token and ends no text by itself: "
+                "name one as eos_token in tokenizer_config.json"
+            )
         pairs, kept_back = encode(encoder, training), encode(encoder, validating)
         report_lengths(output, len(parts.labelled), pairs, kept_back)
         validation = Validation(kept_back, settings.patience)
-        model = load(base, encoder, layers=settings.layers)
-        if settings.lora:
-            add_lora(
-                model,
-                rank=settings.lora_rank,
-                alpha=settings.lora_alpha,
-                dropout=settings.lora_dropout,
-            )
-        scorer = Scorer(
-            model.to(best_device()),
-            encoder.pad_token_id,
-            bfloat16=runtime.use_bfloat16(settings.dtype),
-        )
-        with TrainingLog(output.folder / LOG_NAME, "annotator") as log:
-            train(scorer, pairs, validation, settings, log)
-        scorer.restore()
-        if settings.lora:
-            merge_lora(model)
+        how = _train_implicit if settings.objective in IMPLICIT else _train_scalar
+        model = how(settings, encoder, pairs, validation, output)
         _save(model, encoder, settings, parts, validation, output)
 
 
@@ -114,75 +117,90 @@ def report_lengths(
         )
 
 
-def train(
-    scorer: Scorer,
+def _train_scalar(
+    settings: TrainAnnotator,
+    encoder: Encoder,
     pairs: Sequence[EncodedPair],
     validation: Validation,
+    output: Output,
+) -> Any:
+    """A model with a scalar head, trained on scores of single texts (bt) or joint ones (pairrm)."""
+
+    def loss(scores: Tensor) -> Tensor:
+        a, b = scores[:, 0], scores[:, 1]
+        smoothing = settings.label_smoothing
+        if settings.objective == "pairrm":
+            return losses.pairwise(a, b, label_smoothing=smoothing)
+        return losses.bradley_terry(a - b, margin=settings.margin, label_smoothing=smoothing)
+
+    model = models.load(resolve(settings.model), encoder, layers=settings.layers)
+    _add_lora(model, settings)
+    bfloat16 = runtime.use_bfloat16(settings.dtype)
+    scorer = Scorer(model.to(best_device()), encoder.pad_token_id, bfloat16=bfloat16)
+    with TrainingLog(output.folder / LOG_NAME, "annotator") as log:
+        train(scorer, loss, pairs, validation, settings, log, epochs=settings.epochs)
+    scorer.restore()
+    return _merged(model, settings)
+
+
+def _train_implicit(
     settings: TrainAnnotator,
-    log: TrainingLog,
+    encoder: Encoder,
+    pairs: Sequence[EncodedPair],
+    validation: Validation,
+    output: Output,
+) -> Any:
+    """A language model trained by DPO, after SFT where asked; its reference is written."""
+
+    def loss(scores: Tensor) -> Tensor:
+        # DPO, eq. 9 with C = 1, is eq. 5 over implicit rewards.
+        margins = scores[:, 0] - scores[:, 1]
+        return losses.bradley_terry(margins, label_smoothing=settings.label_smoothing)
+
+    model = models.load_causal(resolve(settings.model), layers=settings.layers)
+    model = model.to(best_device())
+    if settings.objective == "sft+dpo":
+        _fine_tune(model, settings, pairs, output)
+    model.save_pretrained(output.folder / REFERENCE_NAME)
+    _add_lora(model, settings)
+    bfloat16 = runtime.use_bfloat16(settings.dtype)
+    scorer = ImplicitScorer(model, beta=settings.beta, bfloat16=bfloat16)
+    scorer.refer(pairs, validation.pairs)
+    with TrainingLog(output.folder / LOG_NAME, "annotator") as log:
+        train(scorer, loss, pairs, validation, settings, log, epochs=settings.epochs)
+    scorer.restore()
+    return _merged(model, settings)
+
+
+def _fine_tune(
+    model: Any, settings: TrainAnnotator, pairs: Sequence[EncodedPair], output: Output
 ) -> None:
-    """Train with AdamW on eq. 5, a random batch of pairs at a time; the best weights are kept."""
-    model = scorer.model
-    steps_an_epoch = -(-len(pairs) // settings.batch_size)
-    steps = settings.max_steps or max(1, round(settings.epochs * steps_an_epoch))
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-    )
-    scheduler = get_scheduler(
-        settings.schedule,
-        optimizer,
-        num_warmup_steps=min(settings.warmup_steps, steps // 10),
-        num_training_steps=steps,
-    )
-    check_every = settings.validate_every or steps_an_epoch
-    model.train()
-    log.start(steps)
-    for step, batch in enumerate(_batches(pairs, settings.batch_size, steps, settings.seed), 1):
-        figures = _backward(scorer, batch, settings)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        lr = scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        if validation.pairs and (step % check_every == 0 or step == steps):
-            figures |= validation.check(step, scorer.measure(validation.pairs), model)
-        log.step(step=step, lr=lr, grad_norm=norm.item(), **figures)
-        if validation.is_over:
-            break
-    validation.restore(model)
+    """Raise the log-probability of the chosen responses: SFT, before DPO."""
+    chosen = [replace(pair, b=pair.a, shared=len(pair.a)) for pair in pairs]
+    _add_lora(model, settings)
+    scorer = ResponseScorer(model, bfloat16=runtime.use_bfloat16(settings.dtype))
+    nothing = Validation([], None)
+    with TrainingLog(output.folder / SFT_LOG_NAME, "SFT") as log:
+        epochs = settings.sft_epochs
+        train(scorer, lambda s: -s[:, 0], chosen, nothing, settings, log, epochs=epochs)
+    scorer.restore()
+    _merged(model, settings)
 
 
-def _backward(
-    scorer: Scorer, batch: Sequence[EncodedPair], settings: TrainAnnotator
-) -> dict[str, float]:
-    """Gradients of the mean loss over the batch; the loss and the share of pairs told right."""
-    loss = 0.0
-    correct = 0
-    for margins in scorer.margins(batch):
-        each = losses.bradley_terry(
-            margins, margin=settings.margin, label_smoothing=settings.label_smoothing
+def _add_lora(model: Any, settings: TrainAnnotator) -> None:
+    if settings.lora:
+        models.add_lora(
+            model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
         )
-        part = each.sum() / len(batch)
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-        correct += int((margins > 0).sum())
-    return {"loss": loss, "accuracy": correct / len(batch)}
 
 
-def _batches(
-    pairs: Sequence[EncodedPair], size: int, count: int, seed: int
-) -> Iterator[list[EncodedPair]]:
-    """`count` batches, from one shuffled pass over the pairs after the other."""
-    generator = random.Random(seed)  # noqa: S311
-    order: list[EncodedPair] = []
-    for _ in range(count):
-        if not order:
-            order = list(pairs)
-            generator.shuffle(order)
-        yield order[:size]
-        del order[:size]
+def _merged(model: Any, settings: TrainAnnotator) -> Any:
+    if settings.lora:
+        models.merge_lora(model)
+    return model
 
 
 def _save(
@@ -199,6 +217,7 @@ def _save(
     card = Card(
         base_model=settings.model,
         objective=settings.objective,
+        beta=settings.beta if settings.objective in IMPLICIT else None,
         encoding=encoder.spec,
         data_fingerprint=data.fingerprint(parts.labelled),
         labelled_pairs=len(parts.labelled),
@@ -226,3 +245,9 @@ def _save(
         card.confidence_quantiles = metrics.confidence_quantiles
         write_card(output.folder, card)
         print(f"held out: {metrics.summary}")
+
+
+if __name__ == "__main__":
+    from cwpo_trainer.commands import TrainAnnotator
+
+    cli.run(TrainAnnotator, sys.argv[1:], "python -m cwpo_trainer.train_annotator")

@@ -1,0 +1,155 @@
+"""Log-probabilities of responses under a causal language model; its logits never fill memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from cwpo_annotator.backends.torch import read_row
+from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_annotator.packing import Row
+
+# Logits that exist at a time.
+_LOGITS = 1 << 23
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """Where one response stands in hidden states laid end to end.
+
+    before: of each of its tokens, the place whose hidden state predicts it; targets: the tokens.
+    """
+
+    before: Sequence[int]
+    targets: Sequence[int]
+
+
+def load_language_model(
+    folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None
+) -> Any:
+    """A causal language model, with another configuration than its own where one is given.
+
+    Raises: CheckpointError for a folder that holds none.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: no causal language model: {reason}") from error
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(f"{folder}: no causal language model: {missing[0]} is missing")
+    _check_causal(model.eval(), folder)
+    return model
+
+
+def log_probs(model: Any, hidden: Tensor, responses: Sequence[Response]) -> Tensor:
+    """Summed log-probability of each response, float32, shape (responses,).
+
+    Args:
+        hidden: what the model's backbone makes of the tokens, shape (tokens, width).
+    """
+    device = hidden.device
+    before = torch.tensor([at for item in responses for at in item.before], device=device)
+    targets = torch.tensor([token for item in responses for token in item.targets], device=device)
+    owner = torch.tensor(
+        [at for at, item in enumerate(responses) for _ in item.targets], device=device
+    )
+    head = model.get_output_embeddings()
+    size = max(1, _LOGITS // head.weight.shape[0])
+    sums = torch.zeros(len(responses), device=device)
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        arguments = head, hidden[before[part]], targets[part]
+        # The logits are made again for the gradient rather than kept.
+        each = (
+            checkpoint(_of_tokens, *arguments, use_reentrant=False)
+            if torch.is_grad_enabled()
+            else _of_tokens(*arguments)
+        )
+        sums = sums.index_add(0, owner[part], each)
+    return sums
+
+
+def of_row(model: Any, row: Row, starts: Sequence[int]) -> Tensor:
+    """The log-probabilities of the responses in a packed row, in the order of `row.texts`.
+
+    Args:
+        model: one whose prompts are shared.
+        starts: of the response of each text of the row, in its own tokens.
+    """
+    hidden = read_row(model, row)
+    # Equal texts are read at one place.
+    distinct: dict[int, Response] = {}
+    for places, start in zip(row.places(), starts, strict=True):
+        distinct.setdefault(
+            places[-1], _response(places, [row.ids[place] for place in places], start)
+        )
+    order = {last: at for at, last in enumerate(distinct)}
+    sums = log_probs(model, hidden, [*distinct.values()])
+    return sums[[order[last] for last in row.last]]
+
+
+def of_batch(model: Any, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    """The log-probabilities of the responses of texts that are padded to one length."""
+    width = max(map(len, texts))
+    ids = torch.zeros((len(texts), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.as_tensor(text)
+        mask[row, : len(text)] = 1
+    output = model.base_model(
+        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+    )
+    responses = [
+        _response(range(row * width, row * width + len(text)), text, start)
+        for row, (text, start) in enumerate(zip(texts, starts, strict=True))
+    ]
+    return log_probs(model, output.last_hidden_state.flatten(0, 1), responses)
+
+
+def _response(where: Sequence[int], ids: Sequence[int], start: int) -> Response:
+    # Nothing predicts the first token of all.
+    start = max(start, 1)
+    return Response(where[start - 1 : -1], ids[start:])
+
+
+def _of_tokens(head: torch.nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits: Tensor = head(hidden).float()
+    chosen: Tensor = logits.gather(1, targets[:, None])[:, 0]
+    normaliser: Tensor = logits.logsumexp(dim=1)
+    return chosen - normaliser
+
+
+@torch.inference_mode()
+def _check_causal(model: Any, folder: Path) -> None:
+    ids = torch.arange(3, 11)[None]
+    other = ids.clone()
+    other[0, -1] += 1
+    logits = model(input_ids=ids).logits.float()
+    earlier = model(input_ids=other).logits.float()[:, :-1]
+    head = model.get_output_embeddings()
+    own = head(model.base_model(input_ids=ids).last_hidden_state).float()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if (logits[:, :-1] - earlier).norm() > tolerance * logits.norm():
+        raise CheckpointError(f"{folder}: no causal language model: it reads ahead")
+    if (logits - own).norm() > tolerance * logits.norm():
+        raise CheckpointError(
+            f"{folder}: its logits are scaled or capped after its last layer, which is not "
+            "supported here; train with --objective bt"
+        )

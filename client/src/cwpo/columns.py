@@ -1,0 +1,165 @@
+"""The columns of an input beside its triplets: they go along into the weighted dataset.
+
+A row keeps its JSON values. Parquet wants one type a column, and a column's type is the plainest
+that holds every value of the whole input unchanged: boolean, integer (64 bits), number (double),
+text, or else JSON as text (arrays, objects, and values of mixed types).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from cwpo.errors import DatasetError
+
+ColumnType = Literal["boolean", "integer", "number", "text", "json"]
+
+MAX_COLUMNS = 1000
+# What the annotation writes, and the names of responses that a row does not go by itself.
+RESERVED = frozenset(
+    {"response_a", "response_b", "chosen", "rejected"}
+    | {"confidence", "calibrated_confidence", "score_chosen", "score_rejected"}
+)
+# preferred is a labelled triplet's own: the annotator's label takes its place.
+_OURS = frozenset({"id", "prompt", "response_a", "response_b", "preferred"})
+_TRL = frozenset({"id", "prompt", "chosen", "rejected", "preferred"})
+
+_ARROW: dict[ColumnType, pa.DataType] = {
+    "boolean": pa.bool_(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "text": pa.string(),
+    "json": pa.string(),
+}
+_JSON = {b"cwpo.type": b"json"}
+_KINDS = {type(None): "null", bool: "boolean", str: "text", float: "number"}
+# Up to here a double holds every integer.
+_EXACT = 2**53
+
+
+class Column(BaseModel):
+    """A column beside the triplets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    type: ColumnType
+
+    def field(self) -> pa.Field:
+        """The column in Parquet; the metadata of one that holds JSON says so."""
+        metadata = _JSON if self.type == "json" else None
+        return pa.field(self.name, _ARROW[self.type], metadata=metadata)
+
+
+class Columns:
+    """The columns of an input and their types, learned row by row."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, set[str]] = {}
+
+    def learn(self, extra: Mapping[str, Any]) -> None:
+        """Take in one row's. Raises: DatasetError for an input of too many columns."""
+        for name, value in extra.items():
+            self._kinds.setdefault(name, set()).add(_kind(value))
+        if len(self._kinds) > MAX_COLUMNS:
+            raise DatasetError(
+                f"the rows have over {MAX_COLUMNS:,} different names beside their triplets: "
+                "put what varies from row to row into one object"
+            )
+
+    def known(self) -> list[Column]:
+        """Those of the rows so far, in the order of their first appearance."""
+        return [Column(name=name, type=_type(kinds)) for name, kinds in self._kinds.items()]
+
+
+def beside(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row holds beside its triplet, as JSON values; NaN and infinities become null.
+
+    Raises: DatasetError for a name that the annotation needs, or a value that JSON has no form
+    for; UnicodeEncodeError for text that is no Unicode.
+    """
+    own = _OURS if "response_a" in row else _TRL
+    if row.keys() <= own:
+        return {}
+    extra = {name: value for name, value in row.items() if name not in own}
+    for name in extra:
+        if name in RESERVED:
+            raise DatasetError(
+                f"the column {name!r} has a name that the annotation needs for its own: "
+                "rename it or leave it out"
+            )
+    try:
+        json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise
+    except ValueError:
+        return {name: _finite(value) for name, value in extra.items()}
+    except TypeError as error:
+        raise DatasetError(f"the column {_foreign(extra)!r} cannot be kept: {error}") from error
+    return extra
+
+
+def stored(field: pa.Field, values: Sequence[Any]) -> Sequence[Any]:
+    """The values as the Parquet column holds them."""
+    if not _is_json(field):
+        return values
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table, the JSON in its text columns as values again."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for name in [field.name for field in table.schema if _is_json(field)]:
+        for row in rows:
+            if row[name] is not None:
+                row[name] = json.loads(row[name])
+    return rows
+
+
+def with_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with dates, times and decimals as text, since JSON has no form for them."""
+    for index, field in enumerate(batch.schema):
+        if pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type):
+            batch = batch.set_column(index, field.name, batch.column(index).cast(pa.string()))
+    return batch
+
+
+def _is_json(field: pa.Field) -> bool:
+    return (field.metadata or {}).get(b"cwpo.type") == b"json"
+
+
+def _kind(value: Any) -> str:
+    if type(value) is not int:
+        return _KINDS.get(type(value), "nested")
+    if -_EXACT <= value <= _EXACT:
+        return "integer"
+    return "long" if -(2**63) <= value < 2**63 else "huge"
+
+
+def _type(kinds: set[str]) -> ColumnType:
+    there = kinds - {"null"}
+    if there <= {"text"}:
+        return "text"
+    if there == {"boolean"}:
+        return "boolean"
+    if there <= {"integer", "long"}:
+        return "integer"
+    return "number" if there <= {"integer", "number"} else "json"
+
+
+def _finite(value: Any) -> Any:
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
+def _foreign(extra: Mapping[str, Any]) -> str:
+    """The first column whose value is not JSON."""
+    for name, value in extra.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            return name
+    return ""

@@ -1,0 +1,93 @@
+"""A device that runs out of memory: the model raises torch's own error above so many tokens."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BertConfig
+
+from cwpo import Triplet
+from cwpo.types import ScoreItem
+from cwpo_annotator import Annotator
+from cwpo_annotator.checkpoint import Card, EncodingSpec, write_card
+
+TRIPLETS = [
+    Triplet(prompt="why cat " * words, response_a="because good", response_b="no " * words)
+    for words in (1, 3, 2, 5, 1, 4)
+]
+GIANT = Triplet(prompt="people " * 40, response_a="good", response_b="bad")
+
+
+def with_memory_for(annotator, tokens):
+    def refuse(module, inputs, options):
+        ids = inputs[0] if inputs else options["input_ids"]
+        if ids.numel() > tokens:
+            raise torch.OutOfMemoryError(f"{ids.numel()} tokens")
+
+    annotator.backend.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return annotator
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder(tiny_tokenizer, tmp_path_factory):
+    """The folder of a random BERT, which is read in padded batches."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "encoder"
+    config = BertConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=1,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    write_card(folder, Card(encoding=EncodingSpec(max_length=128, pad_token="<pad>")))
+    return folder
+
+
+@pytest.fixture(params=["packed", "padded"])
+def folder(request, tiny_annotator, tiny_encoder):
+    return tiny_annotator if request.param == "packed" else tiny_encoder
+
+
+def scores_of(annotations):
+    return np.array([(a.score_a, a.score_b) for a in annotations])
+
+
+def test_batches_are_halved_until_they_fit_and_stay_so(folder, caplog):
+    expected = Annotator.load(folder, device="cpu").annotate(TRIPLETS)
+    annotator = with_memory_for(Annotator.load(folder, device="cpu", token_budget=256), 60)
+    with caplog.at_level(logging.WARNING, "cwpo_annotator"):
+        annotations = annotator.annotate(TRIPLETS)
+    np.testing.assert_allclose(scores_of(annotations), scores_of(expected), atol=1e-5)
+    assert annotator.backend.token_budget <= 64
+    messages = [record.getMessage() for record in caplog.records]
+    assert "out of memory: 128 tokens a forward pass, no more 256" in messages
+    caplog.clear()
+    annotator.annotate(TRIPLETS)
+    assert not caplog.records
+
+
+def test_what_does_not_fit_even_alone_is_that_items_error(folder):
+    annotator = with_memory_for(Annotator.load(folder, device="cpu", token_budget=256), 40)
+    expected = Annotator.load(folder, device="cpu").annotate(TRIPLETS)
+    *before, failed, last = annotator.annotate([*TRIPLETS[:5], GIANT, TRIPLETS[5]])
+    assert failed.error.code == "out_of_memory"
+    np.testing.assert_allclose(scores_of([*before, last]), scores_of(expected), atol=1e-5)
+    # One giant is no reason to read the others in crumbs.
+    assert annotator.backend.token_budget > 20
+
+
+def test_single_texts_too(folder):
+    items = [ScoreItem(prompt=t.prompt, response=t.response_a) for t in [*TRIPLETS, GIANT]]
+
+    def scores(annotator):
+        return annotator.score_texts(annotator.encode_texts(items))
+
+    expected = scores(Annotator.load(folder, device="cpu"))
+    found = scores(with_memory_for(Annotator.load(folder, device="cpu", token_budget=256), 40))
+    np.testing.assert_allclose(found[:-1], expected[:-1], atol=1e-5)
+    assert np.isnan(found[-1])

@@ -1,0 +1,57 @@
+"""Attention over packed rows against attention over each text by itself."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from cwpo_annotator.backends import shared_prefix
+from cwpo_annotator.packing import Segment
+
+# Texts shorter and longer than a block of queries, a pair without a shared prompt, a single text.
+SEGMENTS = [Segment(0, 150, 200, 140), Segment(490, 0, 30, 9), Segment(529, 20, 130, 0)]
+TOKENS = 679
+
+
+def by_itself(query, key, value, tokens, window):
+    """Attention of the text made of the given tokens, in float32, with an explicit mask."""
+    query, key, value = (x[:, :, tokens].float() for x in (query, key, value))
+    at = torch.arange(len(tokens))
+    sees = at[:, None] >= at
+    if window is not None:
+        sees &= at[:, None] - at < window
+    return scaled_dot_product_attention(query, key, value, sees, enable_gqa=True)[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize("window", [None, 16, 128, 300])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)], ids=str
+)
+def test_each_text_sees_its_own_tokens(dtype, tolerance, window):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 6, TOKENS, 16), (1, 2, TOKENS, 16), (1, 2, TOKENS, 16))
+    query, key, value = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    with torch.inference_mode(), shared_prefix.layout(SEGMENTS):
+        output, _ = shared_prefix.attention(
+            SimpleNamespace(), query, key, value, None, sliding_window=window
+        )
+    for segment in SEGMENTS:
+        prompt = torch.arange(segment.start, segment.start + segment.prompt)
+        start = segment.start + segment.prompt
+        first = torch.arange(start, start + segment.first)
+        second = torch.arange(start + segment.first, start + segment.first + segment.second)
+        for own in (first, second):
+            expected = by_itself(query, key, value, torch.cat((prompt, own)), window)
+            found = output[0, own].float()
+            error = (found - expected[len(prompt) :]).norm()
+            assert error <= tolerance * expected[len(prompt) :].norm()
+
+
+def test_soft_capped_attention_is_refused():
+    tensor = torch.zeros(1, 1, 4, 8)
+    with (
+        shared_prefix.layout([Segment(0, 0, 4, 0)]),
+        pytest.raises(ValueError, match="soft-capped"),
+    ):
+        shared_prefix.attention(SimpleNamespace(), tensor, tensor, tensor, None, softcap=30.0)
