@@ -23,6 +23,15 @@ class _Training(Command):
     seed: int = Field(0, description="of the split, the order of the pairs and new weights")
     dtype: DType = Field("auto", description="of the arithmetic; auto: bfloat16 where it is native")
     threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
+    world_size: int | None = Field(
+        None, ge=1, description="processes that have to take part, checked at the start"
+    )
+    save_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints; by default SIGTERM alone saves one"
+    )
+    resume: bool = Field(
+        False, description="go on from the last checkpoint of this --output, from the start if none"
+    )
 
 
 class TrainAnnotator(_Training):
@@ -89,7 +98,7 @@ class TrainAnnotator(_Training):
     lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="of LoRA")
     epochs: float = Field(5, gt=0, description="passes over the pairs")
-    batch_size: int = Field(32, ge=1, description="pairs a step")
+    batch_size: int = Field(32, ge=1, description="pairs a step, on all devices together")
     learning_rate: float = Field(2e-5, gt=0, description="peak of AdamW's")
     schedule: Literal["linear", "cosine"] = Field("cosine", description="after the warm-up")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
@@ -121,9 +130,6 @@ class PolicyTraining(_Training):
     lora_alpha: int = Field(16, ge=1, description="alpha of LoRA")
     lora_dropout: float = Field(
         0.05, ge=0, lt=1, description="of LoRA in SFT; in alignment TRL turns all dropout off"
-    )
-    world_size: int | None = Field(
-        None, ge=1, description="processes that have to take part, checked at the start"
     )
     optimizer: Literal["adamw", "paged_adamw_32bit"] = Field(
         "adamw", description="paged: its states move to the CPU under pressure; needs bitsandbytes"
@@ -157,12 +163,6 @@ class PolicyTraining(_Training):
     dry_run: bool = Field(
         False,
         description="print steps, tokens, memory and time, and what it fits on; train nothing",
-    )
-    save_steps: int | None = Field(
-        None, ge=1, description="steps between checkpoints; by default SIGTERM alone saves one"
-    )
-    resume: bool = Field(
-        False, description="go on from the last checkpoint of this --output, from the start if none"
     )
 
 

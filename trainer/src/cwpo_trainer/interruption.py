@@ -20,7 +20,7 @@ from cwpo_trainer import runtime
 from cwpo_trainer.record import Output, last_checkpoint
 
 if TYPE_CHECKING:
-    from cwpo_trainer.commands import PolicyTraining
+    from cwpo_trainer.commands import PolicyTraining, TrainAnnotator
 
 EXIT_CODE = 75
 """Of a process that SIGTERM stopped after it saved a checkpoint: sysexits' "try again later"."""
@@ -36,10 +36,11 @@ _FREE = {
     "save_steps",
     "report_to",
     "push_to_hub",
+    "splits",
 }
 
 
-def checkpoint_to_resume(settings: PolicyTraining, output: Output) -> Path | None:
+def checkpoint_to_resume(settings: PolicyTraining | TrainAnnotator, output: Output) -> Path | None:
     """The checkpoint that --resume goes on from; None where the run starts.
 
     What the run consists of is noted at its start and compared here.
@@ -62,11 +63,31 @@ def checkpoint_to_resume(settings: PolicyTraining, output: Output) -> Path | Non
     return checkpoint
 
 
-def _identity(settings: PolicyTraining, output: Output) -> dict[str, Any]:
-    with settings.data.open("rb") as data:
-        digest = hashlib.file_digest(data, "sha256").hexdigest()
+def _identity(settings: PolicyTraining | TrainAnnotator, output: Output) -> dict[str, Any]:
     same = {name: value for name, value in output.settings.items() if name not in _FREE}
-    return {**same, "sha256 of data": digest, "number of processes": runtime.world_size()}
+    # Labelled pairs may come from the Hub, where the name has to do.
+    if Path(settings.data).is_file():
+        with Path(settings.data).open("rb") as data:
+            same["sha256 of data"] = hashlib.file_digest(data, "sha256").hexdigest()
+    return {**same, "number of processes": runtime.world_size()}
+
+
+class Termination:
+    """Listens for SIGTERM inside the block; asked: whether it came."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = signal.SIG_DFL
+
+    def __enter__(self) -> Termination:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
 
 
 class SaveOnTerm(TrainerCallback):
@@ -77,12 +98,11 @@ class SaveOnTerm(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped = False
-        self._asked = False
-        self._before: Any = signal.SIG_DFL
+        self._termination = Termination()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Listen."""
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._termination.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let all processes save after the same step."""
@@ -93,14 +113,11 @@ class SaveOnTerm(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Listen no more."""
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self._asked = True
+        self._termination.__exit__()
 
     def _any_asked(self, device: torch.device) -> bool:
         if not distributed.is_initialized():
-            return self._asked
-        asked = torch.tensor(float(self._asked), device=device)
+            return self._termination.asked
+        asked = torch.tensor(float(self._termination.asked), device=device)
         distributed.all_reduce(asked, distributed.ReduceOp.MAX)
         return bool(asked)

@@ -26,6 +26,7 @@ SFT_LOG_NAME = "sft.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 REPORT_NAME = "report.html"
 CHECKPOINTS_NAME = "checkpoints"
+STATE_NAME = "trainer_state.json"
 
 Kind = Literal["train-annotator", "sft", "align", "evaluate-annotator", "evaluate-policy"]
 _LIBRARIES = ("cwpo-trainer", "torch", "transformers", "trl", "peft")
@@ -112,7 +113,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint that training left in an output folder; None without one."""
     found = (folder / CHECKPOINTS_NAME).glob("checkpoint-*")
     # The trainer writes its state last.
-    whole = [path for path in found if (path / "trainer_state.json").is_file()]
+    whole = [path for path in found if (path / STATE_NAME).is_file()]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 

@@ -31,7 +31,7 @@ def expect_world_size(expected: int | None) -> None:
     if expected is not None and expected != world_size():
         raise ConfigError(
             f"{world_size()} processes train, --world-size says {expected}: start them with "
-            f"`torchrun --nproc-per-node ... -m cwpo_trainer.align`"
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft, .train_annotator)"
         )
 
 

@@ -1,6 +1,7 @@
 """Step (i): training a pretrained model on human labels as an annotator.
 
-Also runs as `python -m cwpo_trainer.train_annotator`, with the flags of `cwpo train-annotator`.
+Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.train_annotator`, with the flags of
+`cwpo train-annotator`; --batch-size is then that of all processes together.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from cwpo_annotator.encoding import Encoder
 from cwpo_annotator.responses import encoder_of
 from cwpo_trainer import data, losses, runtime
 from cwpo_trainer.annotators import model as models
+from cwpo_trainer.annotators.checkpoints import Checkpoints
 from cwpo_trainer.annotators.implicit import ImplicitScorer, ResponseScorer
+from cwpo_trainer.annotators.ranks import together
 from cwpo_trainer.annotators.scorer import Scorer
-from cwpo_trainer.annotators.training import train
+from cwpo_trainer.annotators.training import Run, Stage, steps_of, train
 from cwpo_trainer.annotators.validation import Validation
 from cwpo_trainer.data import LabelledPair, Split
 from cwpo_trainer.evaluation import annotator as evaluation
+from cwpo_trainer.interruption import checkpoint_to_resume
 from cwpo_trainer.record import LOG_NAME, SFT_LOG_NAME, Output, new_output
-from cwpo_trainer.training_log import TrainingLog
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import TrainAnnotator
@@ -49,6 +52,7 @@ def run(settings: TrainAnnotator) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
+    runtime.expect_world_size(settings.world_size)
     if settings.margin and settings.objective != "bt":
         raise ConfigError(f"--margin belongs to --objective bt; {settings.objective} has none")
     parts = data.split(
@@ -62,8 +66,8 @@ def run(settings: TrainAnnotator) -> None:
     )
     base = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
-    with new_output("train-annotator", settings.output, recorded) as output:
-        if settings.splits is not None:
+    with new_output("train-annotator", settings.output, recorded, resume=settings.resume) as output:
+        if settings.splits is not None and runtime.is_main():
             data.write_splits(parts, settings.splits, seed=settings.seed)
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         encoder = encoder_of(settings.objective).create(base, max_length=settings.max_length)
@@ -75,9 +79,14 @@ def run(settings: TrainAnnotator) -> None:
         pairs, kept_back = encode(encoder, training), encode(encoder, validating)
         report_lengths(output, len(parts.labelled), pairs, kept_back)
         validation = Validation(kept_back, settings.patience)
+        checkpoints = Checkpoints(output.folder, checkpoint_to_resume(settings, output))
         how = _train_implicit if settings.objective in IMPLICIT else _train_scalar
-        model = how(settings, encoder, pairs, validation, output)
-        _save(model, encoder, settings, parts, validation, output)
+        with together(best_device()) as ranks:
+            model = how(
+                Run(settings, output.folder, ranks, checkpoints), encoder, pairs, validation
+            )
+        if runtime.is_main():
+            _save(model, encoder, settings, parts, validation, output)
 
 
 def encode(encoder: Encoder, pairs: Sequence[LabelledPair]) -> list[EncodedPair]:
@@ -109,7 +118,7 @@ def report_lengths(
         "pairs_too_long": left_out,
         "prompts_truncated": truncated,
     }
-    if truncated or left_out:
+    if (truncated or left_out) and runtime.is_main():
         print(
             f"of {labelled:,} pairs, {truncated:,} prompts were cut to --max-length "
             f"and {left_out:,} pairs with longer responses left out",
@@ -118,13 +127,10 @@ def report_lengths(
 
 
 def _train_scalar(
-    settings: TrainAnnotator,
-    encoder: Encoder,
-    pairs: Sequence[EncodedPair],
-    validation: Validation,
-    output: Output,
+    run: Run, encoder: Encoder, pairs: Sequence[EncodedPair], validation: Validation
 ) -> Any:
     """A model with a scalar head, trained on scores of single texts (bt) or joint ones (pairrm)."""
+    settings = run.settings
 
     def loss(scores: Tensor) -> Tensor:
         a, b = scores[:, 0], scores[:, 1]
@@ -137,52 +143,54 @@ def _train_scalar(
     _add_lora(model, settings)
     bfloat16 = runtime.use_bfloat16(settings.dtype)
     scorer = Scorer(model.to(best_device()), encoder.pad_token_id, bfloat16=bfloat16)
-    with TrainingLog(output.folder / LOG_NAME, "annotator") as log:
-        train(scorer, loss, pairs, validation, settings, log, epochs=settings.epochs)
+    log = run.folder / LOG_NAME
+    train(Stage("annotator", scorer, loss, pairs, validation, settings.epochs, log), run)
     scorer.restore()
     return _merged(model, settings)
 
 
 def _train_implicit(
-    settings: TrainAnnotator,
-    encoder: Encoder,
-    pairs: Sequence[EncodedPair],
-    validation: Validation,
-    output: Output,
+    run: Run, encoder: Encoder, pairs: Sequence[EncodedPair], validation: Validation
 ) -> Any:
     """A language model trained by DPO, after SFT where asked; its reference is written."""
+    settings, reference = run.settings, run.folder / REFERENCE_NAME
 
     def loss(scores: Tensor) -> Tensor:
         # DPO, eq. 9 with C = 1, is eq. 5 over implicit rewards.
         margins = scores[:, 0] - scores[:, 1]
         return losses.bradley_terry(margins, label_smoothing=settings.label_smoothing)
 
-    model = models.load_causal(resolve(settings.model), layers=settings.layers)
-    model = model.to(best_device())
+    is_resumed = run.checkpoints.resumed_in("annotator")
+    start = reference if is_resumed else resolve(settings.model)
+    model = models.load_causal(start, layers=settings.layers).to(best_device())
+    sft_steps = 0
     if settings.objective == "sft+dpo":
-        _fine_tune(model, settings, pairs, output)
-    model.save_pretrained(output.folder / REFERENCE_NAME)
+        sft_steps = steps_of(settings, len(pairs), settings.sft_epochs)
+        if not is_resumed:
+            _fine_tune(model, run, pairs)
+    if not is_resumed and runtime.is_main():
+        model.save_pretrained(reference)
     _add_lora(model, settings)
     bfloat16 = runtime.use_bfloat16(settings.dtype)
     scorer = ImplicitScorer(model, beta=settings.beta, bfloat16=bfloat16)
     scorer.refer(pairs, validation.pairs)
-    with TrainingLog(output.folder / LOG_NAME, "annotator") as log:
-        train(scorer, loss, pairs, validation, settings, log, epochs=settings.epochs)
+    log = run.folder / LOG_NAME
+    stage = Stage("annotator", scorer, loss, pairs, validation, settings.epochs, log, sft_steps)
+    train(stage, run)
     scorer.restore()
     return _merged(model, settings)
 
 
-def _fine_tune(
-    model: Any, settings: TrainAnnotator, pairs: Sequence[EncodedPair], output: Output
-) -> None:
+def _fine_tune(model: Any, run: Run, pairs: Sequence[EncodedPair]) -> None:
     """Raise the log-probability of the chosen responses: SFT, before DPO."""
+    settings = run.settings
     chosen = [replace(pair, b=pair.a, shared=len(pair.a)) for pair in pairs]
     _add_lora(model, settings)
     scorer = ResponseScorer(model, bfloat16=runtime.use_bfloat16(settings.dtype))
     nothing = Validation([], None)
-    with TrainingLog(output.folder / SFT_LOG_NAME, "SFT") as log:
-        epochs = settings.sft_epochs
-        train(scorer, lambda s: -s[:, 0], chosen, nothing, settings, log, epochs=epochs)
+    log = run.folder / SFT_LOG_NAME
+    epochs = settings.sft_epochs
+    train(Stage("SFT", scorer, lambda s: -s[:, 0], chosen, nothing, epochs, log), run)
     scorer.restore()
     _merged(model, settings)
 

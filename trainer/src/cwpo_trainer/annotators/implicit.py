@@ -113,7 +113,8 @@ class ImplicitScorer(LanguageModelScorer):
     def measure(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
         """The margins, shape (pairs,), in any order, of pairs that `refer` was given to measure."""
         parts = [part.cpu().numpy() for part in self._rewards(pairs, bfloat16=False)]
-        return np.concatenate([part[:, 0] - part[:, 1] for part in parts]).astype(np.float64)
+        margins = [part[:, 0] - part[:, 1] for part in parts]
+        return np.concatenate([np.empty(0), *margins]).astype(np.float64)
 
     def _rewards(self, pairs: Sequence[EncodedPair], *, bfloat16: bool) -> Iterator[Tensor]:
         for part, sums in self.log_probs(pairs, bfloat16=bfloat16):

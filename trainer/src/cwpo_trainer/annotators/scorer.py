@@ -80,7 +80,8 @@ class Scorer:
         self.model.eval()
         parts = [part.cpu().numpy() for part in self.scores(pairs)]
         self.model.train()
-        return np.concatenate([part[:, 0] - part[:, 1] for part in parts]).astype(np.float64)
+        margins = [part[:, 0] - part[:, 1] for part in parts]
+        return np.concatenate([np.empty(0), *margins]).astype(np.float64)
 
     def restore(self) -> None:
         """Give the model its own attention back."""
@@ -120,7 +121,8 @@ def like_lengths(pairs: Sequence[EncodedPair], budget: int) -> Iterator[list[Enc
             yield part
             part = []
         part.append(pair)
-    yield part
+    if part:
+        yield part
 
 
 def _width(pair: EncodedPair) -> int:

@@ -43,7 +43,7 @@ class Validation:
         if loss < self._lowest:
             self._lowest, self._checks_since = loss, 0
             self.best_step, self.temperature = step, temperature
-            self._weights = {name: copy(value) for name, value in _trained(model).items()}
+            self._weights = {name: copy(value) for name, value in trained(model).items()}
         return {
             "validation_loss": likelihood_loss(margins),
             "validation_loss_calibrated": loss,
@@ -55,11 +55,27 @@ class Validation:
         """Whether the patience is at its end."""
         return self._patience is not None and self._checks_since >= self._patience
 
+    def state(self) -> dict[str, Any]:
+        """What `load` needs to go on from here."""
+        return {
+            "temperature": self.temperature,
+            "best_step": self.best_step,
+            "lowest": self._lowest,
+            "checks_since": self._checks_since,
+            "weights": self._weights,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.temperature, self.best_step = state["temperature"], state["best_step"]
+        self._lowest, self._checks_since = state["lowest"], state["checks_since"]
+        self._weights = state["weights"]
+
     @torch.no_grad()
     def restore(self, model: Any) -> None:
         """Give the model the best weights back, where any were kept."""
         for name, value in self._weights.items():
-            _trained(model)[name].copy_(value)
+            trained(model)[name].copy_(value)
 
 
 def copy(value: Tensor) -> Tensor:
@@ -67,5 +83,6 @@ def copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True)
 
 
-def _trained(model: Any) -> dict[str, Tensor]:
+def trained(model: Any) -> dict[str, Tensor]:
+    """The parameters that training changes, by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}

@@ -1,0 +1,84 @@
+"""The processes that train one annotator together, as torchrun starts them; or one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+
+from cwpo_annotator.backends.base import EncodedPair
+from cwpo_trainer import runtime
+
+
+class Ranks:
+    """Shares out the pairs of a step, and puts together what each process made of its own.
+
+    Gradients are summed, so that any number of processes follows one process on all the pairs.
+
+    Args:
+        device: that the process computes on.
+    """
+
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        self.rank = rank
+        self.size = size
+        self.device = device
+
+    def share(self, pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
+        """The pairs of this process, about as many tokens as those of any other."""
+        if self.size == 1:
+            return list(pairs)
+        return sorted(pairs, key=lambda pair: pair.tokens)[self.rank :: self.size]
+
+    def add_gradients(self, model: Any) -> None:
+        """Give every process the sum of the gradients of all."""
+        if self.size == 1:
+            return
+        works = []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                works.append(distributed.all_reduce(parameter.grad, async_op=True))
+        for work in works:
+            work.wait()
+
+    def total(self, *values: float) -> list[float]:
+        """The sums of each value over the processes."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float32, device=self.device)
+        distributed.all_reduce(sums)
+        result: list[float] = sums.tolist()
+        return result
+
+    def gather(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values of all processes, end to end."""
+        if self.size == 1:
+            return values
+        parts: list[Any] = [None] * self.size
+        distributed.all_gather_object(parts, values)
+        return np.concatenate(parts)
+
+
+@contextmanager
+def together(device: str) -> Iterator[Ranks]:
+    """The processes that torchrun started, connected for the time of the block."""
+    rank, size = int(os.environ.get("RANK", "0")), runtime.world_size()
+    if size == 1:
+        yield Ranks(rank, size, torch.device(device))
+        return
+    is_cuda = device == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if is_cuda else "gloo")
+    try:
+        yield Ranks(rank, size, torch.device(device))
+    finally:
+        distributed.destroy_process_group()
