@@ -73,6 +73,8 @@ def test_ctrl_c_stops_everything_the_demo_started(tiny_causal, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in a shell's background hands an ignored SIGINT down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     for line in demo.stdout:
