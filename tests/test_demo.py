@@ -74,7 +74,7 @@ def test_ctrl_c_stops_everything_the_demo_started(tiny_causal, tmp_path):
         text=True,
         start_new_session=True,
         # Whoever runs the tests in a shell's background hands an ignored SIGINT down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     for line in demo.stdout:
