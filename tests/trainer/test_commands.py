@@ -271,16 +271,18 @@ def test_two_processes_follow_one(tiny_causal, data, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
     for start, size, name in (((sys.executable,), 8, "one"), (launch, 4, "two")):
-        subprocess.run(
+        done = subprocess.run(
             [
                 *map(str, (*start, "-m", "cwpo_trainer.align", *flags)),
                 *map(str, ("--batch-size", size, "--output", tmp_path / name)),
                 *map(str, ("--world-size", 2 if name == "two" else 1)),
             ],
-            check=True,
+            check=False,
             capture_output=True,
+            text=True,
             env=environment,
         )
+        assert done.returncode == 0, done.stderr
     one, two = (read_lines(tmp_path / name / "training.jsonl") for name in ("one", "two"))
     for left, right in zip(one, two, strict=True):
         for key in ("loss", "unweighted_loss", "weight", "rewards/margins", "num_tokens"):

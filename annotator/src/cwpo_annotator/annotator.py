@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Triplets that are tokenised at a time: several forward passes even on a large GPU.
 _CHUNK = 4096
 
-DType = Literal["auto", "float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class TextEncoder(Protocol):
@@ -92,7 +92,8 @@ class Annotator:
 
         Args:
             dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
-                and float32 on both for implicit rewards.
+                and float32 on both for implicit rewards. int8 is for CPUs, and for checkpoints
+                that `cwpo quantize` has written.
             device: cuda, mps, cpu, or auto for the best there is.
             token_budget: tokens a forward pass, padding included; None chooses by the device.
             threads: on a CPU, of the whole process; None takes the physical cores there are.
@@ -105,6 +106,8 @@ class Annotator:
 
         folder = checkpoint.resolve(path)
         checkpoint.check(folder)
+        if dtype == "int8":
+            checkpoint.require_int8(folder)
         card = checkpoint.read_card(folder)
         encoder = encoder_of(card.objective if card else None).load(folder)
         backend: Backend

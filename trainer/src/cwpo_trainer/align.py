@@ -5,7 +5,6 @@ Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.align`, with the flags
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from cwpo import cli
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer import policy, preflight, runtime, weights
+from cwpo_trainer import launch, policy, preflight, runtime, weights
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.formatting import Formatter, TokenisedText
 from cwpo_trainer.plan import Plan
@@ -198,4 +196,4 @@ def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
 if __name__ == "__main__":
     from cwpo_trainer.commands import Align
 
-    cli.run(Align, sys.argv[1:], "python -m cwpo_trainer.align")
+    launch.main(Align, "python -m cwpo_trainer.align")
