@@ -116,6 +116,25 @@ async def closed_loop(
     return sum(counts), took
 
 
+async def shared_out(port: int, requests: Sequence[bytes], *, connections: int) -> float:
+    """Seconds that all of these requests take, each sent by whichever connection is free."""
+    links = [await Connection.open(port) for _ in range(connections)]
+    waiting = iter(requests)
+
+    async def asks(link: Connection) -> None:
+        for request in waiting:
+            status = await link.ask(request)
+            if status != 200:
+                raise RuntimeError(f"the answer was {status}")
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(asks(link) for link in links))
+    took = time.perf_counter() - begun
+    for link in links:
+        link.close()
+    return took
+
+
 async def sequence(port: int, request: bytes, *, requests: int) -> list[float]:
     """Seconds of each of so many requests, one after the other."""
     link = await Connection.open(port)
