@@ -10,8 +10,12 @@ from rq.job import Job as QueuedTask
 from rq.serializers import JSONSerializer
 
 from cwpo_worker import planner, shard
-from cwpo_worker.queue import Task
-from cwpo_worker.reconciler import reconcile
+from cwpo_worker.commands import Worker
+from cwpo_worker.queue import RETRY_SECONDS, Task
+from cwpo_worker.reconciler import INTERVAL_SECONDS, LOCK, LOCK_SECONDS, reconcile
+
+RQ_QUEUE = "rq:queue:cwpo"
+STARTED = "rq:wip:cwpo"
 
 
 def waiting(house):
@@ -42,6 +46,49 @@ def test_a_worker_killed_in_a_shard_loses_nothing(house):
     killed.wait()
     house.service.gate.set()
     house.start_worker("--heartbeat-seconds", "3")
+    undisturbed(house, job_id, rows)
+
+
+def test_a_task_whose_worker_is_silent_waits_for_another_after_one_round(house):
+    job_id = house.submit(house.rows(10))
+    house.service.gate.clear()
+    silent = house.start_worker()
+    house.wait_for(job_id, lambda _: running(house) == ["shard 0"] and house.service.requests)
+    os.killpg(silent.pid, signal.SIGSTOP)
+    for child in children(silent.pid):
+        os.kill(child, signal.SIGSTOP)
+    (entry,) = house.redis.zrange(STARTED, 0, -1)
+    house.redis.delete(LOCK)  # The silent one may have been at it.
+    house.redis.zadd(STARTED, {entry: 1})  # Its last sign of life is long ago.
+    reconcile(house.ledger)
+    assert (running(house), waiting(house)) == ([], ["shard 0"])
+
+
+def test_a_dead_workers_task_is_with_others_within_half_a_minute():
+    heartbeat = Worker.model_fields["heartbeat_seconds"].default
+    # Found silent in one round, due after the first pause, and queued in the round after that.
+    assert heartbeat + 2 * INTERVAL_SECONDS + RETRY_SECONDS[0] < 30
+    assert heartbeat > LOCK_SECONDS
+
+
+def test_a_job_that_moves_on_during_the_census_is_merged_once(house, monkeypatch):
+    rows = house.rows(10)
+    job_id = house.submit(rows)
+    house.redis.delete(RQ_QUEUE)
+    planner.plan(house.ledger, job_id)
+    census = house.ledger.queue.census
+
+    def slow_census():
+        before = census()
+        shard.annotate(house.ledger, house.client, job_id, 0)
+        return before
+
+    monkeypatch.setattr(house.ledger.queue, "census", slow_census)
+    reconcile(house.ledger)
+    queued = house.redis.lrange(RQ_QUEUE, 0, -1)
+    assert queued.count(Task(job_id, "merge").id.encode()) == 1
+    monkeypatch.undo()
+    house.start_worker("--burst").wait()
     undisturbed(house, job_id, rows)
 
 
