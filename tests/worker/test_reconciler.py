@@ -62,6 +62,7 @@ def test_a_task_whose_worker_is_silent_waits_for_another_after_one_round(house):
     house.redis.zadd(STARTED, {entry: 1})  # Its last sign of life is long ago.
     reconcile(house.ledger)
     assert (running(house), waiting(house)) == ([], ["shard 0"])
+    house.service.gate.set()
 
 
 def test_a_dead_workers_task_is_with_others_within_half_a_minute():
