@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime
 from typing import BinaryIO
 
 import redis
@@ -97,14 +98,30 @@ class Ledger:
         with queue_errors():
             return self._public(self._owned(job_id, owner))
 
+    def versioned(self, job_id: str, *, owner: str | None) -> tuple[int, Job]:
+        """The job as it is, after how many changes of its record. Raises: as get does."""
+        with queue_errors():
+            record = self._owned(job_id, owner)
+            return record.version, self._public(record)
+
     def list(
-        self, *, owner: str | None, state: JobState | None, limit: int, cursor: str | None
+        self,
+        *,
+        owner: str | None,
+        state: JobState | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int,
+        cursor: str | None = None,
     ) -> JobList:
-        """One page of jobs, newest first. Raises: InvalidCursorError."""
+        """One page of jobs, newest first, of jobs created within the bounds (see Records.newest).
+
+        Raises: InvalidCursorError.
+        """
         jobs: list[Job] = []
         last = None
         with queue_errors():
-            for place, record in self.records.newest(owner, cursor):
+            for place, record in self.records.newest(owner, cursor, created_after, created_before):
                 if state is not None and record.state != state:
                     continue
                 if len(jobs) == limit:

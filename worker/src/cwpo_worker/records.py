@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 import redis
@@ -198,17 +199,31 @@ class Records:
             pipe.srem(DELETED, job_id)
             pipe.execute()
 
-    def newest(self, owner: str | None, cursor: str | None) -> Iterator[tuple[str, JobRecord]]:
+    def newest(
+        self,
+        owner: str | None,
+        cursor: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> Iterator[tuple[str, JobRecord]]:
         """Records newest first, each with the cursor that goes on after it.
 
+        Args:
+            created_after, created_before: the first moment of the wanted ones, and the first one
+                too late; both know their time zone.
         Raises: InvalidCursorError.
         """
         if cursor is not None and not _CURSOR.fullmatch(cursor):
             raise InvalidCursorError("the cursor is not one that a page of jobs gave")
         index = INDEX if owner is None else _owner_key(owner)
-        after = b"+" if cursor is None else b"(" + cursor.encode()
+        bounds = [] if cursor is None else [cursor]
+        bounds += [] if created_before is None else [_microseconds(created_before)]
+        after = b"(" + min(bounds).encode() if bounds else b"+"
+        oldest = b"-" if created_after is None else b"[" + _microseconds(created_after).encode()
         while True:
-            members = cast("list[bytes]", self._redis.zrevrangebylex(index, after, b"-", 0, _PAGE))
+            members = cast(
+                "list[bytes]", self._redis.zrevrangebylex(index, after, oldest, 0, _PAGE)
+            )
             if not members:
                 return
             keys = [_record_key(member.decode()[17:]) for member in members]
@@ -256,7 +271,12 @@ class Records:
 
 def _member(record: JobRecord) -> str:
     """Its place in the indices: they are in the order of these."""
-    return f"{int(record.created_at.timestamp() * 1e6):016x}-{record.id}"
+    return f"{_microseconds(record.created_at)}-{record.id}"
+
+
+def _microseconds(moment: datetime) -> str:
+    """A moment since 1970 so that the order of the texts is that of the moments."""
+    return f"{max(0, int(moment.timestamp() * 1e6)):016x}"
 
 
 def _record_key(job_id: str) -> str:
