@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from datetime import datetime
 from typing import BinaryIO
@@ -19,7 +20,8 @@ from cwpo.types import (
     JobState,
     ResultFormat,
 )
-from cwpo_worker import ids
+from cwpo_worker import activity, ids
+from cwpo_worker.activity import Activity
 from cwpo_worker.connection import queue_errors
 from cwpo_worker.errors import (
     FileInUseError,
@@ -129,6 +131,19 @@ class Ledger:
                 jobs.append(self._public(record))
                 last = place
         return JobList(jobs=jobs)
+
+    def activity(self) -> Activity:
+        """What goes on: every owner's jobs, and all tasks."""
+        with queue_errors():
+            waiting, delayed, running = self.queue.lengths()
+            return Activity(
+                jobs=Counter(self.records.active_states().values()),
+                waiting=waiting,
+                delayed=delayed,
+                running=running,
+                waited_seconds=self.queue.waited_seconds(),
+                totals=activity.totals(self.redis),
+            )
 
     def cancel(self, job_id: str, *, owner: str | None) -> Job:
         """Stop the job; again for one that is cancelled already.

@@ -13,6 +13,7 @@ import redis
 from redis.client import Pipeline
 
 from cwpo.types import FINAL_STATES, JobProgress, JobState, ModelRef
+from cwpo_worker import activity
 from cwpo_worker.errors import (
     BlobNotFoundError,
     InvalidCursorError,
@@ -108,6 +109,8 @@ class Records:
             changed = changed.model_copy(update={"version": known.version + 1})
             pipe.multi()
             self._write(pipe, changed)
+            if changed.state != known.state and changed.state in FINAL_STATES:
+                activity.add(pipe, cast(activity.Total, f"jobs_{changed.state}"))
             return changed
 
         record = self._transaction(attempt, job_id)
@@ -185,6 +188,14 @@ class Records:
         """The ids of the jobs that have not ended."""
         ids = cast("set[bytes]", self._redis.smembers(ACTIVE))
         return sorted(job_id.decode() for job_id in ids)
+
+    def active_states(self) -> dict[str, JobState]:
+        """The jobs that have not ended, with their states."""
+        states: dict[str, JobState] = {}
+        for job_id in self.active():
+            with suppress(UnknownJobError):
+                states[job_id] = self.get(job_id).state
+        return states
 
     def deleted(self) -> list[str]:
         """The ids of the jobs whose remains are still to be removed."""
