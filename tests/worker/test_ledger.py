@@ -129,7 +129,7 @@ def test_a_plan_stops_when_its_job_is_cancelled(house):
     store = house.ledger.store
     with ThreadPoolExecutor(1) as pool:
         planned = pool.submit(planner.plan, house.ledger, job_id)
-        while not store.exists(f"jobs/{job_id}/shards/00000.jsonl"):
+        while not store.exists(f"jobs/{job_id}/shards/00000.parquet"):
             time.sleep(0.001)
         house.ledger.cancel(job_id, owner=None)
         with pytest.raises(JobStoppedError, match="is cancel"):

@@ -47,8 +47,15 @@ def drift(confidences: NDArray[np.floating], quantiles: Sequence[float]) -> floa
     return float((gaps[:-1] + gaps[1:]).mean() / 2)
 
 
-def preferred(score_a: float, score_b: float) -> Preference:
-    """The label, eq. 6: the response with the higher score, or a tie."""
-    if score_a == score_b:
-        return "tie"
-    return "a" if score_a > score_b else "b"
+def preferred(score_a: NDArray[np.floating], score_b: NDArray[np.floating]) -> list[Preference]:
+    """The label of each row, eq. 6: the response with the higher score, or a tie.
+
+    Args:
+        score_a, score_b: raw annotator scores (logits), shape (n,).
+    """
+    is_a, is_b = score_a > score_b, score_a < score_b
+    labels: list[Preference] = _LABELS[is_a + 2 * is_b].tolist()
+    return labels
+
+
+_LABELS = np.array(["tie", "a", "b"], dtype=object)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -32,7 +33,7 @@ class ConfidenceDrift(Collector):
         self._reference = quantiles
         self._seen = 0
 
-    def observe(self, values: Sequence[float]) -> None:
+    def observe(self, values: Sequence[float] | NDArray[np.float32]) -> None:
         """Add confidences of answers."""
         values = values[-WINDOW:]
         self._recent[np.arange(self._seen, self._seen + len(values)) % WINDOW] = values

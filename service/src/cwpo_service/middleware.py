@@ -90,7 +90,7 @@ class LimitedBody:
         self._limit = limit
         self._size = 0
         self._encoding = headers.get("content-encoding", "identity").strip().lower()
-        self._inflation = zlib.decompressobj(_GZIP)
+        self._inflation = zlib.decompressobj(_GZIP) if self._encoding == "gzip" else None
 
     async def receive(self) -> Message:
         """The next part.
@@ -114,7 +114,7 @@ class LimitedBody:
         return message
 
     def _inflate(self, data: bytes, is_last: bool) -> bytes:
-        if self._encoding != "gzip":
+        if self._inflation is None:
             raise ProblemError(
                 415,
                 f"send Content-Encoding: gzip or none, not {self._encoding}",

@@ -33,7 +33,10 @@ class ServeSettings(Command):
         None, description="interpreter of the environment with vLLM, to start a server of our own"
     )
     vllm_arguments: str = Field("", description="more of vLLM's command line, for such a server")
-    dtype: DType = Field("auto", description="of the weights: bfloat16 on a GPU, else float32")
+    dtype: DType = Field(
+        "auto",
+        description="of the weights: bfloat16 on a GPU, else float32; int8 after cwpo quantize",
+    )
     device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
     threads: int | None = Field(
         None, ge=1, description="of the model on a CPU; without it the physical cores there are"
@@ -99,6 +102,8 @@ class ServeSettings(Command):
                 "--backend vllm needs --vllm-url of a running server, or --vllm-python of the "
                 "environment to start one from"
             )
+        if self.backend == "vllm" and self.dtype == "int8":
+            raise ValueError("--dtype int8 is for --backend torch")
         if (self.redis_url is None) != (self.store_url is None):
             raise ValueError("jobs need both --redis-url and --store-url, or neither")
         if self.api_keys_file is None and not _is_loopback(self.host):
