@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from fastapi import Request
@@ -39,12 +40,12 @@ class Traces:
 
         Raises: ImportError without the extra.
         """
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        provider = TracerProvider(shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        # By name: the type checker of those who have not the extra knows nothing of it.
+        sdk = import_module("opentelemetry.sdk.trace")
+        batches = import_module("opentelemetry.sdk.trace.export")
+        otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        provider = sdk.TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(batches.BatchSpanProcessor(otlp.OTLPSpanExporter()))
         return cls(provider)
 
     def record(
