@@ -278,19 +278,21 @@ def bt_step(settings: argparse.Namespace) -> Step:
     model, encoder = scalar()
     bfloat16 = runtime.use_bfloat16(settings.dtype)
     scorer = Scorer(model.to(best_device()), encoder.pad_token_id, bfloat16=bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+    )
     model.train()
 
     def step(batch: Sequence[EncodedPair]) -> float:
-        total = 0.0
+        total = torch.zeros((), device=model.device)
         for scores in scorer.scores(batch):
             loss = losses.bradley_terry(scores[:, 0] - scores[:, 1]).sum() / len(batch)
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return total
+        return total.item()
 
     return step
 
