@@ -90,9 +90,10 @@ def main() -> None:
             "length": by_length,
             "size": by_size,
         }
-        results = {part: measures[part](settings, Path(folder)) for part in settings.parts}
-    for part, result in results.items():
-        SHOWN[part](result)
+        results = {}
+        for part in settings.parts:
+            results[part] = measures[part](settings, Path(folder))
+            SHOWN[part](results[part])
     settings.results.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(sys.argv), "machine": machine(settings), "results": results}
     path = settings.results / "train.json"
