@@ -90,9 +90,10 @@ def main() -> None:
             "length": by_length,
             "size": by_size,
         }
-        results = {part: measures[part](settings, Path(folder)) for part in settings.parts}
-    for part, result in results.items():
-        SHOWN[part](result)
+        results = {}
+        for part in settings.parts:
+            results[part] = measures[part](settings, Path(folder))
+            SHOWN[part](results[part])
     settings.results.mkdir(parents=True, exist_ok=True)
     record = {"command": " ".join(sys.argv), "machine": machine(settings), "results": results}
     path = settings.results / "train.json"
@@ -278,19 +279,21 @@ def bt_step(settings: argparse.Namespace) -> Step:
     model, encoder = scalar()
     bfloat16 = runtime.use_bfloat16(settings.dtype)
     scorer = Scorer(model.to(best_device()), encoder.pad_token_id, bfloat16=bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+    )
     model.train()
 
     def step(batch: Sequence[EncodedPair]) -> float:
-        total = 0.0
+        total = torch.zeros((), device=model.device)
         for scores in scorer.scores(batch):
             loss = losses.bradley_terry(scores[:, 0] - scores[:, 1]).sum() / len(batch)
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return total
+        return total.item()
 
     return step
 
