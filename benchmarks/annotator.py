@@ -3,7 +3,7 @@
 SmolLM2-135M with a scalar head; the same pairs, weights, threads and dtype for all; the rounds go
 through all contestants in turn, and medians are reported.
 
-    CWPO_DATA_DIR=FOLDER python benchmarks/annotator.py --pairs 24
+    CWPO_DATA_DIR=FOLDER python benchmarks/annotator.py
 
 Contestants: cwpo; Hugging Face in length-sorted batches at the batch size that is best for it;
 pipeline("text-classification"); vLLM with prefix caching and infinity-emb, where CWPO_VLLM_PYTHON
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import infinity
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ Contestant = Callable[[list[Triplet], list[EncodedPair]], NDArray[np.float32]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=24, help="of each dataset")
+    parser.add_argument("--pairs", type=int, default=12, help="of each dataset")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
@@ -87,7 +88,8 @@ def main() -> None:
     record = {"command": " ".join(sys.argv), "machine": machine, "results": results}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {RESULTS}")
+    draw(results, RESULTS.with_suffix(".svg"))
+    print(f"written to {RESULTS} and {RESULTS.with_suffix('.svg').name}")
 
 
 def with_scalar_head(folder: Path) -> Path:
@@ -203,7 +205,8 @@ def compare(
     rounds: int,
 ) -> dict[str, Any]:
     pairs = [p for p in annotator.encode(triplets, "prompt_left") if isinstance(p, EncodedPair)]
-    first = {name: timed(run, triplets, pairs)[0] for name, run in field.items()}
+    print(f"{dataset}, {annotator.backend.dtype}", file=sys.stderr)
+    first = {name: timed(name, run, triplets, pairs)[0] for name, run in field.items()}
     peers = [name for name in field if name.startswith("hugging face")]
     best = min(peers, key=first.__getitem__)
     left = {name: run for name, run in field.items() if name not in peers or name == best}
@@ -213,7 +216,7 @@ def compare(
     for _ in range(rounds):
         ceilings.append(matrix_ceilings(annotator))
         for name, run in left.items():
-            taken, scores[name] = timed(run, triplets, pairs)
+            taken, scores[name] = timed(name, run, triplets, pairs)
             seconds[name].append(taken)
     medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
     tokens = sum(pair.tokens for pair in pairs)
@@ -250,11 +253,13 @@ def padding_share(pairs: list[EncodedPair], size: int) -> float:
 
 
 def timed(
-    run: Contestant, triplets: list[Triplet], pairs: list[EncodedPair]
+    name: str, run: Contestant, triplets: list[Triplet], pairs: list[EncodedPair]
 ) -> tuple[float, NDArray[np.float32]]:
     begun = time.perf_counter()
     scores = run(triplets, pairs)
-    return time.perf_counter() - begun, scores
+    taken = time.perf_counter() - begun
+    print(f"  {name}: {len(pairs)} pairs in {taken:.1f} s", file=sys.stderr)
+    return taken, scores
 
 
 @torch.inference_mode()
@@ -308,6 +313,24 @@ def show(results: list[dict[str, Any]]) -> None:
         for name, share in result["share_of_ceiling"].items():
             table.add_row("", "", f"{share:.0%} of the matrix ceiling of {name}", "", "", "")
     Console().print(table)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Bars of pairs a second, one group of them for each dataset and dtype."""
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cwpo"})
+    figure, axes = plt.subplots(
+        len(results), figsize=(6.4, 1.7 * len(results)), sharex=True, layout="constrained"
+    )
+    for of_result, result in zip(np.atleast_1d(axes), results, strict=True):
+        rates = sorted(result["pairs_per_second"].items(), key=lambda item: item[1])
+        names, values = zip(*rates, strict=True)
+        colours = ["#1f6f8b" if name.startswith("cwpo") else "#c3c9cf" for name in names]
+        of_result.bar_label(of_result.barh(names, values, color=colours), fmt="%.1f", padding=3)
+        of_result.set_title(f"{result['dataset']}, {result['dtype']}", loc="left", fontsize="small")
+        of_result.spines[["top", "right"]].set_visible(False)
+        of_result.tick_params(labelsize="small")
+    of_result.set_xlabel("pairs a second")
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
@@ -83,6 +84,25 @@ def page(house, *, owner=None, state=None, limit=50, cursor=None):
     return [job.id for job in jobs.jobs], jobs.next_cursor
 
 
+def test_a_list_is_bounded_by_the_times_of_creation(house):
+    file_id = house.upload(b"{}\n")
+    oldest, middle, newest = (submit(house, file_id) for _ in range(3))
+
+    def created(after=None, before=None, cursor=None):
+        bounds = {"created_after": after, "created_before": before}
+        jobs = house.ledger.list(owner=None, limit=1, cursor=cursor, **bounds)
+        ids = [job.id for job in jobs.jobs]
+        rest = created(after, before, jobs.next_cursor) if jobs.next_cursor else []
+        return ids + rest
+
+    assert created(after=middle.created_at) == [newest.id, middle.id]
+    assert created(before=middle.created_at) == [oldest.id]
+    assert created(middle.created_at, newest.created_at) == [middle.id]
+    assert created(after=newest.created_at + timedelta(days=1)) == []
+    assert created(before=datetime(1900, 1, 1, tzinfo=UTC)) == []
+    assert created(after=datetime(1900, 1, 1, tzinfo=UTC)) == [newest.id, middle.id, oldest.id]
+
+
 def test_pages_go_from_the_newest_to_the_oldest_and_overlap_nowhere(house):
     file_id = house.upload(b"{}\n")
     newest_first = [submit(house, file_id).id for _ in range(7)][::-1]
@@ -129,7 +149,7 @@ def test_a_plan_stops_when_its_job_is_cancelled(house):
     store = house.ledger.store
     with ThreadPoolExecutor(1) as pool:
         planned = pool.submit(planner.plan, house.ledger, job_id)
-        while not store.exists(f"jobs/{job_id}/shards/00000.jsonl"):
+        while not store.exists(f"jobs/{job_id}/shards/00000.parquet"):
             time.sleep(0.001)
         house.ledger.cancel(job_id, owner=None)
         with pytest.raises(JobStoppedError, match="is cancel"):

@@ -10,8 +10,12 @@ from rq.job import Job as QueuedTask
 from rq.serializers import JSONSerializer
 
 from cwpo_worker import planner, shard
-from cwpo_worker.queue import Task
-from cwpo_worker.reconciler import reconcile
+from cwpo_worker.commands import Worker
+from cwpo_worker.queue import RETRY_SECONDS, Task
+from cwpo_worker.reconciler import INTERVAL_SECONDS, LOCK, LOCK_SECONDS, reconcile
+
+RQ_QUEUE = "rq:queue:cwpo"
+STARTED = "rq:wip:cwpo"
 
 
 def waiting(house):
@@ -45,6 +49,50 @@ def test_a_worker_killed_in_a_shard_loses_nothing(house):
     undisturbed(house, job_id, rows)
 
 
+def test_a_task_whose_worker_is_silent_waits_for_another_after_one_round(house):
+    job_id = house.submit(house.rows(10))
+    house.service.gate.clear()
+    silent = house.start_worker()
+    house.wait_for(job_id, lambda _: running(house) == ["shard 0"] and house.service.requests)
+    os.killpg(silent.pid, signal.SIGSTOP)
+    for child in children(silent.pid):
+        os.kill(child, signal.SIGSTOP)
+    (entry,) = house.redis.zrange(STARTED, 0, -1)
+    house.redis.delete(LOCK)  # The silent one may have been at it.
+    house.redis.zadd(STARTED, {entry: 1})  # Its last sign of life is long ago.
+    reconcile(house.ledger)
+    assert (running(house), waiting(house)) == ([], ["shard 0"])
+    house.service.gate.set()
+
+
+def test_a_dead_workers_task_is_with_others_within_half_a_minute():
+    heartbeat = Worker.model_fields["heartbeat_seconds"].default
+    # Found silent in one round, due after the first pause, and queued in the round after that.
+    assert heartbeat + 2 * INTERVAL_SECONDS + RETRY_SECONDS[0] < 30
+    assert heartbeat > LOCK_SECONDS
+
+
+def test_a_job_that_moves_on_during_the_census_is_merged_once(house, monkeypatch):
+    rows = house.rows(10)
+    job_id = house.submit(rows)
+    house.redis.delete(RQ_QUEUE)
+    planner.plan(house.ledger, job_id)
+    census = house.ledger.queue.census
+
+    def slow_census():
+        before = census()
+        shard.annotate(house.ledger, house.client, job_id, 0)
+        return before
+
+    monkeypatch.setattr(house.ledger.queue, "census", slow_census)
+    reconcile(house.ledger)
+    queued = house.redis.lrange(RQ_QUEUE, 0, -1)
+    assert queued.count(Task(job_id, "merge").id.encode()) == 1
+    monkeypatch.undo()
+    house.start_worker("--burst").wait()
+    undisturbed(house, job_id, rows)
+
+
 def test_a_task_killed_under_its_worker_is_run_again(house):
     rows = house.rows(300)
     job_id = house.submit(rows)
@@ -75,7 +123,7 @@ def test_a_job_goes_on_when_redis_has_forgotten_it(house):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     undisturbed(house, job_id, rows)
-    assert house.service.requests == requests + 12  # The finished shard was not asked again.
+    assert house.service.requests == requests + 6  # The finished shard was not asked again.
 
 
 def test_redis_forgetting_everything_under_a_working_worker_loses_nothing(house):
@@ -149,7 +197,7 @@ def test_a_service_that_is_away_is_waited_for(house):
 def test_a_task_that_was_given_up_fails_its_job_with_the_reason(house):
     job_id = house.submit(house.rows(10))
     planner.plan(house.ledger, job_id)
-    house.ledger.store.put(f"jobs/{job_id}/shards/00000.jsonl", b"damaged\n")
+    house.ledger.store.put(f"jobs/{job_id}/shards/00000.parquet", b"damaged\n")
     queued = QueuedTask.fetch(Task(job_id, "shard", 0).id, house.redis, JSONSerializer)
     queued.retries_left = 0
     queued.save()
@@ -157,7 +205,7 @@ def test_a_task_that_was_given_up_fails_its_job_with_the_reason(house):
     job = house.wait(job_id)
     assert job.state == "failed"
     assert job.error == (
-        "shard 0 was given up: a shard in the store is damaged: a line of it is no row"
+        "shard 0 was given up: a shard in the store is damaged: it is no table of rows"
     )
 
 
@@ -165,7 +213,7 @@ def test_a_full_disk_fails_the_job_with_one_line_and_leaves_no_results(house, tm
     folder = house.store_folder
     folder.mkdir(exist_ok=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
         capture_output=True,
         check=False,
     )
@@ -173,6 +221,9 @@ def test_a_full_disk_fails_the_job_with_one_line_and_leaves_no_results(house, tm
         pytest.skip("cannot mount a small file system here")
     try:
         job_id = house.submit(house.rows(2100))
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+        # What is left is enough for records, and not for a shard.
+        (folder / "ballast").write_bytes(b"\0" * (free - 12288))
         queued = QueuedTask.fetch(Task(job_id, "plan").id, house.redis, JSONSerializer)
         queued.retries_left = 0
         queued.save()

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from cwpo import columns
 from cwpo.columns import Column
@@ -176,7 +177,7 @@ def weighted_row(
         score_chosen, score_rejected = score_rejected, score_chosen
     row: dict[str, Any] = {
         "id": annotation.id,
-        "prompt": _plain(triplet.prompt),
+        "prompt": plain_prompt(triplet.prompt),
         "chosen": _like(triplet.prompt, chosen),
         "rejected": _like(triplet.prompt, rejected),
         "confidence": annotation.confidence,
@@ -187,6 +188,13 @@ def weighted_row(
     if annotation.calibrated_confidence is not None:
         row["calibrated_confidence"] = annotation.calibrated_confidence
     return {**row, **extra} if extra else row
+
+
+def plain_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    """The prompt as it stands in files: text, or messages as JSON objects."""
+    if isinstance(prompt, str):
+        return prompt
+    return [message.model_dump() for message in prompt]
 
 
 def weighted_schema(
@@ -325,7 +333,7 @@ def _json_rows(lines: BinaryIO | gzip.GzipFile) -> Iterator[tuple[int, dict[str,
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
     try:
-        value = json.loads(line)
+        value = _parsed(line)
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start + 1}"
     except json.JSONDecodeError as error:
@@ -335,6 +343,14 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
     except ValueError:  # The others are kinds of it; Python stops at 4,300 digits.
         return "not JSON that can be read: a number of too many digits"
     return value if isinstance(value, dict) else f"a JSON object is wanted, not {_kind(value)}"
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return from_json(line)
+    except ValueError:
+        # Four times slower, it reads halves of surrogate pairs too, and knows what is wrong where.
+        return json.loads(line)
 
 
 def _kind(value: object) -> Literal["null", "an array", "a string", "a number", "a boolean"]:
@@ -380,12 +396,6 @@ def _reason(error: ValidationError) -> str:
 
 def _rejected(number: int, row_id: str | None, detail: str) -> RejectedRow:
     return RejectedRow(number, row_id, ItemError(code="invalid_row", detail=detail))
-
-
-def _plain(prompt: Prompt) -> str | list[dict[str, str]]:
-    if isinstance(prompt, str):
-        return prompt
-    return [message.model_dump() for message in prompt]
 
 
 def _like(prompt: Prompt, response: str) -> str | list[dict[str, str]]:

@@ -68,6 +68,9 @@ def create_app(
         loader=loader or settings.load_annotator,
     )
 
+    if service.jobs is not None:
+        metrics.watch_jobs(service.jobs.ledger)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(service.inference.load(annotator_factory))

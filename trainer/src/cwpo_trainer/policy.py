@@ -76,8 +76,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_for_training(settings: PolicyTraining) -> Any:
-    """The start model: frozen bfloat16 weights under LoRA where it computes so, else float32."""
+def load_for_training(settings: PolicyTraining, model: str | None = None) -> Any:
+    """A model, by default the start one.
+
+    Frozen bfloat16 weights under LoRA where it computes so, else float32.
+    """
     frozen = settings.lora and runtime.use_bfloat16(settings.dtype)
     dtype = torch.bfloat16 if frozen else torch.float32
     quantisation = None
@@ -88,7 +91,7 @@ def load_for_training(settings: PolicyTraining) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    return load(resolve(settings.model), dtype=dtype, quantisation=quantisation)
+    return load(resolve(model or settings.model), dtype=dtype, quantisation=quantisation)
 
 
 def lora_config(settings: PolicyTraining) -> LoraConfig | None:

@@ -42,7 +42,7 @@ class Worker(ServiceCommand):
     store_url: str = Field(description="folder or fsspec URL (s3://...) that the service uses too")
     burst: bool = Field(False, description="end when the queue is empty")
     heartbeat_seconds: int = Field(
-        30, ge=3, description="a worker silent for so long loses its task to another"
+        24, ge=3, description="a worker silent for so long loses its task to another"
     )
 
     retention_days: RetentionDays = None

@@ -60,7 +60,7 @@ class JobFolder:
 
     def shard(self, index: int) -> str:
         """The rows that the shard task reads."""
-        return f"{self.path}/shards/{index:05d}.jsonl"
+        return f"{self.path}/shards/{index:05d}.parquet"
 
     def part(self, index: int) -> str:
         """What became of them; its existence says that the shard is done."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any
@@ -88,14 +89,17 @@ def _check_parts(ledger: Ledger, folder: JobFolder, whole: Manifest, manifest: M
 
 
 def _write_results(ledger: Ledger, folder: JobFolder, manifest: Manifest) -> None:
+    """Both formats at once: Parquet is compressed on a thread that Python does not hold up."""
     with (
         ledger.store.create(folder.results("parquet")) as parquet_sink,
         ledger.store.create(folder.results("jsonl")) as jsonl_sink,
+        ThreadPoolExecutor(1) as thread,
     ):
         parquet = ParquetWriter(parquet_sink)
         for table in _tables(ledger, folder, manifest):
-            parquet.write_table(table)
+            group = thread.submit(parquet.write_table, table)
             jsonl_sink.write(b"".join([to_json(row) + b"\n" for row in rows_of(table)]))
+            group.result()
         parquet.close()
 
 

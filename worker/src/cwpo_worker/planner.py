@@ -18,16 +18,16 @@ from cwpo.datasets import (
 )
 from cwpo.errors import DatasetError
 from cwpo.types import FileFormat
-from cwpo_worker import rows
 from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
 from cwpo_worker.inputs import Input, sha256_of
 from cwpo_worker.job import JobRecord
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.manifest import JobFolder, Manifest, Shard
 from cwpo_worker.queue import shard_tasks
+from cwpo_worker.rows import ShardRows
 
 # A shard of long texts is closed before its rows are too much for a worker's memory.
-SHARD_BYTES = 32 << 20
+SHARD_CHARACTERS = 32 << 20
 # Fewer rows say little about the share of bad ones.
 JUDGED_ROWS = 1000
 
@@ -124,29 +124,26 @@ def _shards(
 ) -> Iterator[Shard | RejectedRow]:
     """Each shard when it has been written, and the rejected rows in between; learns columns."""
     folder = JobFolder(record.id)
-    index = size = 0
-    numbers: list[int] = []
-    lines: list[bytes] = []
+    index = 0
+    rows = ShardRows()
 
     def written() -> Shard:
         with ledger.store.create(folder.shard(index)) as blob:
-            blob.write(b"".join(lines))
-        return Shard(index=index, rows=len(lines), first_row=numbers[0], last_row=numbers[-1])
+            rows.write(blob)
+        numbers = rows.numbers
+        return Shard(index=index, rows=len(numbers), first_row=numbers[0], last_row=numbers[-1])
 
     for item in items:
         if isinstance(item, RejectedRow):
             yield item
             continue
-        columns.learn(item.extra)
-        numbers.append(item.row)
-        lines.append(rows.encode(item))
-        size += len(lines[-1])
-        if len(lines) == record.shard_rows or size >= SHARD_BYTES:
+        if item.extra:
+            columns.learn(item.extra)
+        rows.add(item)
+        if len(rows.numbers) == record.shard_rows or rows.characters >= SHARD_CHARACTERS:
             yield written()
-            index, size = index + 1, 0
-            numbers.clear()
-            lines.clear()
-    if lines:
+            index, rows = index + 1, ShardRows()
+    if rows.numbers:
         yield written()
 
 

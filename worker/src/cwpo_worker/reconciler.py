@@ -11,6 +11,7 @@ import redis
 from redis.exceptions import LockError
 
 from cwpo.errors import CwpoError
+from cwpo.types import JobState
 from cwpo_worker.errors import UnknownJobError
 from cwpo_worker.ledger import Ledger
 from cwpo_worker.queue import Census, Task, shard_tasks
@@ -18,7 +19,8 @@ from cwpo_worker.retention import expire
 
 INTERVAL_SECONDS = 2.0
 LOCK = "cwpo:reconciler"
-LOCK_SECONDS = 60.0
+# Of a reconciler that dies: less than until its worker's task counts as abandoned.
+LOCK_SECONDS = 15.0
 # Set to the server's run id once the store's jobs are known to it: a restart or a flush unsets it.
 RESTORED = "cwpo:restored"
 
@@ -46,11 +48,12 @@ def reconcile(ledger: Ledger, kept: timedelta | None = None) -> None:
         for task, reason in ledger.queue.exhausted():
             with suppress(UnknownJobError):
                 ledger.give_up(task, f"{task} was given up: {reason}")
-        active = ledger.records.active()
+        states = ledger.records.active_states()
         census = ledger.queue.census()
-        for job_id in active:
+        for job_id, state in states.items():
+            lock.reacquire()
             with suppress(UnknownJobError):
-                _advance(ledger, job_id, census)
+                _advance(ledger, job_id, state, census)
         if kept is not None:
             expire(ledger, kept)
         _purge(ledger, census)
@@ -70,8 +73,14 @@ def _restore(ledger: Ledger) -> None:
     ledger.redis.set(RESTORED, run_id)
 
 
-def _advance(ledger: Ledger, job_id: str, census: Census) -> None:
+def _advance(ledger: Ledger, job_id: str, before: JobState, census: Census) -> None:
+    """Do what the job needs, unless its state is another than before the census.
+
+    Its tasks are others then, such as the merge that a job queues with its last shard.
+    """
     record = ledger.records.get(job_id)
+    if record.state != before:
+        return
     held = census.of(job_id)
     if Task(job_id, "plan") in held:
         return  # It may be about to queue the very shards that seem to be missing.

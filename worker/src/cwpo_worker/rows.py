@@ -1,27 +1,80 @@
-"""The rows of a shard as they lie in the store: one numbered triplet a line."""
+"""The rows of a shard as they lie in the store: a Parquet table of numbered triplets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pydantic import TypeAdapter, ValidationError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
-from cwpo.datasets import NumberedTriplet
+from cwpo.datasets import NumberedTriplet, plain_prompt
+from cwpo.types import Triplet
 from cwpo_worker.errors import StoreError
 
-_ROW = TypeAdapter(NumberedTriplet)
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+_TRIPLET = ("id", "prompt", "response_a", "response_b")
+_TRIPLETS = TypeAdapter(list[Triplet])
 
 
-def encode(row: NumberedTriplet) -> bytes:
-    """The row as a line."""
-    return _ROW.dump_json(row) + b"\n"
+class ShardRows:
+    """The rows of the next shard, a column each; `extra` is JSON, null where there is none.
+
+    characters: of all texts so far.
+    """
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self.numbers: list[int] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in (*_TRIPLET, "extra")}
+
+    def add(self, row: NumberedTriplet) -> None:
+        """Append a row; all are of text prompts, or all of chat prompts."""
+        triplet = row.triplet
+        prompt = plain_prompt(triplet.prompt)
+        extra = to_json(row.extra) if row.extra else None
+        self.numbers.append(row.row)
+        self._columns["id"].append(triplet.id)
+        self._columns["prompt"].append(prompt)
+        self._columns["response_a"].append(triplet.response_a)
+        self._columns["response_b"].append(triplet.response_b)
+        self._columns["extra"].append(extra)
+        self.characters += len(triplet.response_a) + len(triplet.response_b) + len(extra or b"")
+        texts = prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)
+        self.characters += len(texts)
+
+    def write(self, sink: BinaryIO) -> None:
+        """Write them, at least one, as a table."""
+        schema = _schema(is_chat=not isinstance(self._columns["prompt"][0], str))
+        table = pa.Table.from_pydict({"row": self.numbers, **self._columns}, schema=schema)
+        pq.write_table(table, sink, compression="zstd", use_dictionary=False)
 
 
-def decode(lines: BinaryIO | Iterable[bytes]) -> list[NumberedTriplet]:
-    """The rows of a shard. Raises: StoreError for a line that `encode` did not write."""
+def read(blob: bytes) -> pa.Table:
+    """The table that `ShardRows` wrote. Raises: StoreError for what it did not write."""
     try:
-        return [_ROW.validate_json(line) for line in lines]
-    except ValidationError:
-        # Without the cause, whose text would show the row.
-        raise StoreError("a shard in the store is damaged: a line of it is no row") from None
+        with pq.ParquetFile(pa.BufferReader(blob)) as file:
+            table = file.read(use_threads=False)
+        is_chat = table.schema.field("prompt").type != pa.string()
+        return table.cast(_schema(is_chat=is_chat))
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        # Without the cause, whose text could show a row.
+        raise StoreError("a shard in the store is damaged: it is no table of rows") from None
+
+
+def numbered(table: pa.Table) -> list[NumberedTriplet]:
+    """The rows of such a table, without what stood beside them."""
+    triplets = _TRIPLETS.validate_python(table.select(_TRIPLET).to_pylist())
+    return [
+        NumberedTriplet(row, triplet)
+        for row, triplet in zip(table["row"].to_pylist(), triplets, strict=True)
+    ]
+
+
+def _schema(*, is_chat: bool) -> pa.Schema:
+    prompt = pa.list_(_TURN) if is_chat else pa.string()
+    fields = [("row", pa.int64()), ("id", pa.string()), ("prompt", prompt)]
+    fields += [("response_a", pa.string()), ("response_b", pa.string())]
+    required = [pa.field(name, kind, nullable=False) for name, kind in fields]
+    return pa.schema([*required, pa.field("extra", pa.binary())])

@@ -8,10 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
+
+import pyarrow as pa
 
 from cwpo import Client
-from cwpo.datasets import NumberedTriplet, RejectedRow, weighted_row
+from cwpo.datasets import NumberedTriplet
 from cwpo.errors import APIError, CwpoError, InvalidRequestError, TooLargeError
 from cwpo.types import (
     Annotation,
@@ -20,7 +22,7 @@ from cwpo.types import (
     ModelRef,
     Truncation,
 )
-from cwpo_worker import part
+from cwpo_worker import activity, part
 from cwpo_worker import rows as shard_rows
 from cwpo_worker.errors import (
     IllegalTransitionError,
@@ -34,8 +36,8 @@ from cwpo_worker.manifest import JobFolder, Manifest, Shard
 from cwpo_worker.records import PartCounts
 from cwpo_worker.trials import Trials
 
-REQUEST_ROWS = 256
-IN_FLIGHT = 4
+REQUEST_ROWS = 512
+IN_FLIGHT = 2
 # After so many failures that nobody can explain, the shard is done with caution.
 PATIENCE = 2
 CAUTIOUS_ROWS = 16
@@ -70,9 +72,13 @@ def annotate(ledger: Ledger, client: Client, job_id: str, index: int) -> None:
     folder = JobFolder(job_id)
     manifest = folder.read_manifest(ledger.store)
     shard = manifest.shards[index]
-    if not ledger.store.exists(folder.part(index)):
+    is_new = not ledger.store.exists(folder.part(index))
+    if is_new:
         _try_part(ledger, client, folder, manifest, shard)
     done = part.read(ledger.store, folder.part(index))
+    if is_new:
+        activity.add(ledger.redis, "rows_annotated", done.annotated)
+        activity.add(ledger.redis, "rows_failed", len(done.errors))
     ledger.finish_part(job_id, index, PartCounts(done.annotated, len(done.errors)))
 
 
@@ -83,12 +89,13 @@ def _try_part(
     trials = Trials(ledger.redis, manifest.job_id, shard.index)
     is_cautious = trials.begin("shard") >= PATIENCE
     try:
-        requests = _requests(ledger, folder, shard)
+        rows = _rows(ledger, folder, shard)
+        numbered = shard_rows.numbered(rows)
         if is_cautious:
-            answers = _cautious_answers(ledger, client, manifest, requests, trials)
+            answers = _cautious_answers(ledger, client, manifest, numbered, trials)
         else:
-            answers = _answers(ledger, client, manifest, requests)
-        _write_part(ledger, folder, manifest, shard, answers)
+            answers = _answers(ledger, client, manifest, numbered)
+        _write_part(ledger, folder, manifest, shard, rows, answers)
     except Exception as error:
         if not (isinstance(error, APIError) and _is_failure(error)):
             trials.end("shard")
@@ -101,42 +108,38 @@ def _write_part(
     folder: JobFolder,
     manifest: Manifest,
     shard: Shard,
+    rows: pa.Table,
     answers: Iterator[Answer],
 ) -> None:
-    good: list[dict[str, Any]] = []
-    bad: list[RejectedRow] = []
+    labels: list[Label] = []
     model: ModelRef | None = None
     for answer in answers:
         if answer.model is not None:
             model = model or ledger.records.pin_model(manifest.job_id, answer.model)
             _check_model(model, answer.model)
-        for row, label in zip(answer.rows, answer.labels, strict=True):
-            if isinstance(label, FailedAnnotation):
-                bad.append(RejectedRow(row.row, row.triplet.id, label.error))
-            else:
-                good.append(weighted_row(row.triplet, label, row.extra))
-    part.write(ledger.store, folder.part(shard.index), good, bad, model, extra=manifest.columns)
+        labels += answer.labels
+    part.write(ledger.store, folder.part(shard.index), rows, labels, model, extra=manifest.columns)
 
 
-def _requests(ledger: Ledger, folder: JobFolder, shard: Shard) -> list[list[NumberedTriplet]]:
+def _rows(ledger: Ledger, folder: JobFolder, shard: Shard) -> pa.Table:
     key = folder.shard(shard.index)
-    with ledger.store.open(key) as lines:
-        rows = shard_rows.decode(lines)
+    rows = shard_rows.read(ledger.store.read(key))
     if len(rows) != shard.rows:
         raise StoreError(f"{key} has {len(rows):,} rows where the manifest says {shard.rows:,}")
-    return [rows[at : at + REQUEST_ROWS] for at in range(0, len(rows), REQUEST_ROWS)]
+    return rows
 
 
 def _answers(
-    ledger: Ledger, client: Client, manifest: Manifest, requests: list[list[NumberedTriplet]]
+    ledger: Ledger, client: Client, manifest: Manifest, rows: Sequence[NumberedTriplet]
 ) -> Iterator[Answer]:
     """The answer to each request, in order, with some requests in flight at a time."""
     pending: deque[Future[Answer]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for request in requests:
+        for at in range(0, len(rows), REQUEST_ROWS):
             if len(pending) == IN_FLIGHT:
                 yield pending.popleft().result()
             ledger.records.expect(manifest.job_id, "running")
+            request = rows[at : at + REQUEST_ROWS]
             pending.append(pool.submit(_ask, client, request, manifest.truncation))
         while pending:
             yield pending.popleft().result()
@@ -146,7 +149,7 @@ def _cautious_answers(
     ledger: Ledger,
     client: Client,
     manifest: Manifest,
-    requests: list[list[NumberedTriplet]],
+    rows: Sequence[NumberedTriplet],
     trials: Trials,
 ) -> Iterator[Answer]:
     """The answers to small requests, one at a time, each noted before it is sent.
@@ -154,7 +157,6 @@ def _cautious_answers(
     Where a request was noted and no answer, its rows are asked one by one. A row of which workers
     died, or on which the service fails, is an error.
     """
-    rows = [row for request in requests for row in request]
     poisoned = 0
     for at in range(0, len(rows), CAUTIOUS_ROWS):
         stretch = rows[at : at + CAUTIOUS_ROWS]
@@ -199,7 +201,10 @@ def _ask(
     """
     try:
         answer = client.annotate(
-            [row.triplet for row in rows], truncation=truncation, priority="batch"
+            [row.triplet for row in rows],
+            truncation=truncation,
+            priority="batch",
+            batch_size=len(rows),
         )
     except APIError as error:
         is_refusal = isinstance(error, TooLargeError | InvalidRequestError)
