@@ -9,7 +9,7 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs clean
+.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs bench-train clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,15 @@ test: $(INSTALLED) ## the test suite; real preference data where CWPO_DATA_DIR n
 test-vllm: $(INSTALLED) .venv-vllm/.installed ## parity with a real vLLM, in an environment of its own
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/vllm $(PYTEST)
 
-bench-annotator: $(INSTALLED) ## pairs/s against Hugging Face (and vLLM after make test-vllm), on CWPO_DATA_DIR
-	$(if $(wildcard .venv-vllm/.installed),CWPO_VLLM_PYTHON=.venv-vllm/bin/python) $(BIN)/python benchmarks/annotator.py
+.venv-infinity/.installed:
+	@echo "Setting up .venv-infinity: infinity-emb, to compare with (about two minutes, once)"
+	@$(PYTHON) -m venv .venv-infinity
+	@.venv-infinity/bin/pip install --quiet torch==2.13.0
+	@.venv-infinity/bin/pip install --quiet torch==2.13.0 "infinity-emb[torch]==0.0.78"
+	@touch $@
+
+bench-annotator: $(INSTALLED) .venv-vllm/.installed .venv-infinity/.installed ## pairs/s against Hugging Face, vLLM and infinity-emb, on CWPO_DATA_DIR
+	CWPO_VLLM_PYTHON=.venv-vllm/bin/python CWPO_INFINITY_PYTHON=.venv-infinity/bin/python $(BIN)/python benchmarks/annotator.py
 
 lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
 	$(BIN)/ruff check .
@@ -72,5 +79,8 @@ openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 bench-service: $(INSTALLED) ## the service against a bare endpoint, under load, over 200,000 requests
 	$(BIN)/python benchmarks/service.py
 
-clean: ## remove .venv, models and runs
-	rm -rf .venv models runs
+bench-train: $(INSTALLED) ## CW-DPO steps and Bradley-Terry training against TRL, on CWPO_DATA_DIR
+	$(BIN)/python benchmarks/train.py
+
+clean: ## remove the environments, models and runs
+	rm -rf .venv .venv-vllm .venv-infinity models runs

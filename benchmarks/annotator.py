@@ -3,11 +3,12 @@
 SmolLM2-135M with a scalar head; the same pairs, weights, threads and dtype for all; the rounds go
 through all contestants in turn, and medians are reported.
 
-    CWPO_DATA_DIR=FOLDER python benchmarks/annotator.py --pairs 24
+    CWPO_DATA_DIR=FOLDER python benchmarks/annotator.py
 
 Contestants: cwpo; Hugging Face in length-sorted batches at the batch size that is best for it;
-pipeline("text-classification"); vLLM with prefix caching, where CWPO_VLLM_PYTHON names the
-interpreter of its environment.
+pipeline("text-classification"); vLLM with prefix caching and infinity-emb, where CWPO_VLLM_PYTHON
+and CWPO_INFINITY_PYTHON name the interpreters of their environments; on a CPU also cwpo in int8,
+beside those in float32. What a contestant's scores differ by from Hugging Face's is recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import infinity
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -36,6 +41,8 @@ from cwpo import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.backends.onednn import OneDnnLinear
+from cwpo_annotator.backends.torch import TorchBackend
+from cwpo_annotator.backends.vllm_server import VllmServer
 from cwpo_annotator.encoding import Encoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -47,12 +54,13 @@ DATASETS = ("hh_harmless", "qa_feedback")
 # Tokens, and the narrow and wide sides of SmolLM2-135M's largest layers.
 CEILING_SHAPE = (1024, 576, 1536)
 
-Contestant = Callable[[list[Triplet], list[EncodedPair]], None]
+# Scores of both responses, shape (pairs, 2).
+Contestant = Callable[[list[Triplet], list[EncodedPair]], NDArray[np.float32]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=24, help="of each dataset")
+    parser.add_argument("--pairs", type=int, default=12, help="of each dataset")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
@@ -80,7 +88,8 @@ def main() -> None:
     record = {"command": " ".join(sys.argv), "machine": machine, "results": results}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {RESULTS}")
+    draw(results, RESULTS.with_suffix(".svg"))
+    print(f"written to {RESULTS} and {RESULTS.with_suffix('.svg').name}")
 
 
 def with_scalar_head(folder: Path) -> Path:
@@ -115,6 +124,7 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
         checkpoint, dtype=getattr(torch, dtype)
     ).to(annotator.backend.device)
     hugging_face.eval()
+    text_of = annotator.encoder.tokenizer.decode  # type: ignore[attr-defined]
     hugging_face.config.pad_token_id = pad
     classify = pipeline(
         "text-classification",
@@ -124,47 +134,67 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
         device=annotator.backend.device,
     )
     field: dict[str, Contestant] = {
-        "cwpo": lambda triplets, _: none(annotator.annotate(triplets, "prompt_left")),
-        "pipeline": lambda triplets, _: run_pipeline(classify, triplets),
+        "cwpo": lambda triplets, _: annotated(annotator, triplets),
+        "pipeline": lambda _, pairs: paired(
+            classify([text_of(ids) for pair in pairs for ids in (pair.a, pair.b)], batch_size=4)
+        ),
     }
     for size in BATCH_SIZES:
         field[f"hugging face, batches of {size}"] = lambda _, pairs, size=size: length_sorted(
             hugging_face, pad, pairs, size
         )
     with ExitStack() as stack:
-        python = os.environ.get("CWPO_VLLM_PYTHON")
-        if python is not None:
-            from cwpo_annotator.backends.vllm_server import VllmServer
-
+        if dtype == "float32" and annotator.backend.device == "cpu":
+            rounded = TorchBackend(checkpoint, pad_token_id=pad, dtype="int8")
+            field["cwpo, int8"] = lambda _, pairs: rounded.score_pairs(pairs)
+        if python := os.environ.get("CWPO_VLLM_PYTHON"):
             server = VllmServer(
                 Path(python), checkpoint, dtype=dtype, on_cpu=annotator.backend.device == "cpu"
             )
             server.start()
             stack.callback(server.stop)
             remote = Annotator.over_vllm(checkpoint, server.url, dtype=dtype)  # type: ignore[arg-type]
-            field["vllm"] = lambda triplets, _: none(remote.annotate(triplets, "prompt_left"))
+            field["vllm"] = lambda triplets, _: annotated(remote, triplets)
+        if python := os.environ.get("CWPO_INFINITY_PYTHON"):
+            score = stack.enter_context(
+                infinity.started(
+                    Path(python), checkpoint, dtype=dtype, device=annotator.backend.device
+                )
+            )
+            field["infinity-emb"] = lambda _, pairs: np.array(
+                score([as_query(pair, text_of) for pair in pairs]), np.float32
+            )
         yield annotator, field
 
 
-def none(_: object) -> None:
-    """Drop an answer."""
+def annotated(annotator: Annotator, triplets: list[Triplet]) -> NDArray[np.float32]:
+    labels = annotator.annotate(triplets, "prompt_left")
+    return np.array([(label.score_a, label.score_b) for label in labels], np.float32)
 
 
-def run_pipeline(classify: Any, triplets: list[Triplet]) -> None:
-    texts = [f"{t.prompt}{response}" for t in triplets for response in (t.response_a, t.response_b)]
-    classify(texts, batch_size=4)
+def paired(answers: list[dict[str, Any]]) -> NDArray[np.float32]:
+    return np.array([answer["score"] for answer in answers], np.float32).reshape(-1, 2)
+
+
+def as_query(pair: EncodedPair, text_of: Callable[..., str]) -> tuple[str, list[str]]:
+    """What both texts begin with, and what each goes on with."""
+    return text_of(pair.a[: pair.shared]), [text_of(ids[pair.shared :]) for ids in (pair.a, pair.b)]
 
 
 @torch.inference_mode()
-def length_sorted(model: Any, pad: int, pairs: list[EncodedPair], size: int) -> None:
-    texts = sorted((ids for pair in pairs for ids in (pair.a, pair.b)), key=len, reverse=True)
-    for at in range(0, len(texts), size):
-        batch = texts[at : at + size]
+def length_sorted(model: Any, pad: int, pairs: list[EncodedPair], size: int) -> NDArray[np.float32]:
+    texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
+    order = sorted(range(len(texts)), key=lambda at: -len(texts[at]))
+    scores = np.empty(len(texts), np.float32)
+    for start in range(0, len(texts), size):
+        places = order[start : start + size]
+        batch = [list(texts[at]) for at in places]
         width = len(batch[0])
         ids = torch.tensor([[*text, *[pad] * (width - len(text))] for text in batch])
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in batch])
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-        logits.float().cpu()
+        scores[places] = logits[:, 0].float().cpu().numpy()
+    return scores.reshape(-1, 2)
 
 
 def compare(
@@ -175,17 +205,19 @@ def compare(
     rounds: int,
 ) -> dict[str, Any]:
     pairs = [p for p in annotator.encode(triplets, "prompt_left") if isinstance(p, EncodedPair)]
-    few = max(len(pairs) // 4, 2)
-    quick = {name: timed(run, triplets[:few], pairs[:few]) for name, run in field.items()}
+    print(f"{dataset}, {annotator.backend.dtype}", file=sys.stderr)
+    first = {name: timed(name, run, triplets, pairs)[0] for name, run in field.items()}
     peers = [name for name in field if name.startswith("hugging face")]
-    best = min(peers, key=quick.__getitem__)
+    best = min(peers, key=first.__getitem__)
     left = {name: run for name, run in field.items() if name not in peers or name == best}
     seconds: dict[str, list[float]] = {name: [] for name in left}
+    scores: dict[str, NDArray[np.float32]] = {}
     ceilings: list[dict[str, float]] = []
     for _ in range(rounds):
         ceilings.append(matrix_ceilings(annotator))
         for name, run in left.items():
-            seconds[name].append(timed(run, triplets, pairs))
+            taken, scores[name] = timed(name, run, triplets, pairs)
+            seconds[name].append(taken)
     medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
     tokens = sum(pair.tokens for pair in pairs)
     read_tokens = tokens - sum(pair.shared for pair in pairs)
@@ -198,7 +230,15 @@ def compare(
         "tokens": tokens,
         "tokens_read_by_cwpo": read_tokens,
         "pairs_per_second": {name: len(pairs) / s for name, s in medians.items()},
+        "tokens_per_second": {name: tokens / s for name, s in medians.items()},
+        "padding_share": {
+            "cwpo": annotator.backend.padding,
+            best: padding_share(pairs, int(best.rsplit(" ", 1)[1])),
+        },
         "seconds": seconds,
+        "largest_difference": {
+            name: float(np.abs(of_name - scores[best]).max()) for name, of_name in scores.items()
+        },
         "ratio": {name: s / medians["cwpo"] for name, s in medians.items() if name != "cwpo"},
         "gflops": flops / medians["cwpo"] / 1e9,
         "matrix_ceiling_gflops": {name: rate / 1e9 for name, rate in ceiling.items()},
@@ -206,10 +246,20 @@ def compare(
     }
 
 
-def timed(run: Contestant, triplets: list[Triplet], pairs: list[EncodedPair]) -> float:
+def padding_share(pairs: list[EncodedPair], size: int) -> float:
+    lengths = sorted((len(ids) for pair in pairs for ids in (pair.a, pair.b)), reverse=True)
+    batches = (lengths[at : at + size] for at in range(0, len(lengths), size))
+    return 1 - sum(lengths) / sum(len(batch) * batch[0] for batch in batches)
+
+
+def timed(
+    name: str, run: Contestant, triplets: list[Triplet], pairs: list[EncodedPair]
+) -> tuple[float, NDArray[np.float32]]:
     begun = time.perf_counter()
-    run(triplets, pairs)
-    return time.perf_counter() - begun
+    scores = run(triplets, pairs)
+    taken = time.perf_counter() - begun
+    print(f"  {name}: {len(pairs)} pairs in {taken:.1f} s", file=sys.stderr)
+    return taken, scores
 
 
 @torch.inference_mode()
@@ -248,7 +298,7 @@ def linear_parameters(annotator: Annotator) -> int:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    table = Table("dataset", "dtype", "contestant", "pairs/s", "cwpo is", box=None)
+    table = Table("dataset", "dtype", "contestant", "pairs/s", "cwpo is", "scores differ", box=None)
     for result in results:
         for name, rate in result["pairs_per_second"].items():
             ratio = result["ratio"].get(name)
@@ -258,10 +308,29 @@ def show(results: list[dict[str, Any]]) -> None:
                 name,
                 f"{rate:.2f}",
                 "" if ratio is None else f"{ratio:.2f}x",
+                f"{result['largest_difference'][name]:.1e}",
             )
         for name, share in result["share_of_ceiling"].items():
-            table.add_row("", "", f"{share:.0%} of the matrix ceiling of {name}", "", "")
+            table.add_row("", "", f"{share:.0%} of the matrix ceiling of {name}", "", "", "")
     Console().print(table)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Bars of pairs a second, one group of them for each dataset and dtype."""
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "cwpo"})
+    figure, axes = plt.subplots(
+        len(results), figsize=(6.4, 1.7 * len(results)), sharex=True, layout="constrained"
+    )
+    for of_result, result in zip(np.atleast_1d(axes), results, strict=True):
+        rates = sorted(result["pairs_per_second"].items(), key=lambda item: item[1])
+        names, values = zip(*rates, strict=True)
+        colours = ["#1f6f8b" if name.startswith("cwpo") else "#c3c9cf" for name in names]
+        of_result.bar_label(of_result.barh(names, values, color=colours), fmt="%.1f", padding=3)
+        of_result.set_title(f"{result['dataset']}, {result['dtype']}", loc="left", fontsize="small")
+        of_result.spines[["top", "right"]].set_visible(False)
+        of_result.tick_params(labelsize="small")
+    of_result.set_xlabel("pairs a second")
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def connection_lost(self, error: Exception | None) -> None:
         """Whoever waits learns of it."""
         if self._answered is not None and not self._answered.done():
@@ -134,6 +139,8 @@ async def open_loop(port: int, request: bytes, arrivals: Sequence[float]) -> lis
     begun = time.perf_counter()
 
     async def ask(at: float) -> Answer:
+        while idle and not idle[-1].is_open:
+            idle.pop()
         link = idle.pop() if idle else await Connection.open(port)
         status = await link.ask(request)
         idle.append(link)

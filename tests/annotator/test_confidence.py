@@ -34,4 +34,5 @@ def test_non_finite_scores_are_refused(bad):
 
 
 def test_preferred_is_the_higher_score_or_a_tie():
-    assert (preferred(1.0, 0.0), preferred(0.0, 1.0), preferred(0.5, 0.5)) == ("a", "b", "tie")
+    scores_a, scores_b = np.array([1.0, 0.0, 0.5]), np.array([0.0, 1.0, 0.5])
+    assert preferred(scores_a, scores_b) == ["a", "b", "tie"]

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from cwpo_trainer import losses, policy
 from cwpo_trainer.formatting import Formatter
+from cwpo_trainer.launch import leave
 from cwpo_trainer.weighted import read_weighted, weights_of
 
 
@@ -75,7 +76,10 @@ def main(model_folder: Path, data: Path, out: Path) -> None:
     sharded = any(isinstance(value, DTensor) for value in model.state_dict().values())
     if rank == 0:
         torch.save({"losses": total, "weights": state, "sharded": sharded}, out)
+    distributed.barrier()
     distributed.destroy_process_group()
+    # The models still refer to the group, whose threads therefore go on.
+    leave()
 
 
 if __name__ == "__main__":

@@ -262,6 +262,23 @@ def test_evaluate_annotator(tiny_annotator, tmp_path, command, capsys):
     assert sum(item["pairs"] for item in results["bins"]) == 40
 
 
+@pytest.mark.parametrize("lora", [(), ("--lora",)])
+def test_a_reference_can_be_named(lora, tiny_causal, data, tmp_path, command):
+    flags = ("--data", data, "--max-steps", 2, "--learning-rate", 1e-2, "--dtype", "float32", *lora)
+    named = (*flags, "--reference", tiny_causal)
+    command(Align, *flags, "--model", tiny_causal, "--output", tmp_path / "first")
+    command(Align, *named, "--model", tiny_causal, "--output", tmp_path / "same")
+    command(Align, *named, "--model", tmp_path / "first", "--output", tmp_path / "second")
+    first, same, second = (
+        [line["rewards/margins"] for line in read_lines(tmp_path / name / "training.jsonl")]
+        for name in ("first", "same", "second")
+    )
+    assert same == pytest.approx(first, abs=1e-5)
+    assert first[0] == pytest.approx(0, abs=1e-6)
+    # It starts away from the reference that the first alignment left.
+    assert second[0] > 0.01
+
+
 def test_two_processes_follow_one(tiny_causal, data, tmp_path):
     flags = (
         *("--model", tiny_causal, "--data", data, "--max-steps", 3, "--learning-rate", 1e-2),
@@ -271,16 +288,18 @@ def test_two_processes_follow_one(tiny_causal, data, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
     for start, size, name in (((sys.executable,), 8, "one"), (launch, 4, "two")):
-        subprocess.run(
+        done = subprocess.run(
             [
                 *map(str, (*start, "-m", "cwpo_trainer.align", *flags)),
                 *map(str, ("--batch-size", size, "--output", tmp_path / name)),
                 *map(str, ("--world-size", 2 if name == "two" else 1)),
             ],
-            check=True,
+            check=False,
             capture_output=True,
+            text=True,
             env=environment,
         )
+        assert done.returncode == 0, done.stderr
     one, two = (read_lines(tmp_path / name / "training.jsonl") for name in ("one", "two"))
     for left, right in zip(one, two, strict=True):
         for key in ("loss", "unweighted_loss", "weight", "rewards/margins", "num_tokens"):

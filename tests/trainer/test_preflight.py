@@ -127,13 +127,14 @@ def test_a_bad_row_is_named(change, message, flags, tmp_path, failure):
     rows = weighted(4)
     rows[1] |= change
     write_lines(tmp_path / "weighted.jsonl", rows)
-    assert message in failure(Align, *flags)
+    assert message in failure(Align, *flags, "--model", "not-even-looked-for")
 
 
 def test_one_confidence_for_all_is_refused(flags, tmp_path, command, failure):
     rows = [row | {"confidence": 0.5} for row in weighted(4)]
     write_lines(tmp_path / "weighted.jsonl", rows)
-    assert "all 4 pairs have the confidence 0.5" in failure(Align, *flags)
+    message = failure(Align, *flags, "--model", "not-even-looked-for")
+    assert "all 4 pairs have the confidence 0.5" in message
     command(Align, *flags, "--weight", "none", "--max-steps", 1)
 
 

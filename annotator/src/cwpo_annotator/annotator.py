@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cwpo.texts import text_problem
+from cwpo.texts import text_problems
 from cwpo.types import (
     Annotation,
     FailedAnnotation,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Triplets that are tokenised at a time: several forward passes even on a large GPU.
 _CHUNK = 4096
 
-DType = Literal["auto", "float32", "bfloat16"]
+DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class TextEncoder(Protocol):
@@ -92,7 +92,8 @@ class Annotator:
 
         Args:
             dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
-                and float32 on both for implicit rewards.
+                and float32 on both for implicit rewards. int8 is for CPUs, and for checkpoints
+                that `cwpo quantize` has written.
             device: cuda, mps, cpu, or auto for the best there is.
             token_budget: tokens a forward pass, padding included; None chooses by the device.
             threads: on a CPU, of the whole process; None takes the physical cores there are.
@@ -105,6 +106,8 @@ class Annotator:
 
         folder = checkpoint.resolve(path)
         checkpoint.check(folder)
+        if dtype == "int8":
+            checkpoint.require_int8(folder)
         card = checkpoint.read_card(folder)
         encoder = encoder_of(card.objective if card else None).load(folder)
         backend: Backend
@@ -181,10 +184,11 @@ class Annotator:
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[EncodedPair | ItemError]:
         """The token ids of each triplet, or what is wrong with it."""
-        problems = [
-            text_problem(t.prompt, response_a=t.response_a, response_b=t.response_b)
-            for t in triplets
-        ]
+        problems = text_problems(
+            [t.prompt for t in triplets],
+            response_a=[t.response_a for t in triplets],
+            response_b=[t.response_b for t in triplets],
+        )
         good = [t for t, problem in zip(triplets, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_pairs(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -209,7 +213,9 @@ class Annotator:
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
     ) -> list[EncodedText | ItemError]:
         """The token ids of each item, or what is wrong with it."""
-        problems = [text_problem(item.prompt, response=item.response) for item in items]
+        problems = text_problems(
+            [item.prompt for item in items], response=[item.response for item in items]
+        )
         good = [item for item, problem in zip(items, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_texts(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -250,32 +256,37 @@ class Annotator:
     ) -> list[dict[str, Any]]:
         """What `label` gives, as the fields of its models: a server writes them as they are."""
         finite = np.isfinite(scores[:, 0]) & np.isfinite(scores[:, 1])
-        safe = np.where(finite[:, None], scores, np.float32(0))
-        a, b = safe[:, 0], safe[:, 1]
-        columns = [a.tolist(), b.tolist(), confidence(a, b).tolist()]
-        if self.temperature is not None:
-            columns.append(confidence(a, b, self.temperature).tolist())
-        scored = zip(range(len(scores)), finite.tolist(), *columns, strict=True)
-        result: list[dict[str, Any]] = []
-        for item_id, item in zip(ids, encoded, strict=True):
-            if isinstance(item, ItemError):
-                result.append({"id": item_id, "error": item})
-                continue
-            at, is_finite, score_a, score_b, certainty, *calibrated = next(scored)
-            if not is_finite:
-                result.append({"id": item_id, "error": no_score(scores[at])})
-                continue
-            row = {
+        a, b = np.where(finite[:, None], scores, np.float32(0)).T
+        pairs = [
+            (item_id, item.truncated)
+            for item_id, item in zip(ids, encoded, strict=True)
+            if isinstance(item, EncodedPair)
+        ]
+        columns = (preferred(a, b), confidence(a, b).tolist(), a.tolist(), b.tolist())
+        result: list[dict[str, Any]] = [
+            {
                 "id": item_id,
-                "preferred": preferred(score_a, score_b),
+                "preferred": label,
                 "confidence": certainty,
                 "score_a": score_a,
                 "score_b": score_b,
-                "truncated": item.truncated,
+                "truncated": truncated,
             }
-            if calibrated:
-                row["calibrated_confidence"] = calibrated[0]
-            result.append(row)
+            for (item_id, truncated), label, certainty, score_a, score_b in zip(
+                pairs, *columns, strict=True
+            )
+        ]
+        if self.temperature is not None:
+            for row, certainty in zip(
+                result, confidence(a, b, self.temperature).tolist(), strict=True
+            ):
+                row["calibrated_confidence"] = certainty
+        for at in np.flatnonzero(~finite).tolist():
+            result[at] = {"id": pairs[at][0], "error": no_score(scores[at])}
+        if len(result) < len(encoded):
+            for at, (item_id, item) in enumerate(zip(ids, encoded, strict=True)):
+                if isinstance(item, ItemError):
+                    result.insert(at, {"id": item_id, "error": item})
         return result
 
 

@@ -18,6 +18,7 @@ from cwpo.errors import CwpoError
 CARD_NAME = "annotator.json"
 REFERENCE_NAME = "reference"
 ADAPTER_NAME = "adapter_config.json"
+INT8_AGREEMENT = 0.99
 _CHUNK = 1 << 22
 
 Objective = Literal["bt", "dpo", "sft+dpo", "pairrm"]
@@ -55,6 +56,16 @@ class EncodingSpec(BaseModel):
     )
 
 
+class Int8Check(BaseModel):
+    """How far int8 gave the labels of float32, found out before it is offered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    agreement: float = Field(ge=0, le=1, description="share of the pairs with the same label")
+    pairs: int = Field(description="of the calibration sample")
+    sample_sha256: str
+
+
 class Card(BaseModel):
     """annotator.json: how texts were encoded in training, and what is known of the result."""
 
@@ -72,6 +83,7 @@ class Card(BaseModel):
     calibration_pairs: int | None = Field(
         None, description="labelled pairs kept out of training to fit the temperature on"
     )
+    int8: Int8Check | None = None
     confidence_quantiles: list[float] | None = Field(
         None, description="of held-out confidence at 0, 0.1, ..., 1"
     )
@@ -102,6 +114,20 @@ def read_card(folder: Path) -> Card | None:
 def write_card(folder: Path, card: Card) -> None:
     """Write annotator.json into the folder."""
     (folder / CARD_NAME).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
+
+
+def require_int8(folder: Path) -> None:
+    """Make sure that the checkpoint's labels in int8 were found to be those of float32.
+
+    Raises: CheckpointError, with the way to do that.
+    """
+    card = read_card(folder)
+    if card is None or card.int8 is None or card.int8.agreement < INT8_AGREEMENT:
+        raise CheckpointError(
+            f"{folder}: its labels in int8 have not been compared with those of float32; `cwpo "
+            f"quantize --annotator {folder} --calibration FILE --output DIR` does that, and "
+            "writes the folder to load in int8"
+        )
 
 
 def resolve(model: str | Path, *, weights: bool = True) -> Path:

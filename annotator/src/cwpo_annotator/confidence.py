@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,8 +34,28 @@ def confidence(
     return result
 
 
-def preferred(score_a: float, score_b: float) -> Preference:
-    """The label, eq. 6: the response with the higher score, or a tie."""
-    if score_a == score_b:
-        return "tie"
-    return "a" if score_a > score_b else "b"
+def drift(confidences: NDArray[np.floating], quantiles: Sequence[float]) -> float:
+    """How far confidences are from those with the given quantiles: silent failure shows here.
+
+    With Q(u) the quantile function of the confidences, shape (n,), and R(u) the given one it is the
+    first Wasserstein distance, the integral of |Q(u) - R(u)| over u in [0, 1], by the trapezoid
+    rule over an even grid (that of annotator.json is u = 0, 0.1, ..., 1). It is in units of
+    confidence: 0 for the same distribution, 0.1 if confidence has moved by 0.1 on average, at
+    most 1.
+    """
+    gaps = np.abs(np.quantile(confidences, np.linspace(0, 1, len(quantiles))) - quantiles)
+    return float((gaps[:-1] + gaps[1:]).mean() / 2)
+
+
+def preferred(score_a: NDArray[np.floating], score_b: NDArray[np.floating]) -> list[Preference]:
+    """The label of each row, eq. 6: the response with the higher score, or a tie.
+
+    Args:
+        score_a, score_b: raw annotator scores (logits), shape (n,).
+    """
+    is_a, is_b = score_a > score_b, score_a < score_b
+    labels: list[Preference] = _LABELS[is_a + 2 * is_b].tolist()
+    return labels
+
+
+_LABELS = np.array(["tie", "a", "b"], dtype=object)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cwpo.types import ItemError, Prompt
 
 
@@ -31,3 +33,31 @@ def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:
         if not response or response.isspace():
             return ItemError(code="empty_response", detail=f"{name} is empty")
     return None
+
+
+def text_problems(
+    prompts: Sequence[Prompt], **responses: Sequence[str]
+) -> Sequence[ItemError | None]:
+    """The text_problem of each row; many times as fast where there is none in any of them."""
+    if _are_sound(prompts, *responses.values()):
+        return [None] * len(prompts)
+    rows = zip(prompts, *responses.values(), strict=True)
+    return [
+        text_problem(prompt, **dict(zip(responses, texts, strict=True))) for prompt, *texts in rows
+    ]
+
+
+def _are_sound(prompts: Sequence[Prompt], *responses: Sequence[str]) -> bool:
+    texts = [
+        prompt if isinstance(prompt, str) else "".join([turn.content for turn in prompt])
+        for prompt in prompts
+    ]
+    for column in responses:
+        if not all(map(str.strip, column)):
+            return False
+        texts += column
+    together = "".join(texts)
+    try:
+        return together.isascii() or bool(together.encode())
+    except UnicodeEncodeError:
+        return False

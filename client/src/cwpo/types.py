@@ -109,6 +109,9 @@ class ModelInfo(ModelRef):
     max_triplets: int = Field(description="triplets a request")
     max_body_bytes: int = Field(description="bytes a request body")
     temperature: float | None = Field(None, description="calibration temperature")
+    confidence_quantiles: list[float] | None = Field(
+        None, description="of confidence on its held-out pairs, at 0, 0.1, ..., 1"
+    )
 
     def ref(self) -> ModelRef:
         """Which annotator this is, without its limits."""

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request
 from fastapi.params import Depends as DependsMarker
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from cwpo.errors import ConfigError
 from cwpo_service.problems import ProblemError
@@ -26,8 +25,11 @@ _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-f]{64})(:(?P<scopes>[a-z,]+))?"
 )
 
-_bearer = HTTPBearer(auto_error=False, description="an API key")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False)
+# For the documentation: FastAPI's own readers of the two cost more than all of `authenticated`.
+SECURITY_SCHEMES: dict[str, dict[str, Any]] = {
+    "HTTPBearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,7 @@ class Keyring:
         return found
 
 
-async def authenticated(
-    request: Request,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    header: Annotated[str | None, Security(_header)],
-) -> Key | None:
+async def authenticated(request: Request) -> Key | None:
     """The caller's key; None where the service has none.
 
     Raises: ProblemError, 401, for a wrong or missing key; 429 for one that asks too often.
@@ -104,7 +102,7 @@ async def authenticated(
     keyring: Keyring = request.app.state.service.keyring
     if not keyring.keys:
         return None
-    secret = bearer.credentials if bearer else header
+    secret = _secret(request)
     key = keyring.find(secret) if secret else None
     if key is None:
         raise ProblemError(
@@ -118,13 +116,11 @@ async def authenticated(
     return key
 
 
-CurrentKey = Annotated[Key | None, Depends(authenticated)]
-
-
 def scoped(scope: Scope) -> DependsMarker:
     """A dependency of calls that need the scope. Raises: ProblemError, 403, for keys without."""
 
-    async def check(key: CurrentKey) -> None:
+    async def check(request: Request) -> None:
+        request.state.caller = key = await authenticated(request)
         if key is not None and not key.may(scope):
             raise ProblemError(
                 403,
@@ -136,12 +132,20 @@ def scoped(scope: Scope) -> DependsMarker:
     return marker
 
 
-async def _owner(key: CurrentKey) -> str | None:
+async def _owner(request: Request) -> str | None:
+    key: Key | None = request.state.caller
     return None if key is None or ADMIN in key.scopes else key.name
 
 
-# Whose files and jobs the caller sees: its key's name, or None for everybody's.
+# Whose files and jobs the caller of a scoped call sees: its key's name, or None for everybody's.
 Owner = Annotated[str | None, Depends(_owner)]
+
+
+def _secret(request: Request) -> str | None:
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials:
+        return credentials
+    return request.headers.get("x-api-key")
 
 
 def _key(line: str, place: str) -> Key:

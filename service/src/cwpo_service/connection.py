@@ -7,7 +7,9 @@ import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from cwpo_service.problems import ProblemError
@@ -15,18 +17,32 @@ from cwpo_service.problems import ProblemError
 T = TypeVar("T")
 
 
-async def _deadline(
-    request: Request,
-    x_request_timeout: Annotated[
-        float | None,
-        Header(gt=0, le=86_400, description="seconds after which the answer is of no use"),
-    ] = None,
-) -> float | None:
-    if x_request_timeout is None:
+async def _deadline(request: Request) -> float | None:
+    given = request.headers.get("x-request-timeout")
+    if given is None:
         return None
+    try:
+        seconds = _TIMEOUT.validate_python(given)
+    except ValidationError as error:
+        place = {"loc": ("header", "x-request-timeout")}
+        raise RequestValidationError([{**found, **place} for found in error.errors()]) from None
     begun: float = request.state.begun
-    return begun + x_request_timeout
+    return begun + seconds
 
+
+_TIMEOUT = TypeAdapter(Annotated[float, Field(gt=0, le=86_400)])
+# For the documentation, in a route's `openapi_extra=`.
+DEADLINE: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "X-Request-Timeout",
+            "in": "header",
+            "required": False,
+            "description": "seconds after which the answer is of no use",
+            "schema": _TIMEOUT.json_schema(),
+        }
+    ]
+}
 
 # When the answer is of no use any more, on the clock of time.perf_counter; None for never.
 Deadline = Annotated[float | None, Depends(_deadline)]

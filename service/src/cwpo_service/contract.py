@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from cwpo.types import AnnotateRequest, JobRequest, Problem, ScoreRequest, SwapRequest
+from cwpo_service.auth import SECURITY_SCHEMES
 from cwpo_service.routes.openrlhf import RewardRequest
 
 TAGS = [
@@ -51,4 +52,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
         schemas.setdefault(name, schema)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    document["components"]["securitySchemes"] = SECURITY_SCHEMES
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "401" in operation["responses"]:
+                operation["security"] = [{name: []} for name in SECURITY_SCHEMES]
     return document

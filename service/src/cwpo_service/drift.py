@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from cwpo_annotator.confidence import drift
 
 WINDOW = 10_000
 # Fewer confidences say little about their distribution.
@@ -18,13 +21,7 @@ FEWEST = 200
 
 
 class ConfidenceDrift(Collector):
-    """Distance of the last WINDOW confidences from the quantiles in annotator.json.
-
-    With Q(u) the quantile function of the window and R(u) that of the held-out pairs it is the
-    first Wasserstein distance, the integral of |Q(u) - R(u)| over u in [0, 1], by the trapezoid
-    rule over the grid of annotator.json (u = 0, 0.1, ..., 1). It is in units of confidence: 0 for
-    the same distribution, 0.1 if confidence has moved by 0.1 on average, at most 1.
-    """
+    """`cwpo_annotator.confidence.drift` of the last WINDOW confidences."""
 
     def __init__(self) -> None:
         self._recent = np.zeros(WINDOW, np.float32)
@@ -36,7 +33,7 @@ class ConfidenceDrift(Collector):
         self._reference = quantiles
         self._seen = 0
 
-    def observe(self, values: Sequence[float]) -> None:
+    def observe(self, values: Sequence[float] | NDArray[np.float32]) -> None:
         """Add confidences of answers."""
         values = values[-WINDOW:]
         self._recent[np.arange(self._seen, self._seen + len(values)) % WINDOW] = values
@@ -46,10 +43,7 @@ class ConfidenceDrift(Collector):
         """The distance; None without quantiles, or before there are FEWEST confidences."""
         if self._reference is None or self._seen < FEWEST:
             return None
-        grid = np.linspace(0, 1, len(self._reference))
-        quantiles = np.quantile(self._recent[: min(self._seen, WINDOW)], grid)
-        gaps = np.abs(quantiles - self._reference)
-        return float((gaps[:-1] + gaps[1:]).mean() / 2)
+        return drift(self._recent[: min(self._seen, WINDOW)], self._reference)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauge, where there is a distance."""

@@ -157,6 +157,7 @@ class Inference:
             max_triplets=self._settings.max_triplets,
             max_body_bytes=self._settings.max_body_bytes,
             temperature=annotator.temperature,
+            confidence_quantiles=annotator.confidence_quantiles,
         )
 
     def check_accepting(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -23,19 +24,19 @@ class ConfidenceHistogram(Collector):
     """How sure the annotator is, in tenths; counted an answer at a time, not a row at a time."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(10, np.int64)
+        self._counts = np.zeros(11, np.int64)
         self._sum = 0.0
 
-    def observe(self, values: Sequence[float]) -> None:
+    def observe(self, values: NDArray[np.float32]) -> None:
         """Count confidences in [0, 1]."""
-        # A bucket holds what is at most its bound, so bins are open on the left.
-        bins = np.ceil(np.asarray(values) * 10).astype(np.int64) - 1
-        self._counts += np.bincount(np.clip(bins, 0, 9), minlength=10)
-        self._sum += float(np.sum(values))
+        # A bucket holds what is at most its bound, so bins are open on the left; 0 is below all.
+        bins = np.ceil(values * 10).astype(np.intp)
+        self._counts += np.bincount(bins, minlength=11)
+        self._sum += float(values.sum())
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The histogram as it stands."""
-        totals = [float(total) for total in np.cumsum(self._counts)]
+        totals = [float(total) for total in np.cumsum(self._counts)[1:]]
         bounds = [f"{bound / 10:.1f}" for bound in range(1, 11)]
         buckets = [*zip(bounds, totals, strict=True), ("+Inf", totals[-1])]
         yield HistogramMetricFamily(
@@ -98,19 +99,15 @@ class Metrics:
 
     def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Count one answer's annotations."""
-        confidences = []
-        ties = truncations = 0
-        for row in rows:
+        labels = [row for row in rows if "error" not in row]
+        for row in rows if len(labels) < len(rows) else ():
             if "error" in row:
                 self.failures.labels(row["error"].code).inc()
-                continue
-            confidences.append(row["confidence"])
-            ties += row["preferred"] == "tie"
-            truncations += row["truncated"]
-        self.annotations.inc(len(confidences))
-        self.ties.inc(ties)
-        self.truncations.inc(truncations)
-        if confidences:
+        self.annotations.inc(len(labels))
+        self.ties.inc([row["preferred"] for row in labels].count("tie"))
+        self.truncations.inc(sum([row["truncated"] for row in labels]))
+        if labels:
+            confidences = np.array([row["confidence"] for row in labels], np.float32)
             self.confidence.observe(confidences)
             self.drift.observe(confidences)
 

@@ -33,7 +33,10 @@ class ServeSettings(Command):
         None, description="interpreter of the environment with vLLM, to start a server of our own"
     )
     vllm_arguments: str = Field("", description="more of vLLM's command line, for such a server")
-    dtype: DType = Field("auto", description="of the weights: bfloat16 on a GPU, else float32")
+    dtype: DType = Field(
+        "auto",
+        description="of the weights: bfloat16 on a GPU, else float32; int8 after cwpo quantize",
+    )
     device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
     threads: int | None = Field(
         None, ge=1, description="of the model on a CPU; without it the physical cores there are"
@@ -84,6 +87,11 @@ class ServeSettings(Command):
     log_level: LogLevel = Field(
         "warning", description="from which on to log; info has a line for every answered request"
     )
+    traces: bool = Field(
+        False,
+        description="send OpenTelemetry traces of requests, where OTEL_EXPORTER_OTLP_ENDPOINT and "
+        "the other standard variables say; needs the extra `otel`",
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
     )
@@ -99,6 +107,8 @@ class ServeSettings(Command):
                 "--backend vllm needs --vllm-url of a running server, or --vllm-python of the "
                 "environment to start one from"
             )
+        if self.backend == "vllm" and self.dtype == "int8":
+            raise ValueError("--dtype int8 is for --backend torch")
         if (self.redis_url is None) != (self.store_url is None):
             raise ValueError("jobs need both --redis-url and --store-url, or neither")
         if self.api_keys_file is None and not _is_loopback(self.host):

@@ -5,7 +5,6 @@ Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.align`, with the flags
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from cwpo import cli
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer import policy, preflight, runtime, weights
+from cwpo_trainer import launch, policy, preflight, runtime, weights
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.formatting import Formatter, TokenisedText
 from cwpo_trainer.plan import Plan
@@ -38,7 +36,7 @@ _WEIGHT_COLUMN = "weight"
 
 
 def run(settings: Align) -> None:
-    """Align and write the model folder; the reference is the start model.
+    """Align and write the model folder.
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
@@ -59,7 +57,9 @@ def run(settings: Align) -> None:
         config = _config(settings, output, len(dataset))
         trainer = ConfidenceDPOTrainer(
             model=policy.load_for_training(settings),
-            ref_model=policy.load_for_training(settings) if needs_reference(settings) else None,
+            ref_model=policy.load_for_training(settings, settings.reference)
+            if needs_reference(settings)
+            else None,
             args=config,
             train_dataset=dataset,
             eval_dataset=evaluation
@@ -104,11 +104,14 @@ def _plan(settings: Align, preferences: Preferences) -> None:
 def needs_reference(settings: Align) -> bool:
     """Whether a second model is held in memory while training.
 
-    Under LoRA the reference is the policy itself with its adapter switched off; log-probabilities
-    that are precomputed come from the start model before its first step.
+    Where the reference is the start model, it is under LoRA the policy itself with its adapter
+    switched off, and log-probabilities that are precomputed come from it before its first step.
     """
-    with_reference = settings.loss not in ("simpo", "orpo")
-    return with_reference and not settings.lora and not settings.precompute_reference
+    if settings.loss in ("simpo", "orpo"):
+        return False
+    if settings.reference is not None:
+        return True
+    return not settings.lora and not settings.precompute_reference
 
 
 def read(settings: Align) -> tuple[Preferences, Preferences | None]:
@@ -198,4 +201,4 @@ def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
 if __name__ == "__main__":
     from cwpo_trainer.commands import Align
 
-    cli.run(Align, sys.argv[1:], "python -m cwpo_trainer.align")
+    launch.main(Align, "python -m cwpo_trainer.align")

@@ -1,4 +1,4 @@
-"""`cwpo train-annotator`, `sft`, `align`, `evaluate` and `report`."""
+"""`cwpo train-annotator`, `sft`, `align`, `online`, `evaluate` and `report`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from cwpo.cli import Command
+from cwpo.commands import ServiceCommand
+from cwpo.types import Truncation
 from cwpo_trainer.runtime import DType
 
 
@@ -188,7 +190,8 @@ class Sft(PolicyTraining):
 class Align(PolicyTraining):
     """Align the strong model on preferences weighted by confidence (CW-DPO, CW-IPO, CW-rDPO).
 
-    The reference is the model that it starts from: give it the output of `cwpo sft`.
+    The reference is the model that it starts from, unless --reference names another: start from
+    the output of `cwpo sft`.
 
     Example:
         cwpo align --model runs/sft --data weighted.parquet --loss dpo --output runs/cw-dpo --lora
@@ -196,6 +199,9 @@ class Align(PolicyTraining):
 
     loss: Literal["dpo", "ipo", "rdpo", "hinge", "cdpo", "simpo", "orpo"] = Field(
         "dpo", description="eq. 9, 10, 11, or another; simpo and orpo have no reference"
+    )
+    reference: str | None = Field(
+        None, description="folder or Hub id of the reference; by default the model it starts from"
     )
     weight: Literal[
         "confidence", "none", "top", "margin", "normalised_margin", "power", "entropy", "rank"
@@ -227,6 +233,60 @@ class Align(PolicyTraining):
         from cwpo_trainer import align
 
         align.run(self)
+
+
+class Online(ServiceCommand):
+    """Align the strong model in rounds, on answers of its own that the service annotates.
+
+    Each round samples answers with the policy as it is, has them annotated, and aligns the policy
+    on them as `cwpo align` does. OUTPUT/rounds.jsonl tells how each went, with the drift of
+    confidence from that on the annotator's held-out pairs: the paper shows that rounds fail where
+    the annotator does not keep up with the policy.
+
+    Example:
+        cwpo online --model runs/sft --prompts prompts.jsonl --align align.yaml -o runs/online
+    """
+
+    config: Path | None = Field(None, description="YAML file of these settings; flags win over it")
+    model: str = Field(description="folder or Hub id of the policy to start from")
+    prompts: Path = Field(description=".jsonl, .jsonl.gz or .parquet with a column prompt")
+    output: Path = Field(description="folder to create, with a folder for each round")
+    align: Path | None = Field(
+        None,
+        description="YAML of `cwpo align` for every round; its model, data and output do not count",
+    )
+    rounds: int = Field(3, ge=1, description="of generating, annotating and aligning")
+    reference: Literal["first", "round"] = Field(
+        "first", description="of the loss: MODEL throughout, or what the round starts from"
+    )
+    prompts_per_round: int | None = Field(
+        None, ge=1, description="drawn in turn from all, shuffled; all in every round by default"
+    )
+    responses: int = Field(
+        2, ge=2, description="sampled for a prompt; of more than 2 the best and worst by score"
+    )
+    temperature: float = Field(0.9, gt=0, description="of sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="of sampling")
+    max_new_tokens: int = Field(256, ge=1, description="of an answer")
+    batch_size: int = Field(16, ge=1, description="answers sampled at once")
+    truncation: Truncation = Field(
+        "error", description="of texts over the annotator's limit: refuse, or cut the prompt"
+    )
+    drift_limit: float = Field(
+        0.1, gt=0, le=1, description="warn when confidence has moved by more on average"
+    )
+    seed: int = Field(0, description="of the prompts' order and of sampling")
+    dtype: DType = Field("auto", description="of sampling; auto: as the model is stored")
+    threads: int | None = Field(None, ge=1, description="of the CPU; all there are by default")
+    resume: bool = Field(
+        False, description="go on in this --output from where it was interrupted, or to more rounds"
+    )
+
+    def cli_cmd(self) -> None:
+        """Do the rounds."""
+        from cwpo_trainer import online
+
+        online.run(self)
 
 
 class EvaluateAnnotator(Command):

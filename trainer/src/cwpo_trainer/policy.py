@@ -76,8 +76,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_for_training(settings: PolicyTraining) -> Any:
-    """The start model: frozen bfloat16 weights under LoRA where it computes so, else float32."""
+def load_for_training(settings: PolicyTraining, model: str | None = None) -> Any:
+    """A model, by default the start one.
+
+    Frozen bfloat16 weights under LoRA where it computes so, else float32.
+    """
     frozen = settings.lora and runtime.use_bfloat16(settings.dtype)
     dtype = torch.bfloat16 if frozen else torch.float32
     quantisation = None
@@ -88,7 +91,7 @@ def load_for_training(settings: PolicyTraining) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    return load(resolve(settings.model), dtype=dtype, quantisation=quantisation)
+    return load(resolve(model or settings.model), dtype=dtype, quantisation=quantisation)
 
 
 def lora_config(settings: PolicyTraining) -> LoraConfig | None:
@@ -209,6 +212,7 @@ def train(trainer: Any, settings: PolicyTraining, output: Output, title: str) ->
     if evaluations:
         output.results |= {"eval_loss": evaluations[-1]["eval_loss"]}
     if interruption.stopped:
+        _part(trainer)
         if runtime.is_main():
             step = trainer.state.global_step
             print(f"stopped by SIGTERM after step {step}: go on with --resume", file=sys.stderr)
@@ -223,9 +227,11 @@ def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
     """
     if not settings.lora:
         trainer.save_model(str(folder))
+        _part(trainer)
         return
     adapter = folder / "adapter"
     trainer.save_model(str(adapter))
+    _part(trainer)
     if not runtime.is_main():
         return
     start = resolve(settings.model)
@@ -256,6 +262,15 @@ def push(settings: PolicyTraining) -> None:
             f"{settings.output} is complete, but the Hub did not take it: {_line(error)}; upload "
             f"it with `hf upload {settings.push_to_hub} {settings.output}`"
         ) from error
+
+
+def _part(trainer: Any) -> None:
+    """Let the processes go their own ways, none before all are through.
+
+    What the first one does alone from here on may take longer than the others can wait.
+    """
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 class _Steps(TrainerCallback):

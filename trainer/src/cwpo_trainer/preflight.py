@@ -41,6 +41,10 @@ def check_loss(settings: Align) -> None:
     """Raises: ConfigError for a setting that the loss or the labels have no use for."""
     if settings.precompute_reference and settings.loss in ("simpo", "orpo"):
         raise ConfigError(f"--precompute-reference: {settings.loss} has no reference")
+    if settings.reference is not None:
+        if settings.loss in ("simpo", "orpo"):
+            raise ConfigError(f"--reference: {settings.loss} has no reference")
+        resolve(settings.reference)
     if settings.labels == "human" and (
         settings.calibrated or settings.weight not in ("confidence", "none")
     ):

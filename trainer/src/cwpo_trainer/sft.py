@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,8 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from cwpo import cli
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer import policy, preflight, runtime
+from cwpo_trainer import launch, policy, preflight, runtime
 from cwpo_trainer.formatting import Formatter
 from cwpo_trainer.plan import Plan
 from cwpo_trainer.record import Output, new_output
@@ -115,4 +113,4 @@ def tokenised(
 if __name__ == "__main__":
     from cwpo_trainer.commands import Sft
 
-    cli.run(Sft, sys.argv[1:], "python -m cwpo_trainer.sft")
+    launch.main(Sft, "python -m cwpo_trainer.sft")

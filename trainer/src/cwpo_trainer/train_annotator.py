@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from cwpo import cli
 from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
@@ -30,7 +29,7 @@ from cwpo_annotator.checkpoint import (
 )
 from cwpo_annotator.encoding import Encoder
 from cwpo_annotator.responses import encoder_of
-from cwpo_trainer import data, losses, runtime
+from cwpo_trainer import data, launch, losses, runtime
 from cwpo_trainer.annotators import model as models
 from cwpo_trainer.annotators.checkpoints import Checkpoints
 from cwpo_trainer.annotators.implicit import ImplicitScorer, ResponseScorer
@@ -258,4 +257,4 @@ def _save(
 if __name__ == "__main__":
     from cwpo_trainer.commands import TrainAnnotator
 
-    cli.run(TrainAnnotator, sys.argv[1:], "python -m cwpo_trainer.train_annotator")
+    launch.main(TrainAnnotator, "python -m cwpo_trainer.train_annotator")

@@ -19,7 +19,8 @@ class BackendUnavailableError(CwpoError):
     """Nothing can be scored at the moment; the same request may succeed later."""
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: to make one would take four times as long, and a service makes one a triplet.
+@dataclass(slots=True)
 class EncodedText:
     """The token ids of one prompt with one response.
 
@@ -36,7 +37,7 @@ class EncodedText:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedPair:
     """The token ids of one prompt with either response.
 

@@ -23,13 +23,14 @@ class NullEncoder:
         self, triplets: Sequence[Triplet], truncation: Truncation
     ) -> list[EncodedPair]:
         """One token a text; nothing is ever too long."""
-        pairs = []
-        for triplet in triplets:
-            prompt = _hash(triplet.prompt)
-            a = crc32(triplet.response_a.encode(), prompt)
-            b = crc32(triplet.response_b.encode(), prompt)
-            pairs.append(EncodedPair((a,), (b,)))
-        return pairs
+        hashes = [_hash(triplet.prompt) for triplet in triplets]
+        return [
+            EncodedPair(
+                (crc32(triplet.response_a.encode(), prompt),),
+                (crc32(triplet.response_b.encode(), prompt),),
+            )
+            for triplet, prompt in zip(triplets, hashes, strict=True)
+        ]
 
     def encode_texts(self, items: Sequence[ScoreItem], truncation: Truncation) -> list[EncodedText]:
         """One token a text."""
@@ -45,8 +46,8 @@ class NullBackend:
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         """Shape (n, 2)."""
-        hashes = np.array([(pair.a[0], pair.b[0]) for pair in pairs], dtype=np.float64)
-        return _score(hashes.reshape(-1, 2))
+        hashes = ([pair.a[0] for pair in pairs], [pair.b[0] for pair in pairs])
+        return _score(np.array(hashes, dtype=np.float64).T)
 
     def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Shape (n,)."""

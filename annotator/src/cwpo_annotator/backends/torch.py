@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cwpo_annotator.backends import onednn, shared_prefix
+from cwpo.errors import ConfigError
+from cwpo_annotator.backends import int8, onednn, shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.backends.memory import MemoryBudget
 from cwpo_annotator.model import load_model
@@ -29,12 +30,14 @@ class TorchBackend:
         folder: a checkpoint with one output, in safetensors.
         pad_token_id: of the encoder; a padded text's score is read at its last other token.
         dtype: auto is bfloat16 on a GPU and float32 on a CPU. The head is float32 always: a
-            bfloat16 score has eight bits, and would tie most close pairs.
+            bfloat16 score has eight bits, and would tie most close pairs. int8 rounds the linear
+            layers and computes the rest in float32, on a CPU only.
         device: cuda, mps, cpu, or auto for the best there is.
         token_budget: tokens a forward pass, padding included; None chooses by the device. It is
             halved whenever the device runs out of memory.
         threads: on a CPU, of the whole process; None takes the physical cores there are.
-    Raises: CheckpointError for weights that cannot be loaded or have no single output.
+    Raises: CheckpointError for weights that cannot be loaded or have no single output;
+        ConfigError for int8 on another device.
     """
 
     name = "torch"
@@ -54,15 +57,22 @@ class TorchBackend:
         self.device = best_device() if device == "auto" else device
         kind = torch.device(self.device).type
         self.dtype = ("bfloat16" if kind == "cuda" else "float32") if dtype == "auto" else dtype
+        is_int8 = self.dtype == "int8"
+        if is_int8 and kind != "cpu":
+            raise ConfigError(f"dtype int8 is for CPUs, not for {self.device}: use bfloat16")
         self._memory = MemoryBudget(token_budget or _TOKEN_BUDGETS.get(kind, 8192))
         self.pad_token_id = pad_token_id
-        model = load_model(folder, dtype=getattr(torch, self.dtype), pad_token_id=pad_token_id)
+        dtype_of_rest = torch.float32 if is_int8 else getattr(torch, self.dtype)
+        model = load_model(folder, dtype=dtype_of_rest, pad_token_id=pad_token_id)
         self.model = model.to(self.device)
         _keep_head_in_float32(self.model)
         if kind == "cpu":
             use_threads(threads)
+        if kind == "cpu" and not is_int8:
             onednn.lay_out(self.model.base_model, self.token_budget)
         self.shares_prompts = share_prompts(self.model)
+        if is_int8:
+            int8.round_weights(self.model.base_model)
 
     @property
     def token_budget(self) -> int:

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
 from cwpo_service.auth import scoped
 from cwpo_service.body import accepts, admitted, answers, read
-from cwpo_service.connection import Deadline, while_awaited
+from cwpo_service.connection import DEADLINE, Deadline, while_awaited
 from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
 
@@ -47,7 +47,7 @@ _ANSWER = {
     summary="Label triplets",
     response_model=AnnotateResponse,
     responses={**documented(400, 413, 415, 429, 503, 504), **answers(_ANSWER)},
-    openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}),
+    openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}) | DEADLINE,
 )
 async def annotate(request: Request, service: CurrentService, deadline: Deadline) -> Response:
     """Say which response of each triplet is preferred, and with what confidence.
@@ -78,7 +78,8 @@ async def annotate(request: Request, service: CurrentService, deadline: Deadline
     openapi_extra=accepts(
         ScoreRequest,
         {"items": [{"prompt": _TRIPLET["prompt"], "response": _TRIPLET["response_a"]}]},
-    ),
+    )
+    | DEADLINE,
 )
 async def score(request: Request, service: CurrentService, deadline: Deadline) -> Response:
     """The annotator's raw score (logit) of each response, in input order."""

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from cwpo.types import Job, JobList, JobRequest, JobState, ResultFormat
 from cwpo_service.auth import Owner, scoped
-from cwpo_service.body import accepts, json_body
+from cwpo_service.body import accepts, json_body, leads_to
 from cwpo_service.download import file_response
 from cwpo_service.events import Place, look, stream
 from cwpo_service.problems import documented
@@ -43,7 +43,19 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
     "",
     status_code=201,
     summary="Submit a job",
-    responses=documented(400, 404, 409, 413, 415, 503),
+    responses={
+        **documented(400, 404, 409, 413, 415, 503),
+        **leads_to(
+            "job_id",
+            "get_job",
+            "cancel_job",
+            "resume_job",
+            "delete_job",
+            "download_results",
+            "download_errors",
+            "follow_job",
+        ),
+    },
     openapi_extra=accepts(JobRequest, {"file_id": "file_0123456789abcdef"}),
 )
 async def submit_job(

@@ -13,14 +13,15 @@ from cwpo_service.body import accepts, json_body
 from cwpo_service.problems import documented
 from cwpo_service.service import CurrentService
 
-router = APIRouter(
-    tags=["annotate"],
+router = APIRouter(tags=["annotate"], responses=documented(401, 422, 429, 500))
+
+
+@router.get(
+    "/model",
+    summary="What is loaded",
     dependencies=[Depends(authenticated)],
-    responses=documented(401, 422, 429, 500),
+    responses=documented(503),
 )
-
-
-@router.get("/model", summary="What is loaded", responses=documented(503))
 async def model(service: CurrentService) -> ModelInfo:
     """The annotator and the limits of this service."""
     return service.inference.info()

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from cwpo.types import FailedScore, ScoreItem, ScoreRequest, Truncation
 from cwpo_service.auth import scoped
 from cwpo_service.body import accepts, admitted, answers, read
-from cwpo_service.connection import Deadline, while_awaited
+from cwpo_service.connection import DEADLINE, Deadline, while_awaited
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentService
 
@@ -65,7 +65,8 @@ class RewardResponse(BaseModel):
     openapi_extra=accepts(
         RewardRequest,
         {"query": ["How are you? Well, thank you."], "prompts": ["How are you?"]},
-    ),
+    )
+    | DEADLINE,
 )
 async def get_reward(
     request: Request,

@@ -119,6 +119,7 @@ def _optimizer(model: Any, settings: TrainAnnotator, steps: int) -> tuple[Any, A
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
     scheduler = get_scheduler(
         settings.schedule,
@@ -165,15 +166,15 @@ def _backward(
     scorer: PairScorer, loss: Loss, batch: Sequence[EncodedPair], ranks: Ranks
 ) -> dict[str, float]:
     """Gradients of the mean loss over the batch; the loss and the share of pairs told right."""
-    total = 0.0
-    correct = 0
+    # Read once all is under way: each look at a number waits for the device.
+    figures = torch.zeros(2, device=ranks.device)
     for scores in scorer.scores(ranks.share(batch)):
         part = loss(scores).sum() / len(batch)
         part.backward()  # type: ignore[no-untyped-call]
-        total += part.item()
-        correct += int((scores[:, 0] > scores[:, 1]).sum())
+        correct = (scores[:, 0] > scores[:, 1]).sum()
+        figures += torch.stack([part.detach(), correct])
     ranks.add_gradients(scorer.model)
-    total, correct_of_all = ranks.total(total, correct)
+    total, correct_of_all = ranks.total(*figures.tolist())
     return {"loss": total, "accuracy": correct_of_all / len(batch)}
 
 

@@ -7,41 +7,29 @@ the reference's. In the paper a gold reward model is the judge; any annotator fo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import ItemError, Prompt, ScoreItem
 from cwpo_annotator import Annotator
-from cwpo_annotator.backends.torch import best_device
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer import policy, runtime
+from cwpo_trainer import runtime
 from cwpo_trainer.data import LabelledPair, prompt_key, read_pairs
 from cwpo_trainer.evaluation.metrics import PolicyMetrics
-from cwpo_trainer.formatting import Formatter, TokenisedText
+from cwpo_trainer.formatting import TokenisedText
 from cwpo_trainer.record import SAMPLES_NAME, new_output
+from cwpo_trainer.sampling import LoadedPolicy, Sampling, chunks
 
 if TYPE_CHECKING:
     from cwpo_trainer.commands import EvaluatePolicy
 
 REFERENCE = "reference"
 _THIRDS = 3
-
-
-class _Model:
-    """A loaded policy with its formatter."""
-
-    def __init__(self, path: str, dtype: runtime.DType) -> None:
-        folder = resolve(path)
-        self.tokenizer = policy.load_tokenizer(folder)
-        self.model: Any = policy.load(folder, dtype=dtype).to(best_device()).eval()
-        self.formatter = Formatter(self.tokenizer)
 
 
 def run(settings: EvaluatePolicy) -> None:
@@ -56,12 +44,18 @@ def run(settings: EvaluatePolicy) -> None:
         runtime.prepare(seed=settings.seed, threads=settings.threads)
         annotator = Annotator.load(settings.annotator)
         annotator.check_scores_single()
+        sampling = Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        )
         rewards: dict[str, NDArray[np.float64]] = {}
         answers: dict[str, list[str]] = {}
         for name, path in {REFERENCE: settings.reference, **paths}.items():
-            one = _Model(path, settings.dtype)
+            one = LoadedPolicy(path, settings.dtype)
             rewards[name] = response_log_probs(one, pairs, settings)
-            answers[name] = sample(one, prompts, settings, name)
+            answers[name] = one.sample(prompts, sampling, f"answers of {name}")
         scores = judge(annotator, prompts, answers)
         judged = np.isfinite(np.stack([*scores.values()])).all(axis=0)
         if not judged.any():
@@ -101,7 +95,7 @@ def named_paths(paths: Sequence[str]) -> dict[str, str]:
 
 @torch.inference_mode()
 def response_log_probs(
-    one: _Model, pairs: Sequence[LabelledPair], settings: EvaluatePolicy
+    one: LoadedPolicy, pairs: Sequence[LabelledPair], settings: EvaluatePolicy
 ) -> NDArray[np.float64]:
     """Summed log-probabilities of chosen and rejected responses, shape (pairs, 2)."""
     prompts = [pair.prompt for pair in pairs]
@@ -110,41 +104,9 @@ def response_log_probs(
     )
     result = np.empty(len(texts))
     order = sorted(range(len(texts)), key=lambda at: texts[at].tokens, reverse=True)
-    for rows in _chunks(order, settings.batch_size, "log-probabilities"):
+    for rows in chunks(order, settings.batch_size, "log-probabilities"):
         result[rows] = _log_probs(one, [texts[row] for row in rows])
     return result.reshape(2, -1).T
-
-
-@torch.inference_mode()
-def sample(
-    one: _Model, prompts: Sequence[Prompt], settings: EvaluatePolicy, name: str
-) -> list[str]:
-    """One answer to each prompt, seeded alike for every policy."""
-    torch.manual_seed(settings.seed)
-    answers: list[str] = []
-    for part in _chunks(prompts, settings.batch_size, f"answers of {name}"):
-        openings = one.formatter.opening_ids(part)
-        width = max(map(len, openings))
-        ids = torch.full((len(part), width), one.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, opening in enumerate(openings):
-            ids[row, width - len(opening) :] = torch.as_tensor(opening)
-            mask[row, width - len(opening) :] = 1
-        sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
-        if settings.temperature > 0:
-            sampling |= {"temperature": settings.temperature, "top_p": 1.0, "top_k": 0}
-        generated = one.model.generate(
-            input_ids=ids.to(one.model.device),
-            attention_mask=mask.to(one.model.device),
-            max_new_tokens=settings.max_new_tokens,
-            pad_token_id=one.tokenizer.pad_token_id,
-            **sampling,
-        )
-        texts = one.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
-        answers += [
-            one.formatter.answer(prompt, text) for prompt, text in zip(part, texts, strict=True)
-        ]
-    return answers
 
 
 def judge(
@@ -180,7 +142,7 @@ def _metrics(
     )
 
 
-def _log_probs(one: _Model, texts: Sequence[TokenisedText]) -> NDArray[np.float64]:
+def _log_probs(one: LoadedPolicy, texts: Sequence[TokenisedText]) -> NDArray[np.float64]:
     """Summed log-probability of each response, shape (texts,)."""
     width = max(text.tokens for text in texts)
     ids = torch.full((len(texts), width), one.tokenizer.pad_token_id)
@@ -199,12 +161,6 @@ def _log_probs(one: _Model, texts: Sequence[TokenisedText]) -> NDArray[np.float6
 def _first_prompts(pairs: Sequence[LabelledPair], count: int) -> list[Prompt]:
     distinct = {prompt_key(pair.prompt): pair.prompt for pair in pairs}
     return [*distinct.values()][:count]
-
-
-def _chunks(items: Sequence[Any], size: int, title: str) -> Iterator[Any]:
-    starts = range(0, len(items), size)
-    for start in track(starts, description=title, console=Console(stderr=True)):
-        yield items[start : start + size]
 
 
 def _write_samples(
