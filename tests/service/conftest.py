@@ -61,12 +61,13 @@ def running(
     factory: Callable[[], Annotator] = Annotator.null,
     *,
     loader: Callable[[str], Annotator] | None = None,
+    traces: Any = None,
     wait: bool = True,
     **settings: Any,
 ) -> Iterator[Running]:
     chosen = ServeSettings(backend="null", port=0, **settings)
     listeners = listen_all(chosen)
-    app = create_app(chosen, factory, loader)
+    app = create_app(chosen, factory, loader, traces)
     server = Server(app, chosen)
     thread = threading.Thread(target=server.serve_on, args=listeners, daemon=True)
     thread.start()

@@ -414,6 +414,46 @@ def test_the_events_of_an_ended_job_are_one(alice, finished):
     assert [job["state"] for job in events(alice, finished)] == ["completed_with_errors"]
 
 
+def test_a_client_that_comes_back_gets_only_what_it_has_not_seen(alice, finished):
+    url = f"/jobs/{finished}/events"
+    told = alice.get(url).text
+    (event_id,) = [line.removeprefix("id: ") for line in told.splitlines() if line[:3] == "id:"]
+    version, rows_done = map(int, event_id.split("."))
+    assert rows_done == 41
+    for seen in (event_id, f"{version + 1}.0"):
+        answer = alice.get(url, headers={"Last-Event-ID": seen})
+        assert (answer.status_code, answer.content) == (204, b"")
+    for seen in (f"{version - 1}.41", f"{version}.40", "", "7", "-1.5", "9" * 30):
+        assert alice.get(url, headers={"Last-Event-ID": seen}).text == told
+
+
+def test_no_event_is_told_twice_and_each_is_of_a_later_step(alice, office, rows):
+    file = upload(alice, rows[:3]).json()
+    url = f"/jobs/{alice.post('/jobs', json={'file_id': file['id']}).json()['id']}/events"
+    with alice.stream("GET", url) as answer:
+        first = next(answer.iter_lines()).removeprefix("id: ")
+    work(office)
+    told = alice.get(url, headers={"Last-Event-ID": first}).text
+    assert told.count("event: job") == 1
+    assert '"state":"completed"' in told
+    (last,) = [line.removeprefix("id: ") for line in told.splitlines() if line[:3] == "id:"]
+    assert [int(part) for part in last.split(".")] > [int(part) for part in first.split(".")]
+
+
+def test_jobs_are_listed_by_when_they_were_created(alice, finished, problem):
+    created = alice.get(f"/jobs/{finished}").json()["created_at"]
+
+    def listed(**bounds):
+        jobs = alice.get("/jobs", params={**bounds, "limit": 200}).json()["jobs"]
+        return [job["id"] for job in jobs]
+
+    assert listed(created_after=created)[-1] == finished
+    assert finished not in listed(created_before=created)
+    answer = alice.get("/jobs", params={"created_after": "2026-11-21T09:00"})
+    assert answer.status_code == 422
+    assert "created_after" in problem(answer)["detail"]
+
+
 def test_events_follow_a_job_to_its_end(alice, office, rows):
     file = upload(alice, rows[:3]).json()
     job = alice.post("/jobs", json={"file_id": file["id"]}).json()

@@ -248,3 +248,9 @@ def test_a_dead_batcher_is_seen_by_liveness_and_keeps_nobody_waiting(serve, trip
         answer = service.annotate(triplet())
         assert answer.status_code == 503
         assert "stopped" in problem(answer)["detail"]
+
+
+def test_idle_connections_are_closed_by_the_client_and_not_under_its_next_request(service):
+    client = httpx.Limits().keepalive_expiry
+    assert client is not None
+    assert service.server.config.timeout_keep_alive > client

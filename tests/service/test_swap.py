@@ -1,12 +1,21 @@
+import json
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+import redis
 
-from cwpo import Triplet
+from cwpo import Client, Triplet
 from cwpo.types import ModelRef
 from cwpo_annotator import Annotator, CheckpointError
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
+from cwpo_worker import planner, shard
+from cwpo_worker.ledger import Ledger
+from cwpo_worker.store import BlobStore
+from cwpo_worker.valkey import EmbeddedValkey
 
 
 class Opposite(NullBackend):
@@ -198,3 +207,55 @@ def test_requests_are_answered_while_another_annotator_loads_and_only_one_does(
     assert second.status_code == 409
     assert "another annotator" in problem(second)["detail"]
     assert answers[0].status_code == 200
+
+
+def test_a_job_ends_on_the_annotator_that_it_began_with_or_says_why_not(
+    serve, triplet, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("cwpo_worker.ledger.SHARD_ROWS", 2)
+    path = tmp_path / "rows.jsonl"
+    rows = [triplet(number, id=str(number)) for number in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = str(tmp_path / "store")
+
+    def of_revision(name):
+        annotator = loading(name)
+        annotator.model = ModelRef(name="a", revision=name)
+        return annotator
+
+    with (
+        EmbeddedValkey(tmp_path / "valkey") as valkey,
+        serve(
+            lambda: of_revision("straight"),
+            loader=of_revision,
+            redis_url=valkey.url,
+            store_url=store,
+        ) as service,
+        Client(service.url) as client,
+    ):
+
+        def work():
+            command = [sys.executable, "-m", "cwpo", "worker", "--burst"]
+            places = {"URL": service.url, "REDIS_URL": valkey.url, "STORE_URL": store}
+            environment = {f"CWPO_{name}": value for name, value in places.items()}
+            subprocess.run(command, env={**os.environ, **environment}, check=True)
+
+        job = client.jobs.create(client.files.upload(path).id)
+        ledger = Ledger(redis.Redis.from_url(valkey.url), BlobStore(store))
+        planner.plan(ledger, job.id)
+        shard.annotate(ledger, client, job.id, 0)
+        assert swap(service, "opposite").status_code == 200
+        work()
+        failed = client.jobs.get(job.id)
+        assert failed.state == "failed"
+        assert "changed its annotator from a straight to a opposite" in failed.error
+        assert swap(service, "straight").status_code == 200
+        client.jobs.resume(job.id)
+        work()
+        done = client.jobs.get(job.id)
+        assert (done.state, done.model) == ("completed", ModelRef(name="a", revision="straight"))
+        result = client.jobs.download(job.id, tmp_path / "out.jsonl", format="jsonl")
+    told = [json.loads(line) for line in result.read_text().splitlines()]
+    expected = Annotator.null().annotate([Triplet(**row) for row in rows])
+    assert [row["confidence"] for row in told] == [label.confidence for label in expected]
+    assert [row["preferred"] for row in told] == [label.preferred for label in expected]

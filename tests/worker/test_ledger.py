@@ -1,6 +1,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
@@ -81,6 +82,25 @@ def test_owners_see_their_own_jobs_and_an_admin_all(house):
 def page(house, *, owner=None, state=None, limit=50, cursor=None):
     jobs = house.ledger.list(owner=owner, state=state, limit=limit, cursor=cursor)
     return [job.id for job in jobs.jobs], jobs.next_cursor
+
+
+def test_a_list_is_bounded_by_the_times_of_creation(house):
+    file_id = house.upload(b"{}\n")
+    oldest, middle, newest = (submit(house, file_id) for _ in range(3))
+
+    def created(after=None, before=None, cursor=None):
+        bounds = {"created_after": after, "created_before": before}
+        jobs = house.ledger.list(owner=None, limit=1, cursor=cursor, **bounds)
+        ids = [job.id for job in jobs.jobs]
+        rest = created(after, before, jobs.next_cursor) if jobs.next_cursor else []
+        return ids + rest
+
+    assert created(after=middle.created_at) == [newest.id, middle.id]
+    assert created(before=middle.created_at) == [oldest.id]
+    assert created(middle.created_at, newest.created_at) == [middle.id]
+    assert created(after=newest.created_at + timedelta(days=1)) == []
+    assert created(before=datetime(1900, 1, 1, tzinfo=UTC)) == []
+    assert created(after=datetime(1900, 1, 1, tzinfo=UTC)) == [newest.id, middle.id, oldest.id]
 
 
 def test_pages_go_from_the_newest_to_the_oldest_and_overlap_nowhere(house):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -14,6 +16,8 @@ from pydantic import BaseModel
 
 from cwpo import resources, transport
 from cwpo.client import partial_file, succeeded
+from cwpo.errors import APIError, ConnectionFailedError
+from cwpo.events import EventReader
 from cwpo.transport import Call
 from cwpo.types import (
     FINAL_STATES,
@@ -128,9 +132,11 @@ class AsyncClient:
             attempt += 1
 
     @asynccontextmanager
-    async def _stream(self, path: str, params: dict[str, str]) -> AsyncIterator[httpx.Response]:
+    async def _stream(
+        self, path: str, params: dict[str, str], headers: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
         try:
-            async with self._http.stream("GET", path, params=params) as response:
+            async with self._http.stream("GET", path, params=params, headers=headers) as response:
                 if not response.is_success:
                     await response.aread()
                     raise transport.error_of(response)
@@ -191,10 +197,20 @@ class AsyncJobs:
         )
 
     async def list(
-        self, *, state: JobState | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        state: JobState | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> JobList:
-        """One page of jobs, newest first."""
-        return await self._client._send(resources.list_jobs(state, limit, cursor))
+        """One page of jobs, newest first, of jobs created at `created_after` or later.
+
+        And before `created_before`; a time without a time zone is local time.
+        """
+        created = (created_after, created_before)
+        return await self._client._send(resources.list_jobs(state, created, limit, cursor))
 
     async def get(self, job_id: str) -> Job:
         """The job as it stands."""
@@ -223,6 +239,35 @@ class AsyncJobs:
             if job.state in FINAL_STATES:
                 return
             await asyncio.sleep(poll_seconds)
+
+    async def events(self, job_id: str) -> AsyncIterator[Job]:
+        """The job now, after every step that it takes, and as it ended, without polling.
+
+        A connection that breaks is taken up again where it broke.
+        """
+        reader = EventReader()
+        failures = 0
+        while True:
+            try:
+                async with self._client._stream(
+                    f"/jobs/{job_id}/events", {}, reader.headers
+                ) as response:
+                    if response.status_code == HTTPStatus.NO_CONTENT:
+                        return
+                    async for line in response.aiter_lines():
+                        told = reader.feed(line)
+                        if told is not None:
+                            failures = 0
+                            job = Job.model_validate_json(told)
+                            yield job
+                            if job.state in FINAL_STATES:
+                                return
+                raise ConnectionFailedError(f"{self._client.url} told no more of job {job_id}")
+            except (APIError, ConnectionFailedError) as error:
+                if failures >= self._client.max_retries or not transport.is_passing(error):
+                    raise
+            await asyncio.sleep(transport.retry_delay(failures, None))
+            failures += 1
 
     async def wait(self, job_id: str, *, poll_seconds: float = 0.5) -> Job:
         """The job when it has completed. Raises: JobFailedError if it failed or was cancelled."""

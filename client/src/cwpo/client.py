@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeVar
@@ -14,7 +16,8 @@ import httpx
 from pydantic import BaseModel
 
 from cwpo import resources, transport
-from cwpo.errors import JobFailedError
+from cwpo.errors import APIError, ConnectionFailedError, JobFailedError
+from cwpo.events import EventReader
 from cwpo.transport import Call
 from cwpo.types import (
     FINAL_STATES,
@@ -132,9 +135,11 @@ class Client:
             attempt += 1
 
     @contextmanager
-    def _stream(self, path: str, params: dict[str, str]) -> Iterator[httpx.Response]:
+    def _stream(
+        self, path: str, params: dict[str, str], headers: dict[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
         try:
-            with self._http.stream("GET", path, params=params) as response:
+            with self._http.stream("GET", path, params=params, headers=headers) as response:
                 if not response.is_success:
                     response.read()
                     raise transport.error_of(response)
@@ -194,10 +199,20 @@ class Jobs:
         return self._client._send(resources.create_job(request, resources.new_idempotency_key()))
 
     def list(
-        self, *, state: JobState | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        state: JobState | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> JobList:
-        """One page of jobs, newest first."""
-        return self._client._send(resources.list_jobs(state, limit, cursor))
+        """One page of jobs, newest first, of jobs created at `created_after` or later.
+
+        And before `created_before`; a time without a time zone is local time.
+        """
+        created = (created_after, created_before)
+        return self._client._send(resources.list_jobs(state, created, limit, cursor))
 
     def get(self, job_id: str) -> Job:
         """The job as it stands."""
@@ -226,6 +241,33 @@ class Jobs:
             if job.state in FINAL_STATES:
                 return
             time.sleep(poll_seconds)
+
+    def events(self, job_id: str) -> Iterator[Job]:
+        """The job now, after every step that it takes, and as it ended, without polling.
+
+        A connection that breaks is taken up again where it broke.
+        """
+        reader = EventReader()
+        failures = 0
+        while True:
+            try:
+                with self._client._stream(f"/jobs/{job_id}/events", {}, reader.headers) as response:
+                    if response.status_code == HTTPStatus.NO_CONTENT:
+                        return
+                    for line in response.iter_lines():
+                        told = reader.feed(line)
+                        if told is not None:
+                            failures = 0
+                            job = Job.model_validate_json(told)
+                            yield job
+                            if job.state in FINAL_STATES:
+                                return
+                raise ConnectionFailedError(f"{self._client.url} told no more of job {job_id}")
+            except (APIError, ConnectionFailedError) as error:
+                if failures >= self._client.max_retries or not transport.is_passing(error):
+                    raise
+            time.sleep(transport.retry_delay(failures, None))
+            failures += 1
 
     def wait(self, job_id: str, *, poll_seconds: float = 0.5) -> Job:
         """The job when it has completed. Raises: JobFailedError if it failed or was cancelled."""

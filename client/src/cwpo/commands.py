@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -133,13 +134,22 @@ class ListJobs(ServiceCommand):
     """
 
     state: JobState | None = Field(None, description="only jobs in this state")
+    created_after: datetime | None = Field(
+        None, description="only jobs created then or later, such as 2026-11-21T09:00"
+    )
+    created_before: datetime | None = Field(None, description="only jobs created earlier than that")
     limit: int = Field(20, ge=1, le=100, description="at most so many")
     json_: bool = Field(False, alias="json", description="print one JSON object a line")
 
     def cli_cmd(self) -> None:
         """Print a table."""
         with self.client() as client:
-            jobs = client.jobs.list(state=self.state, limit=self.limit).jobs
+            jobs = client.jobs.list(
+                state=self.state,
+                created_after=self.created_after,
+                created_before=self.created_before,
+                limit=self.limit,
+            ).jobs
         if self.json_:
             for job in jobs:
                 print(job.model_dump_json())

@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from base64 import b64encode
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -128,9 +129,17 @@ def create_job(request: JobRequest, idempotency_key: str) -> Call[Job]:
     return Call("POST", "/jobs", Job, request, headers={"Idempotency-Key": idempotency_key})
 
 
-def list_jobs(state: JobState | None, limit: int, cursor: str | None) -> Call[JobList]:
-    """GET /jobs."""
-    return Call("GET", "/jobs", JobList, params={"state": state, "limit": limit, "cursor": cursor})
+def list_jobs(
+    state: JobState | None,
+    created: tuple[datetime | None, datetime | None],
+    limit: int,
+    cursor: str | None,
+) -> Call[JobList]:
+    """GET /jobs of the jobs created from a moment on, and before another; None for any."""
+    after, before = (None if at is None else at.astimezone().isoformat() for at in created)
+    bounds = {"created_after": after, "created_before": before}
+    params = {"state": state, **bounds, "limit": limit, "cursor": cursor}
+    return Call("GET", "/jobs", JobList, params=params)
 
 
 def get_job(job_id: str) -> Call[Job]:

@@ -81,6 +81,13 @@ def is_retryable(response: httpx.Response) -> bool:
     return response.status_code in _RETRYABLE_STATUS
 
 
+def is_passing(error: CwpoError) -> bool:
+    """Whether the service may do later what it just failed to do."""
+    if isinstance(error, APIError):
+        return error.status in _RETRYABLE_STATUS
+    return isinstance(error, ConnectionFailedError)
+
+
 def retry_delay(attempt: int, response: httpx.Response | None) -> float:
     """Seconds to wait before retry `attempt` (0 is the first).
 

@@ -155,7 +155,8 @@ class AnnotateRequest(_Model):
 class AnnotateResponse(_Model):
     """The answer of POST /annotate, in input order."""
 
-    annotations: list[Annotation | FailedAnnotation]
+    # Tried in order: to weigh each label against both takes twice the time.
+    annotations: list[Annotated[Annotation | FailedAnnotation, Field(union_mode="left_to_right")]]
     model: ModelRef
     usage: Usage
 

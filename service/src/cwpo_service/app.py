@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -24,6 +25,9 @@ from cwpo_service.routes import annotate, files, health, jobs, model, openrlhf
 from cwpo_service.service import Service
 from cwpo_service.settings import ServeSettings
 from cwpo_worker import errors as job_errors
+
+if TYPE_CHECKING:
+    from cwpo_service.traces import Traces
 
 # Status and reason of what the worker package raises; the first that fits counts.
 _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
@@ -43,12 +47,14 @@ def create_app(
     settings: ServeSettings,
     annotator_factory: Callable[[], Annotator],
     loader: Callable[[str], Annotator] | None = None,
+    traces: Traces | None = None,
 ) -> FastAPI:
     """The service as an ASGI app.
 
     Args:
         annotator_factory: loads the annotator; called on the device thread once the app is up.
         loader: loads the one that POST /model names; that of the settings if not given.
+        traces: of the requests; closed with the app.
     Raises: ConfigError for an API key file that is none.
     """
     metrics = Metrics()
@@ -62,12 +68,17 @@ def create_app(
         loader=loader or settings.load_annotator,
     )
 
+    if service.jobs is not None:
+        metrics.watch_jobs(service.jobs.ledger)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(service.inference.load(annotator_factory))
         yield
         loading.cancel()
         service.inference.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="cwpo",
@@ -78,7 +89,7 @@ def create_app(
         generate_unique_id_function=attrgetter("name"),
     )
     app.state.service = service
-    app.add_middleware(Envelope, settings=settings, metrics=metrics)
+    app.add_middleware(Envelope, settings=settings, metrics=metrics, traces=traces)
     problems.install(app, _STATUSES)
     for routes in (annotate, openrlhf, model, files, jobs, health):
         app.include_router(routes.router)

@@ -91,3 +91,12 @@ def accepts(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
 def answers(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     """The part of a route's `responses=` that shows what its answer is like."""
     return {200: {"content": {"application/json": {"example": example}}}}
+
+
+def leads_to(parameter: str, *operations: str) -> dict[int | str, dict[str, Any]]:
+    """The part of a route's `responses=` that says which calls take the id that it answers."""
+    links: dict[str, dict[str, Any]] = {
+        name: {"operationId": name, "parameters": {parameter: "$response.body#/id"}}
+        for name in operations
+    }
+    return {201: {"links": links}}

@@ -5,12 +5,17 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from cwpo.errors import ConfigError
 from cwpo.types import ModelInfo
 from cwpo_service.settings import ServeSettings
 from cwpo_worker.commands import RetentionDays
+
+if TYPE_CHECKING:
+    from cwpo_service.traces import Traces
 
 _GC_THRESHOLDS = (50_000, 20, 100)
 
@@ -28,10 +33,11 @@ class Serve(ServeSettings):
         from cwpo_service.server import Server, listen_all
 
         logs.configure(self.log_format, self.log_level)
+        traces = _traces() if self.traces else None
         listeners = listen_all(self)
         # Requests make many objects and no cycles: looking for some every 700 is wasted time.
         gc.set_threshold(*_GC_THRESHOLDS)
-        app = create_app(self, self.load_annotator)
+        app = create_app(self, self.load_annotator, traces=traces)
         Server(app, self, on_ready=self._announce).serve_on(*listeners)
         if not app.state.service.inference.is_idle:
             # Python would wait for a thread that still loads or scores, and nobody else does.
@@ -40,6 +46,17 @@ class Serve(ServeSettings):
     def _announce(self, model: ModelInfo) -> None:
         how = f"{model.backend} on {model.device} in {model.dtype}"
         print(f"cwpo serve: {model.name} is ready at {self.url} ({how})", flush=True)
+
+
+def _traces() -> Traces:
+    try:
+        from cwpo_service.traces import Traces
+
+        return Traces.configured()
+    except ImportError as error:
+        raise ConfigError(
+            "--traces needs OpenTelemetry's SDK: pip install 'cwpo-service[otel]'"
+        ) from error
 
 
 class Up(ServeSettings):

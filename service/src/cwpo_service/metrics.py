@@ -12,6 +12,8 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from cwpo_service.drift import ConfidenceDrift
+from cwpo_service.job_metrics import JobMetrics
+from cwpo_worker.ledger import Ledger
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = tuple(2.0**power for power in range(0, 15, 2))
@@ -87,6 +89,10 @@ class Metrics:
         self._gauge("cwpo_queue_tokens", "Tokens that wait to be scored", tokens)
         self._gauge("cwpo_queue_age_seconds", "How long the first in line has waited", age)
 
+    def watch_jobs(self, ledger: Ledger) -> None:
+        """Read the measures of batch jobs from their ledger."""
+        self.registry.register(JobMetrics(ledger))
+
     def watch_padding(self, share: Callable[[], float]) -> None:
         """Read the gauge of padding from the backend."""
         self._gauge("cwpo_padding_share", "Share of padding in the last batch", share)
@@ -106,7 +112,7 @@ class Metrics:
             self.drift.observe(confidences)
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """The text that Prometheus scrapes; it may wait for the job queue."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, documentation: str) -> Counter:

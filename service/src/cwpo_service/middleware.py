@@ -1,4 +1,4 @@
-"""What surrounds every request: id, limit of the body, count, log line, and the last resort."""
+"""What surrounds every request: id, limit of the body, count, log line, trace, last resort."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 import zlib
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,6 +19,9 @@ from cwpo_service.problems import ProblemError, unexpected
 from cwpo_service.problems import answer as problem
 from cwpo_service.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from cwpo_service.traces import Traces
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # zlib's way to say "gzip, with the largest window".
 _GZIP = 31
@@ -27,10 +31,13 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Envelope:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, traces: Traces | None
+    ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -64,10 +71,13 @@ class Envelope:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            seconds = time.perf_counter() - begun
+            ended = time.perf_counter()
+            seconds = ended - begun
             self._metrics.requests.labels(method, route, status).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)
             logs.access(method, route, status, seconds, scope["state"])
+            if self._traces is not None and not is_probe(route):
+                self._traces.record(Request(scope), method, route, status, begun, ended)
 
     def _is_elsewhere(self, scope: Scope) -> bool:
         """Whether what is asked for is at another port: probes have one of their own, or none."""

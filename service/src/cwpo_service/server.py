@@ -20,6 +20,9 @@ from cwpo_service.service import Service
 from cwpo_service.settings import ServeSettings
 
 _BACKLOG = 2048
+# Longer than clients and proxies keep an idle connection (httpx 5 s, load balancers 60 s): whoever
+# closes first must be the one who asks, or a request meets a connection that is being closed.
+_KEEP_ALIVE_SECONDS = 75
 # What an answer may take after the drain: downloads and uploads that are under way.
 _LAST_SECONDS = 3.0
 
@@ -80,7 +83,12 @@ class Server(uvicorn.Server):
         super().__init__(
             # No log_config: its log goes where ours goes.
             uvicorn.Config(
-                app, log_config=None, log_level="warning", access_log=False, server_header=False
+                app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             )
         )
         self._service: Service = app.state.service

@@ -87,6 +87,11 @@ class ServeSettings(Command):
     log_level: LogLevel = Field(
         "warning", description="from which on to log; info has a line for every answered request"
     )
+    traces: bool = Field(
+        False,
+        description="send OpenTelemetry traces of requests, where OTEL_EXPORTER_OTLP_ENDPOINT and "
+        "the other standard variables say; needs the extra `otel`",
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
+from datetime import datetime
 from typing import BinaryIO
 
 import redis
@@ -18,7 +20,8 @@ from cwpo.types import (
     JobState,
     ResultFormat,
 )
-from cwpo_worker import ids
+from cwpo_worker import activity, ids
+from cwpo_worker.activity import Activity
 from cwpo_worker.connection import queue_errors
 from cwpo_worker.errors import (
     FileInUseError,
@@ -97,14 +100,30 @@ class Ledger:
         with queue_errors():
             return self._public(self._owned(job_id, owner))
 
+    def versioned(self, job_id: str, *, owner: str | None) -> tuple[int, Job]:
+        """The job as it is, after how many changes of its record. Raises: as get does."""
+        with queue_errors():
+            record = self._owned(job_id, owner)
+            return record.version, self._public(record)
+
     def list(
-        self, *, owner: str | None, state: JobState | None, limit: int, cursor: str | None
+        self,
+        *,
+        owner: str | None,
+        state: JobState | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int,
+        cursor: str | None = None,
     ) -> JobList:
-        """One page of jobs, newest first. Raises: InvalidCursorError."""
+        """One page of jobs, newest first, of jobs created within the bounds (see Records.newest).
+
+        Raises: InvalidCursorError.
+        """
         jobs: list[Job] = []
         last = None
         with queue_errors():
-            for place, record in self.records.newest(owner, cursor):
+            for place, record in self.records.newest(owner, cursor, created_after, created_before):
                 if state is not None and record.state != state:
                     continue
                 if len(jobs) == limit:
@@ -112,6 +131,19 @@ class Ledger:
                 jobs.append(self._public(record))
                 last = place
         return JobList(jobs=jobs)
+
+    def activity(self) -> Activity:
+        """What goes on: every owner's jobs, and all tasks."""
+        with queue_errors():
+            waiting, delayed, running = self.queue.lengths()
+            return Activity(
+                jobs=Counter(self.records.active_states().values()),
+                waiting=waiting,
+                delayed=delayed,
+                running=running,
+                waited_seconds=self.queue.waited_seconds(),
+                totals=activity.totals(self.redis),
+            )
 
     def cancel(self, job_id: str, *, owner: str | None) -> Job:
         """Stop the job; again for one that is cancelled already.

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 import redis
@@ -14,6 +15,8 @@ from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as QueuedTask
 from rq.job import Retry
 from rq.serializers import JSONSerializer
+
+from cwpo_worker import activity
 
 Step = Literal["plan", "shard", "merge"]
 
@@ -139,6 +142,23 @@ class TaskQueue:
             running=_tasks(running),
         )
 
+    def lengths(self) -> tuple[int, int, int]:
+        """How many tasks wait, are due later, and are running."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.llen(self.rq.key)
+            pipe.zcard(self._scheduled.key)
+            pipe.zcard(self._started.key)
+            waiting, delayed, running = pipe.execute()
+        return waiting, delayed, running
+
+    def waited_seconds(self) -> float:
+        """How long the first in line has waited; 0 for an empty line."""
+        for task_id in self.rq.get_job_ids(length=1):
+            first = self.rq.fetch_job(task_id)
+            if first is not None and first.enqueued_at is not None:
+                return max(0.0, (datetime.now(UTC) - first.enqueued_at).total_seconds())
+        return 0.0
+
     def remove(self, tasks: Iterable[Task]) -> None:
         """Take waiting tasks out of the queue."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -159,6 +179,7 @@ class TaskQueue:
             with self._redis.pipeline(transaction=True) as pipe:
                 if queued is not None:
                     self.rq.enqueue_job(queued, pipeline=pipe)
+                    activity.add(pipe, "retries")
                 self._scheduled.remove(task_id, pipeline=pipe)
                 pipe.execute()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 
@@ -49,7 +48,7 @@ def reconcile(ledger: Ledger, kept: timedelta | None = None) -> None:
         for task, reason in ledger.queue.exhausted():
             with suppress(UnknownJobError):
                 ledger.give_up(task, f"{task} was given up: {reason}")
-        states = dict(_active_states(ledger))
+        states = ledger.records.active_states()
         census = ledger.queue.census()
         for job_id, state in states.items():
             lock.reacquire()
@@ -72,12 +71,6 @@ def _restore(ledger: Ledger) -> None:
     for record in ledger.records.mirrored():
         ledger.records.restore(record)
     ledger.redis.set(RESTORED, run_id)
-
-
-def _active_states(ledger: Ledger) -> Iterator[tuple[str, JobState]]:
-    for job_id in ledger.records.active():
-        with suppress(UnknownJobError):
-            yield job_id, ledger.records.get(job_id).state
 
 
 def _advance(ledger: Ledger, job_id: str, before: JobState, census: Census) -> None:

@@ -6,12 +6,14 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 import redis
 from redis.client import Pipeline
 
 from cwpo.types import FINAL_STATES, JobProgress, JobState, ModelRef
+from cwpo_worker import activity
 from cwpo_worker.errors import (
     BlobNotFoundError,
     InvalidCursorError,
@@ -107,6 +109,8 @@ class Records:
             changed = changed.model_copy(update={"version": known.version + 1})
             pipe.multi()
             self._write(pipe, changed)
+            if changed.state != known.state and changed.state in FINAL_STATES:
+                activity.add(pipe, cast(activity.Total, f"jobs_{changed.state}"))
             return changed
 
         record = self._transaction(attempt, job_id)
@@ -185,6 +189,14 @@ class Records:
         ids = cast("set[bytes]", self._redis.smembers(ACTIVE))
         return sorted(job_id.decode() for job_id in ids)
 
+    def active_states(self) -> dict[str, JobState]:
+        """The jobs that have not ended, with their states."""
+        states: dict[str, JobState] = {}
+        for job_id in self.active():
+            with suppress(UnknownJobError):
+                states[job_id] = self.get(job_id).state
+        return states
+
     def deleted(self) -> list[str]:
         """The ids of the jobs whose remains are still to be removed."""
         ids = cast("set[bytes]", self._redis.smembers(DELETED))
@@ -198,17 +210,31 @@ class Records:
             pipe.srem(DELETED, job_id)
             pipe.execute()
 
-    def newest(self, owner: str | None, cursor: str | None) -> Iterator[tuple[str, JobRecord]]:
+    def newest(
+        self,
+        owner: str | None,
+        cursor: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> Iterator[tuple[str, JobRecord]]:
         """Records newest first, each with the cursor that goes on after it.
 
+        Args:
+            created_after, created_before: the first moment of the wanted ones, and the first one
+                too late; both know their time zone.
         Raises: InvalidCursorError.
         """
         if cursor is not None and not _CURSOR.fullmatch(cursor):
             raise InvalidCursorError("the cursor is not one that a page of jobs gave")
         index = INDEX if owner is None else _owner_key(owner)
-        after = b"+" if cursor is None else b"(" + cursor.encode()
+        bounds = [] if cursor is None else [cursor]
+        bounds += [] if created_before is None else [_microseconds(created_before)]
+        after = b"(" + min(bounds).encode() if bounds else b"+"
+        oldest = b"-" if created_after is None else b"[" + _microseconds(created_after).encode()
         while True:
-            members = cast("list[bytes]", self._redis.zrevrangebylex(index, after, b"-", 0, _PAGE))
+            members = cast(
+                "list[bytes]", self._redis.zrevrangebylex(index, after, oldest, 0, _PAGE)
+            )
             if not members:
                 return
             keys = [_record_key(member.decode()[17:]) for member in members]
@@ -256,7 +282,12 @@ class Records:
 
 def _member(record: JobRecord) -> str:
     """Its place in the indices: they are in the order of these."""
-    return f"{int(record.created_at.timestamp() * 1e6):016x}-{record.id}"
+    return f"{_microseconds(record.created_at)}-{record.id}"
+
+
+def _microseconds(moment: datetime) -> str:
+    """A moment since 1970 so that the order of the texts is that of the moments."""
+    return f"{max(0, int(moment.timestamp() * 1e6)):016x}"
 
 
 def _record_key(job_id: str) -> str:

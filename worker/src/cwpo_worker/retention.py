@@ -29,7 +29,7 @@ def expire(ledger: Ledger, kept: timedelta) -> None:
         return
     limit = now() - kept
     used = set()
-    for _, record in ledger.records.newest(None, None):
+    for _, record in ledger.records.newest(None):
         ended = record.finished_at if record.state in FINAL_STATES else None
         if ended is None or ended >= limit:
             used.add(record.file_id)

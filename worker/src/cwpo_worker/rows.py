@@ -54,7 +54,8 @@ class ShardRows:
 def read(blob: bytes) -> pa.Table:
     """The table that `ShardRows` wrote. Raises: StoreError for what it did not write."""
     try:
-        with pq.ParquetFile(pa.BufferReader(blob)) as file:
+        # It is in memory: to read ahead would only start threads in a forked task.
+        with pq.ParquetFile(pa.BufferReader(blob), pre_buffer=False) as file:
             table = file.read(use_threads=False)
         is_chat = table.schema.field("prompt").type != pa.string()
         return table.cast(_schema(is_chat=is_chat))

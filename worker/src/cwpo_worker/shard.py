@@ -22,7 +22,7 @@ from cwpo.types import (
     ModelRef,
     Truncation,
 )
-from cwpo_worker import part
+from cwpo_worker import activity, part
 from cwpo_worker import rows as shard_rows
 from cwpo_worker.errors import (
     IllegalTransitionError,
@@ -72,9 +72,13 @@ def annotate(ledger: Ledger, client: Client, job_id: str, index: int) -> None:
     folder = JobFolder(job_id)
     manifest = folder.read_manifest(ledger.store)
     shard = manifest.shards[index]
-    if not ledger.store.exists(folder.part(index)):
+    is_new = not ledger.store.exists(folder.part(index))
+    if is_new:
         _try_part(ledger, client, folder, manifest, shard)
     done = part.read(ledger.store, folder.part(index))
+    if is_new:
+        activity.add(ledger.redis, "rows_annotated", done.annotated)
+        activity.add(ledger.redis, "rows_failed", len(done.errors))
     ledger.finish_part(job_id, index, PartCounts(done.annotated, len(done.errors)))
 
 

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from cwpo.resources import CONTENT_TYPES
 from cwpo.types import File
 from cwpo_service.auth import Owner, scoped
+from cwpo_service.body import leads_to
 from cwpo_service.digest import expected_sha256
 from cwpo_service.problems import ProblemError, documented
 from cwpo_service.service import CurrentJobs, CurrentService
@@ -37,13 +38,18 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD = {
     "requestBody": {"required": True, "content": {kind: _BINARY for kind in sorted(_FORMATS)}}
 }
+_LINKS = leads_to("file_id", "get_file", "delete_file")
+_LINKS[201]["links"]["submit_job"] = {
+    "operationId": "submit_job",
+    "requestBody": {"file_id": "$response.body#/id"},
+}
 
 
 @router.post(
     "/files",
     status_code=201,
     summary="Upload triplets",
-    responses=documented(400, 409, 413, 415, 503),
+    responses={**documented(400, 409, 413, 415, 503), **_LINKS},
     openapi_extra=_UPLOAD,
 )
 async def upload_file(

@@ -40,5 +40,6 @@ async def ready(service: CurrentService) -> Health:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(service: CurrentService) -> Response:
-    """Requests, failures, queue, batches, times, confidences."""
-    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    """Requests, failures, queue, batches, times, confidences, batch jobs."""
+    text = await run_in_threadpool(service.metrics.render)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from cwpo.types import FINAL_STATES, Job, JobList, JobRequest, JobState, ResultFormat
+from cwpo.types import Job, JobList, JobRequest, JobState, ResultFormat
 from cwpo_service.auth import Owner, scoped
-from cwpo_service.body import accepts, json_body
+from cwpo_service.body import accepts, json_body, leads_to
 from cwpo_service.download import file_response
-from cwpo_service.jobs import Jobs
+from cwpo_service.events import Place, look, stream
 from cwpo_service.problems import documented
 from cwpo_service.routes.files import IdempotencyKey
-from cwpo_service.service import CurrentJobs, CurrentService, Service
+from cwpo_service.service import CurrentJobs, CurrentService
 
 router = APIRouter(
     prefix="/jobs",
@@ -26,8 +25,6 @@ router = APIRouter(
     responses=documented(401, 403, 422, 429, 500),
 )
 
-_POLL_SECONDS = 0.5
-_POLLS_A_HEARTBEAT = 30
 _MEDIA_TYPES: dict[ResultFormat, str] = {
     "parquet": "application/vnd.apache.parquet",
     "jsonl": "application/x-ndjson",
@@ -46,7 +43,19 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
     "",
     status_code=201,
     summary="Submit a job",
-    responses=documented(400, 404, 409, 413, 415, 503),
+    responses={
+        **documented(400, 404, 409, 413, 415, 503),
+        **leads_to(
+            "job_id",
+            "get_job",
+            "cancel_job",
+            "resume_job",
+            "delete_job",
+            "download_results",
+            "download_errors",
+            "follow_job",
+        ),
+    },
     openapi_extra=accepts(JobRequest, {"file_id": "file_0123456789abcdef"}),
 )
 async def submit_job(
@@ -68,12 +77,24 @@ async def list_jobs(
     jobs: CurrentJobs,
     owner: Owner,
     state: Annotated[JobState | None, Query(description="only jobs in this state")] = None,
+    created_after: Annotated[
+        AwareDatetime | None, Query(description="only jobs created then or later")
+    ] = None,
+    created_before: Annotated[
+        AwareDatetime | None, Query(description="only jobs created earlier than that")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="jobs a page")] = 50,
     cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
 ) -> JobList:
     """One page of jobs, newest first."""
     return await run_in_threadpool(
-        jobs.ledger.list, owner=owner, state=state, limit=limit, cursor=cursor
+        jobs.ledger.list,
+        owner=owner,
+        state=state,
+        created_after=created_after,
+        created_before=created_before,
+        limit=limit,
+        cursor=cursor,
     )
 
 
@@ -152,34 +173,29 @@ async def download_errors(
             "description": "Server-sent events named `job`; the data of each is the job.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
+        204: {"description": "The job has ended, and the client has seen its last event."},
     },
 )
 async def follow_job(
-    job_id: str, service: CurrentService, jobs: CurrentJobs, owner: Owner
-) -> StreamingResponse:
-    """The job now, again after every change, and at last as it ended."""
-    job = await run_in_threadpool(jobs.ledger.get, job_id, owner=owner)
+    job_id: str,
+    service: CurrentService,
+    jobs: CurrentJobs,
+    owner: Owner,
+    last_event_id: Annotated[
+        str | None, Header(description="id of the last event that the client has seen")
+    ] = None,
+) -> Response:
+    """The job now, again after every step, and at last as it ended.
+
+    The id of an event is `{version}.{rows_done}`. A client that comes back with the last one gets
+    what is newer, and 204 once there is nothing more to come.
+    """
+    seen = Place.parse(last_event_id)
+    sight = await look(jobs.ledger, job_id, owner)
+    if sight.has_ended and seen is not None and seen >= sight.place:
+        return Response(status_code=204)
     return StreamingResponse(
-        _changes(job, service, jobs, owner),
+        stream(service, jobs.ledger, sight, owner, seen),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store"},
     )
-
-
-async def _changes(job: Job, service: Service, jobs: Jobs, owner: Owner) -> AsyncIterator[str]:
-    yield _event(job)
-    polls = 0
-    while job.state not in FINAL_STATES and service.inference.phase != "draining":
-        await asyncio.sleep(_POLL_SECONDS)
-        polls += 1
-        now = await run_in_threadpool(jobs.ledger.get, job.id, owner=owner)
-        if now != job:
-            yield _event(now)
-        elif polls % _POLLS_A_HEARTBEAT == 0:
-            # A comment: proxies cut connections that are silent for long.
-            yield ": still here\n\n"
-        job = now
-
-
-def _event(job: Job) -> str:
-    return f"event: job\ndata: {job.model_dump_json()}\n\n"
