@@ -67,7 +67,7 @@ def run(settings: Align) -> None:
             processing_class=tokenizer,
             peft_config=policy.lora_config(settings),
         )
-        policy.train(trainer, settings, output, f"{settings.loss}, weight {settings.weight}")
+        policy.train(trainer, settings, output, _objective(settings))
         policy.save(trainer, settings, output.folder)
     policy.push(settings)
 
@@ -91,7 +91,7 @@ def _plan(settings: Align, preferences: Preferences) -> None:
         reads_reference=reads_reference,
     ).show(
         [
-            ("loss", f"{settings.loss}, weight {settings.weight}"),
+            ("loss", _objective(settings)),
             (
                 "pairs",
                 f"{output.results['pairs']:,}, {output.results['pairs_too_long']:,} too long; "
@@ -183,6 +183,11 @@ def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, list[int]]
         "chosen_ids": chosen.prompt_ids[shared:] + chosen.response_ids,
         "rejected_ids": rejected.prompt_ids[shared:] + rejected.response_ids,
     }
+
+
+def _objective(settings: Align) -> str:
+    weight = "human labels" if settings.labels == "human" else f"weight {settings.weight}"
+    return f"{settings.loss}, {weight}"
 
 
 def _config(settings: Align, output: Output, rows: int) -> ConfidenceDPOConfig:
