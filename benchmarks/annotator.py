@@ -28,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx
 import infinity
 import matplotlib.pyplot as plt
 import numpy as np
@@ -148,13 +149,15 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
             rounded = TorchBackend(checkpoint, pad_token_id=pad, dtype="int8")
             field["cwpo, int8"] = lambda _, pairs: rounded.score_pairs(pairs)
         if python := os.environ.get("CWPO_VLLM_PYTHON"):
+            # So that the texts of one round can be forgotten before the next.
+            os.environ["VLLM_SERVER_DEV_MODE"] = "1"
             server = VllmServer(
                 Path(python), checkpoint, dtype=dtype, on_cpu=annotator.backend.device == "cpu"
             )
             server.start()
             stack.callback(server.stop)
             remote = Annotator.over_vllm(checkpoint, server.url, dtype=dtype)  # type: ignore[arg-type]
-            field["vllm"] = lambda triplets, _: annotated(remote, triplets)
+            field["vllm"] = lambda triplets, _: from_nothing(server, remote, triplets)
         if python := os.environ.get("CWPO_INFINITY_PYTHON"):
             score = stack.enter_context(
                 infinity.started(
@@ -170,6 +173,14 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
 def annotated(annotator: Annotator, triplets: list[Triplet]) -> NDArray[np.float32]:
     labels = annotator.annotate(triplets, "prompt_left")
     return np.array([(label.score_a, label.score_b) for label in labels], np.float32)
+
+
+def from_nothing(
+    server: VllmServer, remote: Annotator, triplets: list[Triplet]
+) -> NDArray[np.float32]:
+    """As `annotated`, with nothing of an earlier round in vLLM's prefix cache."""
+    httpx.post(f"{server.url}/reset_prefix_cache").raise_for_status()
+    return annotated(remote, triplets)
 
 
 def paired(answers: list[dict[str, Any]]) -> NDArray[np.float32]:
