@@ -91,4 +91,5 @@ def test_serve_starts_vllm_and_starts_it_again_when_it_dies(scalar_head):
     finally:
         service.terminate()
         service.wait(60)
-    assert not [child for child in children if lives(child)]
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not [child for child in left if lives(child)]
