@@ -133,4 +133,4 @@ def test_only_loopback_needs_no_keys(host, keys):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_may_go_without(host):
-    ServeSettings(backend="null", host=host)
+    assert ServeSettings(backend="null", host=host).host == host
