@@ -59,14 +59,6 @@ def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
     assert 0 < results["eval_loss"] < 20
 
 
-def test_tensorboard_gets_the_log(flags, output, command):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    command(Sft, *flags, "--report-to", "tensorboard", "--max-steps", 2)
-    (folder,) = (output / "tensorboard").iterdir()
-    board = events.EventAccumulator(str(folder)).Reload()
-    assert len(board.Scalars("train/loss")) == 2
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [

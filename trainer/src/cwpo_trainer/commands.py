@@ -149,7 +149,7 @@ class PolicyTraining(_Training):
         None, ge=1, description="steps between evaluations; an epoch by default"
     )
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none", description="tracker to log to besides training.jsonl"
+        "none", description="tracker to log to besides training.jsonl, under the name of --output"
     )
     push_to_hub: str | None = Field(
         None, description="Hub id owner/name to upload the result to; a new one is private"

@@ -138,6 +138,7 @@ def training_arguments(settings: PolicyTraining, folder: Path, rows: int) -> dic
         eval_strategy=_eval_strategy(settings),
         eval_steps=settings.eval_steps,
         report_to=settings.report_to,
+        run_name=settings.output.name,
         disable_tqdm=True,
     )
 
@@ -205,9 +206,8 @@ def train(trainer: Any, settings: PolicyTraining, output: Output, title: str) ->
             trainer.train(resume_from_checkpoint=resumed)
     else:
         trainer.train(resume_from_checkpoint=resumed)
-    boards = output.folder / CHECKPOINTS_NAME / "runs"
-    if runtime.is_main() and boards.is_dir() and not interruption.stopped:
-        boards.rename(output.folder / "tensorboard")
+    if runtime.is_main():
+        _finish_tracking(settings, output, stopped=interruption.stopped)
     evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
     if evaluations:
         output.results |= {"eval_loss": evaluations[-1]["eval_loss"]}
@@ -217,6 +217,17 @@ def train(trainer: Any, settings: PolicyTraining, output: Output, title: str) ->
             step = trainer.state.global_step
             print(f"stopped by SIGTERM after step {step}: go on with --resume", file=sys.stderr)
         raise SystemExit(EXIT_CODE)
+
+
+def _finish_tracking(settings: PolicyTraining, output: Output, *, stopped: bool) -> None:
+    boards = output.folder / CHECKPOINTS_NAME / "runs"
+    if boards.is_dir() and not stopped:
+        boards.rename(output.folder / "tensorboard")
+    if settings.report_to == "wandb":
+        import wandb
+
+        # A next training in this process, as of online rounds, is a run of its own.
+        wandb.finish()
 
 
 def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:

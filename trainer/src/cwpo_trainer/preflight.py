@@ -33,6 +33,8 @@ def check(settings: PolicyTraining) -> None:
     _check_machine(settings)
     if settings.report_to != "none":
         _need(settings.report_to, f"--report-to {settings.report_to}")
+    if settings.report_to == "wandb" and runtime.is_main():
+        _check_wandb()
     if settings.push_to_hub is not None and runtime.is_main():
         _check_hub(settings.push_to_hub)
 
@@ -97,6 +99,20 @@ def _check_annotator(settings: PolicyTraining, wanted: str) -> None:
             f"{settings.data} was written by {written_by.name} at revision {written_by.revision}, "
             f"not by {wanted} at {expected}: annotate it anew, or name the right --annotator"
         )
+
+
+def _check_wandb() -> None:
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"--report-to wandb: W&B lets nobody in: {str(error).splitlines()[0]} With "
+            "WANDB_MODE=offline the log stays here"
+        ) from error
 
 
 def _check_hub(repository: str) -> None:
