@@ -63,7 +63,8 @@ def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
     ("more", "message"),
     [
         (("--load-in-4bit",), "add --lora"),
-        (("--load-in-4bit", "--lora"), "needs a CUDA GPU"),
+        (("--load-in-4bit", "--lora"), "pip install bitsandbytes"),
+        (("--load-in-4bit", "--lora", "--sharding", "fsdp2"), "leave --sharding out"),
         (("--optimizer", "paged_adamw_32bit"), "needs a CUDA GPU"),
         (("--report-to", "wandb"), "pip install wandb"),
         (("--eval-steps", 2), "nothing to evaluate on"),
@@ -79,7 +80,8 @@ def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
 def test_what_cannot_be_had_is_refused_at_once(more, message, flags, failure, monkeypatch):
     if torch.cuda.is_available() and "CUDA" in message:
         pytest.skip("there is a GPU")
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    for package in ("wandb", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setenv("HF_TOKEN_PATH", "/nonexistent")
     unreadable = (*flags[:3], "unread.jsonl", *flags[4:])
     assert message in failure(Align, *unreadable, *more)

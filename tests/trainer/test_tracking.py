@@ -23,6 +23,7 @@ def flags(tiny_causal, tmp_path, monkeypatch):
     data = write_lines(tmp_path / "weighted.jsonl", weighted(16))
     return (
         *("--model", tiny_causal, "--data", data, "--batch-size", 4, "--max-steps", STEPS),
+        *("--threads", 1),
         *("--gradient-accumulation", 1, "--learning-rate", 1e-3, "--dtype", "float32"),
     )
 

@@ -137,7 +137,7 @@ class PolicyTraining(_Training):
         "adamw", description="paged: its states move to the CPU under pressure; needs bitsandbytes"
     )
     load_in_4bit: bool = Field(
-        False, description="QLoRA: the frozen weights in 4 bits (NF4); needs bitsandbytes and CUDA"
+        False, description="QLoRA: the frozen weights in 4 bits (NF4); needs bitsandbytes"
     )
     eval_data: Path | None = Field(
         None, description="file like DATA to evaluate on in training, weighted as DATA is"

@@ -25,6 +25,10 @@ def check(settings: PolicyTraining) -> None:
     _check_evaluation(settings)
     if settings.load_in_4bit and not settings.lora:
         raise ConfigError("--load-in-4bit: 4-bit weights cannot be trained; add --lora")
+    if settings.load_in_4bit and settings.sharding != "none":
+        raise ConfigError(
+            "--load-in-4bit: each GPU holds the 4-bit weights whole; leave --sharding out"
+        )
     if settings.annotator is not None:
         _check_annotator(settings, settings.annotator)
     if settings.dry_run:
@@ -61,8 +65,9 @@ def _check_evaluation(settings: PolicyTraining) -> None:
 
 
 def _check_machine(settings: PolicyTraining) -> None:
+    if settings.load_in_4bit:
+        _need("bitsandbytes", "--load-in-4bit")
     for flag, is_set, package in (
-        ("--load-in-4bit", settings.load_in_4bit, "bitsandbytes"),
         (f"--optimizer {settings.optimizer}", settings.optimizer != "adamw", "bitsandbytes"),
         ("--sharding fsdp2", settings.sharding == "fsdp2", "torch"),
         ("--sharding zero3", settings.sharding == "zero3", "deepspeed"),
