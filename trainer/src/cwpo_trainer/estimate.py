@@ -23,7 +23,7 @@ Time is operations over the peak of the device times UTILISATION. Forward, a tok
 weight of the linear layers and 4 s h L for attention; the head reads only tokens that carry the
 loss. Backward is twice that, but once for frozen weights, and has the head's forward again, with
 checkpointing the layers' too. The reference adds a forward, in every step or, precomputed, once. Of
-this machine the rate of matrix products is measured, and OF_MEASURED of it is taken.
+this machine the rate of large matrix products is measured and taken for the peak.
 """
 
 from __future__ import annotations
@@ -44,10 +44,7 @@ if TYPE_CHECKING:
     from cwpo_trainer.commands import PolicyTraining
 
 UTILISATION = 0.35
-"""Share of a GPU's peak that training is taken to reach; 0.3 to 0.5 is common."""
-
-OF_MEASURED = 0.6
-"""Share of the measured rate of large matrix products that training is taken to reach."""
+"""Share of a device's peak that training is taken to reach; 0.3 to 0.5 is common on GPUs."""
 
 _TILE_TOKENS = 4096
 _TILE_WIDTH = 32768

@@ -110,7 +110,7 @@ class Plan:
         bfloat16 = runtime.use_bfloat16(self.settings.dtype)
         rate = estimate.measured_rate(torch.bfloat16 if bfloat16 else torch.float32)
         operations = self.operations(scored_alone=torch.accelerator.is_available())
-        return operations / (rate * estimate.OF_MEASURED) / 3600, rate
+        return operations / (rate * estimate.UTILISATION) / 3600, rate
 
     def devices_needed(self, device: Device) -> int | None:
         """The least number that has to share the model; None where not even 64 do."""
@@ -160,7 +160,7 @@ class Plan:
             ("memory", f"{memory.total / _GIB:.3g} GiB a device at the peak ({parts})"),
             (
                 "here",
-                f"{_time(hours)} on this {kind}, at {estimate.OF_MEASURED:.0%} of the "
+                f"{_time(hours)} on this {kind}, at {estimate.UTILISATION:.0%} of the "
                 f"{rate / 1e12:.3g} TFLOP/s measured on it",
             ),
         ]
