@@ -23,8 +23,9 @@ from cwpo.types import (
     ScoreResponse,
     Usage,
 )
-from cwpo_annotator.annotator import Annotator, no_score
+from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
+from cwpo_annotator.labels import no_score
 from cwpo_service.admission import Room
 from cwpo_service.batcher import Batcher
 from cwpo_service.hosted import Hosted, check_golden
@@ -200,10 +201,10 @@ class Inference:
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority, room)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
-        rows = annotator.rows(ids, encoded, scores)
-        self._metrics.count(rows)
+        labels = annotator.label(ids, encoded, scores)
+        self._metrics.count(labels)
         usage = Usage(triplets=len(triplets), tokens=room.journey.tokens)
-        return {"annotations": rows, "model": annotator.model, "usage": usage}
+        return {"annotations": labels.rows(), "model": annotator.model, "usage": usage}
 
     async def score(
         self, request: ScoreRequest, room: Room, *, limit: bool = True
