@@ -20,7 +20,7 @@ from cwpo_annotator.threads import use_threads
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again.
-_TOKEN_BUDGETS = {"cpu": 768, "mps": 8192, "cuda": 32768}
+_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 
 
 class TorchBackend:
