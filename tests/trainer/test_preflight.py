@@ -59,19 +59,12 @@ def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
     assert 0 < results["eval_loss"] < 20
 
 
-def test_tensorboard_gets_the_log(flags, output, command):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    command(Sft, *flags, "--report-to", "tensorboard", "--max-steps", 2)
-    (folder,) = (output / "tensorboard").iterdir()
-    board = events.EventAccumulator(str(folder)).Reload()
-    assert len(board.Scalars("train/loss")) == 2
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--load-in-4bit",), "add --lora"),
-        (("--load-in-4bit", "--lora"), "needs a CUDA GPU"),
+        (("--load-in-4bit", "--lora"), "pip install bitsandbytes"),
+        (("--load-in-4bit", "--lora", "--sharding", "fsdp2"), "leave --sharding out"),
         (("--optimizer", "paged_adamw_32bit"), "needs a CUDA GPU"),
         (("--report-to", "wandb"), "pip install wandb"),
         (("--eval-steps", 2), "nothing to evaluate on"),
@@ -87,7 +80,8 @@ def test_tensorboard_gets_the_log(flags, output, command):
 def test_what_cannot_be_had_is_refused_at_once(more, message, flags, failure, monkeypatch):
     if torch.cuda.is_available() and "CUDA" in message:
         pytest.skip("there is a GPU")
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    for package in ("wandb", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setenv("HF_TOKEN_PATH", "/nonexistent")
     unreadable = (*flags[:3], "unread.jsonl", *flags[4:])
     assert message in failure(Align, *unreadable, *more)

@@ -137,7 +137,7 @@ class PolicyTraining(_Training):
         "adamw", description="paged: its states move to the CPU under pressure; needs bitsandbytes"
     )
     load_in_4bit: bool = Field(
-        False, description="QLoRA: the frozen weights in 4 bits (NF4); needs bitsandbytes and CUDA"
+        False, description="QLoRA: the frozen weights in 4 bits (NF4); needs bitsandbytes"
     )
     eval_data: Path | None = Field(
         None, description="file like DATA to evaluate on in training, weighted as DATA is"
@@ -149,7 +149,7 @@ class PolicyTraining(_Training):
         None, ge=1, description="steps between evaluations; an epoch by default"
     )
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none", description="tracker to log to besides training.jsonl"
+        "none", description="tracker to log to besides training.jsonl, under the name of --output"
     )
     push_to_hub: str | None = Field(
         None, description="Hub id owner/name to upload the result to; a new one is private"

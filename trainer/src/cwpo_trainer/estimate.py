@@ -193,9 +193,13 @@ def devices_needed(
 ) -> int | None:
     """The least number of such devices, a power of 2, that share the model; None over `most`.
 
+    Weights in 4 bits are not shared.
+
     Args:
         pass_: texts, tokens, scored and with_reference of `memory`.
     """
+    if settings.load_in_4bit:
+        most = 1
     devices = 1
     while devices <= most:
         if fits(device, memory(shape, settings, sharded_over=devices, **pass_)):

@@ -131,6 +131,7 @@ class Plan:
     def _devices(self) -> Table:
         table = Table("GPU", "GiB", "fits as set", "must share it", "hours")
         sharded = self.processes if self.settings.sharding != "none" else 1
+        too_many = "cannot" if self.settings.load_in_4bit else "over 64"
         for device in DEVICES:
             fits = estimate.fits(device, self.memory(sharded))
             needed = self.devices_needed(device)
@@ -139,7 +140,7 @@ class Plan:
                 device.name,
                 f"{device.gib:g}",
                 "yes" if fits else "no",
-                "over 64" if needed is None else str(needed),
+                too_many if needed is None else str(needed),
                 f"{hours:.1f}" if hours >= 0.1 else f"{math.ceil(hours * 60)} min",
             )
         table.caption = (

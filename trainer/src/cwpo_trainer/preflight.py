@@ -25,6 +25,10 @@ def check(settings: PolicyTraining) -> None:
     _check_evaluation(settings)
     if settings.load_in_4bit and not settings.lora:
         raise ConfigError("--load-in-4bit: 4-bit weights cannot be trained; add --lora")
+    if settings.load_in_4bit and settings.sharding != "none":
+        raise ConfigError(
+            "--load-in-4bit: each GPU holds the 4-bit weights whole; leave --sharding out"
+        )
     if settings.annotator is not None:
         _check_annotator(settings, settings.annotator)
     if settings.dry_run:
@@ -33,6 +37,8 @@ def check(settings: PolicyTraining) -> None:
     _check_machine(settings)
     if settings.report_to != "none":
         _need(settings.report_to, f"--report-to {settings.report_to}")
+    if settings.report_to == "wandb" and runtime.is_main():
+        _check_wandb()
     if settings.push_to_hub is not None and runtime.is_main():
         _check_hub(settings.push_to_hub)
 
@@ -59,8 +65,9 @@ def _check_evaluation(settings: PolicyTraining) -> None:
 
 
 def _check_machine(settings: PolicyTraining) -> None:
+    if settings.load_in_4bit:
+        _need("bitsandbytes", "--load-in-4bit")
     for flag, is_set, package in (
-        ("--load-in-4bit", settings.load_in_4bit, "bitsandbytes"),
         (f"--optimizer {settings.optimizer}", settings.optimizer != "adamw", "bitsandbytes"),
         ("--sharding fsdp2", settings.sharding == "fsdp2", "torch"),
         ("--sharding zero3", settings.sharding == "zero3", "deepspeed"),
@@ -97,6 +104,20 @@ def _check_annotator(settings: PolicyTraining, wanted: str) -> None:
             f"{settings.data} was written by {written_by.name} at revision {written_by.revision}, "
             f"not by {wanted} at {expected}: annotate it anew, or name the right --annotator"
         )
+
+
+def _check_wandb() -> None:
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"--report-to wandb: W&B lets nobody in: {str(error).splitlines()[0]} With "
+            "WANDB_MODE=offline the log stays here"
+        ) from error
 
 
 def _check_hub(repository: str) -> None:
