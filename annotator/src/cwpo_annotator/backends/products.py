@@ -60,7 +60,9 @@ def attention(
     for block in blocks:
         # The heads that share a key head are rows of one product.
         rows = query[:, block.tokens].reshape(groups, -1, width)
-        weights = torch.bmm(rows, key[:, block.keys].transpose(1, 2))
+        # Left to itself, the product would copy the keys in the slow order, that of their columns.
+        keys = key[:, block.keys].contiguous()
+        weights = torch.bmm(rows, keys.transpose(1, 2))
         weights = weights.view(heads, len(block.mask), -1)
         weights[..., -block.mask.shape[1] :].add_(block.mask)
         weights = torch.softmax(weights, dim=-1).view(groups, rows.shape[1], -1)
