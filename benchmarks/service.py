@@ -1,4 +1,4 @@
-"""The service against a bare FastAPI endpoint, under load, and over many requests.
+"""The service against two FastAPI endpoints, under load, and over many requests.
 
     CWPO_DATA_DIR=FOLDER python benchmarks/service.py
     python benchmarks/service.py --only throughput --only load
@@ -6,8 +6,10 @@
 Servers run in processes of their own, the client in this one; rounds of what is compared
 alternate, so that what else the machine does falls on both.
 
-throughput: with httpx, the client that the SDK uses, and with bare sockets, which leave the
-processor to the server: then the ratio is that of the servers alone.
+throughput: against a bare endpoint, which validates the body and answers one hash of it, and a
+plain one of the same work: a typed body, and a typed answer with a label, confidence and scores by
+hash for every triplet. With httpx, the client that the SDK uses, and with bare sockets, which leave
+the processor to the server: then the ratio is that of the servers alone.
 latency: of a single triplet, and what the service adds to it.
 load: latency, refusals and goodput against offered load, on a device of known speed.
 offline: pairs/s of a real annotator through the service and in Annotator.annotate.
@@ -84,8 +86,13 @@ def server(*command: str) -> Iterator[tuple[int, psutil.Process]]:
 
 
 def bare() -> Any:
-    """The bare endpoint."""
+    """The least that FastAPI can do with the request."""
     return server(str(HERE / "bare_endpoint.py"), "PORT")
+
+
+def plain() -> Any:
+    """The same work as the service's, by FastAPI alone."""
+    return server(str(HERE / "plain_endpoint.py"), "PORT")
 
 
 def ours() -> Any:
@@ -132,7 +139,7 @@ async def ask_by_httpx(port: int, request: bytes, *, seconds: float) -> tuple[in
 
 
 def throughput(client: str, characters: int) -> dict[str, Any]:
-    """Triplets a second of both, and their ratio: medians over rounds."""
+    """Triplets a second of all three, and ours over each of the others: medians over rounds."""
     request = triplets(TRIPLETS, characters)
 
     def rate(port: int, seconds: float = ROUND_SECONDS) -> float:
@@ -143,26 +150,26 @@ def throughput(client: str, characters: int) -> dict[str, Any]:
         count, took = asyncio.run(work)
         return count * TRIPLETS / took
 
-    with bare() as (bare_port, _), ours() as (our_port, _):
-        for port in (bare_port, our_port):
+    with bare() as (bare_port, _), plain() as (plain_port, _), ours() as (our_port, _):
+        ports = {"our": our_port, "bare": bare_port, "plain": plain_port}
+        for port in ports.values():
             rate(port, 1.0)
-        rounds = [(rate(bare_port), rate(our_port)) for _ in range(ROUNDS)]
-    ratios = [our / bare for bare, our in rounds]
-    result = {
-        "client": client,
-        "body_bytes": len(request),
-        "bare_triplets_per_second": round(median(bare for bare, _ in rounds)),
-        "our_triplets_per_second": round(median(our for _, our in rounds)),
-        "ratio": round(median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-    }
+        rounds = [{name: rate(port) for name, port in ports.items()} for _ in range(ROUNDS)]
+    result: dict[str, Any] = {"client": client, "body_bytes": len(request)}
+    for name in ports:
+        result[f"{name}_triplets_per_second"] = round(median(at[name] for at in rounds))
     print(
-        f"{client:>7}, {result['body_bytes']:>7,} bytes a request: bare "
-        f"{result['bare_triplets_per_second']:>7,} triplets/s, ours "
-        f"{result['our_triplets_per_second']:>7,}, ratio {result['ratio']:.2f} "
-        f"({result['ratio_min']:.2f}-{result['ratio_max']:.2f})"
+        f"{client:>7}, {len(request):>7,} bytes a request: ours "
+        f"{result['our_triplets_per_second']:>7,} triplets/s"
     )
+    for name in ("bare", "plain"):
+        ratios = [at["our"] / at[name] for at in rounds]
+        result[f"ratio_to_{name}"] = round(median(ratios), 3)
+        result[f"ratio_to_{name}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        print(
+            f"{name:>12} {result[f'{name}_triplets_per_second']:>7,} triplets/s, ratio "
+            f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        )
     return result
 
 
@@ -376,7 +383,7 @@ def draw_memory(samples: list[tuple[int, float]]) -> None:
 
 def throughputs() -> list[dict[str, Any]]:
     """Of both clients, with short and with long texts."""
-    print(f"requests of {TRIPLETS} triplets (bar: ratio >= {BAR_RATIO}):")
+    print(f"requests of {TRIPLETS} triplets (bar: ratio to bare >= {BAR_RATIO}):")
     return [
         throughput(client, characters)
         for client in ("httpx", "sockets")

@@ -152,7 +152,8 @@ def test_annotators_of_other_objectives_are_refused(quantized, calibration, tmp_
         quantize(tmp_path / "pairrm", calibration, tmp_path / "out", 1000)
 
 
-def test_int8_is_for_cpus_and_for_the_torch_backend(quantized):
+def test_int8_is_for_cpus_and_for_the_torch_backend(quantized, monkeypatch):
+    monkeypatch.delenv("CWPO_VLLM_PYTHON", raising=False)
     with pytest.raises(ConfigError, match="int8 is for CPUs"):
         Annotator.load(quantized, dtype="int8", device="cuda")
     with pytest.raises(ValidationError, match="int8 is for --backend torch"):

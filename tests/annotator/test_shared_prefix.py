@@ -4,14 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from cwpo_annotator.backends import shared_prefix
+from cwpo_annotator.backends import layout, shared_prefix
 from cwpo_annotator.packing import Segment
 
 # Texts shorter and longer than a block of queries, a pair without a shared prompt, a single text.
 SEGMENTS = [Segment(0, 150, 200, 140), Segment(490, 0, 30, 9), Segment(529, 20, 130, 0)]
 TOKENS = 679
+CPU = torch.device("cpu")
 
 
 def by_itself(query, key, value, tokens, window):
@@ -24,15 +26,19 @@ def by_itself(query, key, value, tokens, window):
     return scaled_dot_product_attention(query, key, value, sees, enable_gqa=True)[0].transpose(0, 1)
 
 
+def states(dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 6, TOKENS, 16), (1, 2, TOKENS, 16), (1, 2, TOKENS, 16))
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
 @pytest.mark.parametrize("window", [None, 16, 128, 300])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)], ids=str
 )
 def test_each_text_sees_its_own_tokens(dtype, tolerance, window):
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((1, 6, TOKENS, 16), (1, 2, TOKENS, 16), (1, 2, TOKENS, 16))
-    query, key, value = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
-    with torch.inference_mode(), shared_prefix.layout(SEGMENTS):
+    query, key, value = states(dtype)
+    with torch.inference_mode(), layout.reading(SEGMENTS, CPU):
         output, _ = shared_prefix.attention(
             SimpleNamespace(), query, key, value, None, sliding_window=window
         )
@@ -48,10 +54,40 @@ def test_each_text_sees_its_own_tokens(dtype, tolerance, window):
             assert error <= tolerance * expected[len(prompt) :].norm()
 
 
+def test_keys_and_bounds_lead_flash_attention_to_the_same():
+    query, key, value = states(torch.float32)
+    with layout.reading(SEGMENTS, CPU):
+        expected, _ = shared_prefix.attention(SimpleNamespace(), query, key, value, None)
+        row = layout.current()
+    tokens, keys = row.token_bounds.tolist(), row.key_bounds.tolist()
+    assert tokens[-1] == TOKENS
+    for run in range(len(tokens) - 1):
+        own = slice(tokens[run], tokens[run + 1])
+        seen = row.keys[keys[run] : keys[run + 1]]
+        # What flash attention computes for one of its sequences.
+        bias = causal_lower_right(own.stop - own.start, len(seen))
+        found = scaled_dot_product_attention(
+            query[:, :, own], key[:, :, seen], value[:, :, seen], attn_mask=bias, enable_gqa=True
+        )
+        torch.testing.assert_close(found.transpose(1, 2), expected[:, own])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("window", [None, 128])
+def test_flash_attention_sees_the_same(window):
+    on_gpu = [x.cuda() for x in states(torch.bfloat16)]
+    outputs = []
+    for attention in (shared_prefix.attention, shared_prefix.attention_at_once):
+        with torch.inference_mode(), layout.reading(SEGMENTS, torch.device("cuda")):
+            output, _ = attention(SimpleNamespace(), *on_gpu, None, sliding_window=window)
+        outputs.append(output.float())
+    assert (outputs[0] - outputs[1]).norm() <= 5e-3 * outputs[0].norm()
+
+
 def test_soft_capped_attention_is_refused():
     tensor = torch.zeros(1, 1, 4, 8)
     with (
-        shared_prefix.layout([Segment(0, 0, 4, 0)]),
+        layout.reading([Segment(0, 0, 4, 0)], CPU),
         pytest.raises(ValueError, match="soft-capped"),
     ):
         shared_prefix.attention(SimpleNamespace(), tensor, tensor, tensor, None, softcap=30.0)

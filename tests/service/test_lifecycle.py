@@ -9,6 +9,7 @@ import pytest
 
 from cwpo.errors import CwpoError
 from cwpo_annotator import Annotator, CheckpointError
+from cwpo_annotator.backends.null import NullBackend
 from cwpo_service.app import create_app
 from cwpo_service.server import Server, listen
 from cwpo_service.settings import ServeSettings
@@ -248,6 +249,33 @@ def test_a_dead_batcher_is_seen_by_liveness_and_keeps_nobody_waiting(serve, trip
         answer = service.annotate(triplet())
         assert answer.status_code == 503
         assert "stopped" in problem(answer)["detail"]
+
+
+class Mortal(NullBackend):
+    """Scores until it is hit, and never again, as a process that has lost its GPU."""
+
+    def __init__(self):
+        self.is_hit = False
+
+    def score_pairs(self, pairs):
+        self.is_hit = self.is_hit or len(pairs) > 2
+        if self.is_hit:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().score_pairs(pairs)
+
+
+def test_a_dead_backend_is_seen_by_liveness(serve, annotator_with, triplet, problem):
+    with serve(lambda: annotator_with(Mortal())) as service:
+        assert service.annotate(triplet(1)).status_code == 200
+        assert service.annotate(*map(triplet, range(3))).status_code == 500
+        while (answer := service.http.get("/health/live")).status_code == 200:
+            pass
+        assert answer.status_code == 503
+        assert "backend" in problem(answer)["detail"]
+        assert service.http.get("/health/ready").status_code == 503
+        answer = service.annotate(triplet(1))
+        assert answer.status_code == 503
+        assert "restarted" in problem(answer)["detail"]
 
 
 def test_idle_connections_are_closed_by_the_client_and_not_under_its_next_request(service):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from cwpo.types import (
     Triplet,
     Truncation,
 )
-from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText, is_out_of_memory
+from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
-from cwpo_annotator.confidence import confidence, preferred
+from cwpo_annotator.labels import Labels
 
 if TYPE_CHECKING:
     from cwpo_annotator.backends.vllm_server import VllmServer
@@ -177,7 +177,7 @@ class Annotator:
         for encoded in self._encode_ahead(triplets, truncation):
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             of_chunk = ids[len(labels) : len(labels) + len(encoded)]
-            labels += self.label(of_chunk, encoded, self.score_pairs(pairs))
+            labels += self.label(of_chunk, encoded, self.score_pairs(pairs)).annotations()
         return labels
 
     def encode(
@@ -189,6 +189,8 @@ class Annotator:
             response_a=[t.response_a for t in triplets],
             response_b=[t.response_b for t in triplets],
         )
+        if not any(problems):
+            return list(self.encoder.encode_pairs(triplets, truncation))
         good = [t for t, problem in zip(triplets, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_pairs(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -216,6 +218,8 @@ class Annotator:
         problems = text_problems(
             [item.prompt for item in items], response=[item.response for item in items]
         )
+        if not any(problems):
+            return list(self.encoder.encode_texts(items, truncation))
         good = [item for item, problem in zip(items, problems, strict=True) if problem is None]
         encoded = iter(self.encoder.encode_texts(good, truncation))
         return [problem or next(encoded) for problem in problems]
@@ -241,58 +245,9 @@ class Annotator:
         ids: Sequence[str],
         encoded: Sequence[EncodedPair | ItemError],
         scores: NDArray[np.float32],
-    ) -> list[Annotation | FailedAnnotation]:
+    ) -> Labels:
         """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
-        return [
-            FailedAnnotation(**row) if "error" in row else Annotation(**row)
-            for row in self.rows(ids, encoded, scores)
-        ]
-
-    def rows(
-        self,
-        ids: Sequence[str],
-        encoded: Sequence[EncodedPair | ItemError],
-        scores: NDArray[np.float32],
-    ) -> list[dict[str, Any]]:
-        """What `label` gives, as the fields of its models: a server writes them as they are."""
-        finite = np.isfinite(scores[:, 0]) & np.isfinite(scores[:, 1])
-        a, b = np.where(finite[:, None], scores, np.float32(0)).T
-        pairs = [
-            (item_id, item.truncated)
-            for item_id, item in zip(ids, encoded, strict=True)
-            if isinstance(item, EncodedPair)
-        ]
-        columns = (preferred(a, b), confidence(a, b).tolist(), a.tolist(), b.tolist())
-        result: list[dict[str, Any]] = [
-            {
-                "id": item_id,
-                "preferred": label,
-                "confidence": certainty,
-                "score_a": score_a,
-                "score_b": score_b,
-                "truncated": truncated,
-            }
-            for (item_id, truncated), label, certainty, score_a, score_b in zip(
-                pairs, *columns, strict=True
-            )
-        ]
-        if self.temperature is not None:
-            for row, certainty in zip(
-                result, confidence(a, b, self.temperature).tolist(), strict=True
-            ):
-                row["calibrated_confidence"] = certainty
-        for at in np.flatnonzero(~finite).tolist():
-            result[at] = {"id": pairs[at][0], "error": no_score(scores[at])}
-        if len(result) < len(encoded):
-            for at, (item_id, item) in enumerate(zip(ids, encoded, strict=True)):
-                if isinstance(item, ItemError):
-                    result.insert(at, {"id": item_id, "error": item})
-        return result
-
-
-def no_score(scores: NDArray[np.float32]) -> ItemError:
-    """Why an item's scores, shape (1,) or (2,), are not finite."""
-    return _OUT_OF_MEMORY if is_out_of_memory(scores) else _NON_FINITE
+        return Labels.of(ids, encoded, scores, self.temperature)
 
 
 def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None, list[float] | None]:
@@ -312,8 +267,4 @@ GOLDEN = (
     ScoreItem(prompt="Why is the sky blue?", response="Air scatters blue light more than red."),
     ScoreItem(prompt="Why is the sky blue?", response="no idea"),
     ScoreItem(prompt="2 + 2", response="5, as everybody knows; do not ask again."),
-)
-_NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")
-_OUT_OF_MEMORY = ItemError(
-    code="out_of_memory", detail="the device's memory cannot hold this item, even alone"
 )

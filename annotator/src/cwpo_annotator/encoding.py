@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cwpo.types import ItemError, Message, Prompt, ScoreItem, Triplet, Truncation
+from cwpo.types import ItemError, Prompt, ScoreItem, Triplet, Truncation
 from cwpo_annotator import checkpoint
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.checkpoint import CheckpointError, EncodingSpec, read_card
@@ -221,8 +221,8 @@ class Encoder:
         if self.tokenizer.chat_template is None:
             transcript = "".join(_SPEAKERS[turn.role] + turn.content for turn in prompt)
             return _joined(transcript + "\n\nAssistant:", " " + response.lstrip(), "")
-        turns = [turn.model_dump() for turn in prompt]
-        answer = Message(role="assistant", content=response).model_dump()
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        answer = {"role": "assistant", "content": response}
         render = self.tokenizer.apply_chat_template
         whole = str(render([*turns, answer], tokenize=False)).rstrip()
         opening = str(render(turns, tokenize=False, add_generation_prompt=True))

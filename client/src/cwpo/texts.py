@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import filterfalse
 
 from cwpo.types import ItemError, Prompt
 
@@ -56,8 +57,10 @@ def _are_sound(prompts: Sequence[Prompt], *responses: Sequence[str]) -> bool:
         if not all(map(str.strip, column)):
             return False
         texts += column
-    together = "".join(texts)
     try:
-        return together.isascii() or bool(together.encode())
+        # Joining them would ask the system for as much memory again as the texts have.
+        for text in filterfalse(str.isascii, texts):
+            text.encode()
     except UnicodeEncodeError:
         return False
+    return True

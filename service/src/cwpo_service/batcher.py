@@ -30,11 +30,21 @@ class Batcher:
     Args:
         budget: tokens a batch.
         bound: tokens that may wait.
+        probe: scores something that can be scored, to tell a bad request from a dead backend.
     """
 
-    def __init__(self, metrics: Metrics, *, budget: int, bound: int) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        budget: int,
+        bound: int,
+        probe: Callable[[], object] = lambda: None,
+    ) -> None:
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.budget = budget
+        self.backend_is_dead = False
+        self._probe = probe
         self._metrics = metrics
         self._queue = TokenQueue()
         self.admission = Admission(bound, lambda: self._queue.tokens)
@@ -72,9 +82,13 @@ class Batcher:
         return 0.0 if self._scoring_since is None else time.perf_counter() - self._scoring_since
 
     def check_running(self) -> None:
-        """Raises: ProblemError, 503, for a dead batcher."""
+        """Raises: ProblemError, 503, for a dead batcher or backend."""
         if self.is_dead:
             raise _stopped()
+        if self.backend_is_dead:
+            raise ProblemError(
+                503, "the backend has died; the service has to be restarted", reason="dead"
+            )
 
     async def score(
         self, items: Sequence[Item], scorer: Scorer, priority: Priority, room: Room
@@ -143,6 +157,8 @@ class Batcher:
             if len(parts) == 1 or isinstance(error, BackendUnavailableError):
                 for part in parts:
                     part.fail(_failed(error))
+                if not isinstance(error, BackendUnavailableError):
+                    await self._check_backend()
             else:
                 for part in parts:
                     await self._score([part])
@@ -153,6 +169,16 @@ class Batcher:
         for part in parts:
             part.resolve(scores[at : at + len(part.items)])
             at += len(part.items)
+
+    async def _check_backend(self) -> None:
+        """After a failure: whether anything can be scored yet, as it cannot on a lost GPU."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self.device, self._probe)
+        except BackendUnavailableError:
+            pass  # It may come back, and readiness tells.
+        except Exception as error:
+            logger.critical("nothing can be scored any more", exc_info=error)
+            self.backend_is_dead = True
 
     def _measure(self, parts: Sequence[Part], items: int, begun: float) -> None:
         seconds = time.perf_counter() - begun

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from cwpo.types import AnnotateRequest, ScoreRequest
+from cwpo_service import records
 from cwpo_service.admission import Room
 from cwpo_service.inference import Inference
 from cwpo_service.problems import ProblemError
 
 M = TypeVar("M", bound=BaseModel)
+
+_DECODERS: dict[type[BaseModel], Callable[[bytes], Any]] = {
+    model: records.decoder(model) for model in (AnnotateRequest, ScoreRequest)
+}
 
 # What may hold half of a surrogate pair: it fails the item, where elsewhere it fails the request.
 _TEXTS: dict[str, Any] = {
@@ -25,7 +31,7 @@ _TEXTS: dict[str, Any] = {
 
 
 async def read(request: Request, model: type[M]) -> M:
-    """The request's body as `model`.
+    """The request's body as `model`; that of many rows as a record with the model's fields.
 
     Raises: ProblemError, 415 for another content type: a form that a web page posts to a service
         on the reader's machine has to fail. RequestValidationError for a body that is not as the
@@ -37,6 +43,10 @@ async def read(request: Request, model: type[M]) -> M:
             415, f"send Content-Type: application/json, not {content_type}", reason="invalid"
         )
     body = await request.body()
+    if model in _DECODERS:
+        with suppress(*records.REFUSALS):
+            record: M = _DECODERS[model](body)
+            return record
     try:
         return model.model_validate_json(body)
     except ValidationError as error:

@@ -56,6 +56,13 @@ class Hosted:
             self._close()
 
 
+def check_scores(annotator: Annotator) -> None:
+    """Label one plain question. Raises: GoldenError, or what the backend does, if it cannot."""
+    (label,) = annotator.annotate(_BUILT_IN[:1])
+    if isinstance(label, FailedAnnotation):
+        raise _unscored(annotator, label)
+
+
 def check_golden(annotator: Annotator, golden: Sequence[GoldenTriplet]) -> None:
     """Label a few triplets, those of the caller as the caller does.
 
@@ -69,7 +76,7 @@ def check_golden(annotator: Annotator, golden: Sequence[GoldenTriplet]) -> None:
     if isinstance(forth, FailedAnnotation) or isinstance(back, FailedAnnotation):
         failed = forth if isinstance(forth, FailedAnnotation) else back
         assert isinstance(failed, FailedAnnotation)  # noqa: S101
-        raise GoldenError(f"{name}: a plain question could not be scored: {failed.error.detail}")
+        raise _unscored(annotator, failed)
     if not (_close(forth.score_a, back.score_b) and _close(forth.score_b, back.score_a)):
         raise GoldenError(f"{name}: a response's score changes with the order of the two responses")
     for index, (label, preferred) in enumerate(zip(labels, wanted, strict=True)):
@@ -80,6 +87,11 @@ def check_golden(annotator: Annotator, golden: Sequence[GoldenTriplet]) -> None:
                 f"golden[{index}]: {name} prefers {label.preferred}, not {preferred}, "
                 f"with confidence {label.confidence:.3f}"
             )
+
+
+def _unscored(annotator: Annotator, failed: FailedAnnotation) -> GoldenError:
+    name = annotator.model.name
+    return GoldenError(f"{name}: a plain question could not be scored: {failed.error.detail}")
 
 
 def _close(score: float, other: float) -> bool:

@@ -23,11 +23,12 @@ from cwpo.types import (
     ScoreResponse,
     Usage,
 )
-from cwpo_annotator.annotator import Annotator, no_score
+from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
+from cwpo_annotator.labels import no_score
 from cwpo_service.admission import Room
 from cwpo_service.batcher import Batcher
-from cwpo_service.hosted import Hosted, check_golden
+from cwpo_service.hosted import Hosted, check_golden, check_scores
 from cwpo_service.journey import Journey
 from cwpo_service.metrics import Metrics
 from cwpo_service.problems import ProblemError
@@ -57,7 +58,10 @@ class Inference:
         self._idle.set()
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokeniser")
         self._batcher = Batcher(
-            metrics, budget=settings.token_budget or _CPU_BUDGET, bound=settings.queue_tokens
+            metrics,
+            budget=settings.token_budget or _CPU_BUDGET,
+            bound=settings.queue_tokens,
+            probe=lambda: check_scores(self.annotator),
         )
         metrics.watch_padding(self._padding)
 
@@ -132,6 +136,8 @@ class Inference:
         """Raises: ProblemError, 503, once only a restart can help."""
         if self._batcher.is_dead:
             raise ProblemError(503, "the batcher has died", reason="dead")
+        if self._batcher.backend_is_dead:
+            raise ProblemError(503, "the backend has died", reason="dead")
         seconds = self._batcher.scoring_seconds
         if seconds > self._settings.stuck_seconds:
             raise ProblemError(
@@ -200,10 +206,10 @@ class Inference:
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             scores = await self._batcher.score(pairs, annotator.score_pairs, request.priority, room)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
-        rows = annotator.rows(ids, encoded, scores)
-        self._metrics.count(rows)
+        labels = annotator.label(ids, encoded, scores)
+        self._metrics.count(labels)
         usage = Usage(triplets=len(triplets), tokens=room.journey.tokens)
-        return {"annotations": rows, "model": annotator.model, "usage": usage}
+        return {"annotations": labels.rows(), "model": annotator.model, "usage": usage}
 
     async def score(
         self, request: ScoreRequest, room: Room, *, limit: bool = True

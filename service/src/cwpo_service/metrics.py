@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from cwpo_annotator.labels import Labels
 from cwpo_service.drift import ConfidenceDrift
 from cwpo_service.job_metrics import JobMetrics
 from cwpo_worker.ledger import Ledger
@@ -97,19 +97,15 @@ class Metrics:
         """Read the gauge of padding from the backend."""
         self._gauge("cwpo_padding_share", "Share of padding in the last batch", share)
 
-    def count(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def count(self, labels: Labels) -> None:
         """Count one answer's annotations."""
-        labels = [row for row in rows if "error" not in row]
-        for row in rows if len(labels) < len(rows) else ():
-            if "error" in row:
-                self.failures.labels(row["error"].code).inc()
-        self.annotations.inc(len(labels))
-        self.ties.inc([row["preferred"] for row in labels].count("tie"))
-        self.truncations.inc(sum([row["truncated"] for row in labels]))
-        if labels:
-            confidences = np.array([row["confidence"] for row in labels], np.float32)
-            self.confidence.observe(confidences)
-            self.drift.observe(confidences)
+        for _, _, error in labels.failed:
+            self.failures.labels(error.code).inc()
+        self.annotations.inc(len(labels.named))
+        self.ties.inc(labels.preferred.count("tie"))
+        self.truncations.inc(sum([truncated for _, truncated in labels.named]))
+        self.confidence.observe(labels.confidence)
+        self.drift.observe(labels.confidence)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes; it may wait for the job queue."""

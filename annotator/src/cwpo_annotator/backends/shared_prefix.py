@@ -6,35 +6,19 @@ more than restarted positions (packing.Row) and this attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from cwpo_annotator.packing import Segment
+from cwpo_annotator.backends import layout, products
+from cwpo_annotator.backends.layout import Layout, Run
 
-NAME = "cwpo_shared_prefix"
-# Queries a block: a larger one sees more keys in vain, a smaller one makes the products thin.
-_BLOCK = 128
-
-# Not every architecture hands extra arguments down to its attention, so the layout of the row in
-# work goes around them.
-_segments: ContextVar[Sequence[Segment]] = ContextVar("segments")
-
-
-@contextmanager
-def layout(segments: Sequence[Segment]) -> Iterator[None]:
-    """The segments of the row that the model reads inside the block."""
-    token = _segments.set(segments)
-    try:
-        yield
-    finally:
-        _segments.reset(token)
+# Implementations of attention, the faster first.
+AT_ONCE, BY_RUNS = "cwpo_shared_prefix_at_once", "cwpo_shared_prefix"
 
 
 def attention(
@@ -48,100 +32,109 @@ def attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each text of a packed row.
+    """Causal attention within each text of a packed row, run by run.
 
     Args:
         query: (1, heads, tokens, width); key, value: (1, key heads, tokens, width).
     Returns: (1, tokens, heads, width).
     Raises: ValueError for soft-capped attention, which this does not do.
     """
-    if softcap is not None:
-        raise ValueError("soft-capped attention cannot be packed")
-    # The CPU's fused attention is as slow in bfloat16 as in float32; products are not.
+    _refuse(softcap)
+    row = layout.current()
     in_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    causal = _products if in_products and not torch.is_grad_enabled() else _fused
-    output = torch.empty_like(query)
-    for segment in _segments.get():
-        start, stop = segment.start, segment.start + segment.prompt + segment.first
-        output[:, :, start:stop] = causal(
-            query[:, :, start:stop],
-            key[:, :, start:stop],
-            value[:, :, start:stop],
-            scaling,
-            sliding_window,
-        )
-        if segment.second:
-            prompt = slice(start, start + segment.prompt)
-            own = slice(stop, stop + segment.second)
-            output[:, :, own] = causal(
-                query[:, :, own],
-                torch.cat((key[:, :, prompt], key[:, :, own]), dim=2),
-                torch.cat((value[:, :, prompt], value[:, :, own]), dim=2),
-                scaling,
-                sliding_window,
-            )
+    if in_products and not torch.is_grad_enabled():
+        scaled = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        output = products.attention(row, scaled, key[0], value[0], sliding_window)[None]
+    else:
+        output = _fused(row, query, key, value, scaling, sliding_window)
     return output.transpose(1, 2), None
 
 
-def _fused(
+def attention_at_once(
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """Attention of the last queries of a text to all its keys up to themselves."""
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """As attention, for all runs in one call: on a GPU, a call for each would take longer to start
+    than to compute.
+
+    Raises: ValueError for soft-capped attention; RuntimeError where flash attention cannot be had.
+    """
+    _refuse(softcap)
+    row = layout.current()
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    queries, keys = query.shape[2], key.shape[2]
-    is_whole = queries == keys and (window is None or keys <= window)
-    return scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if is_whole else ~_hidden(queries, keys, window, query.device),
-        is_causal=is_whole,
-        scale=scaling,
+    keys, values = (
+        states[0].transpose(0, 1)[row.keys].repeat_interleave(groups, dim=1)
+        for states in (key, value)
     )
+    output: Any = varlen_attn(
+        query[0].transpose(0, 1).contiguous(),
+        keys,
+        values,
+        row.token_bounds,
+        row.key_bounds,
+        max(len(run.tokens) for run in row.runs),
+        max(run.keys for run in row.runs),
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+    )
+    return output[None], None
 
 
-def _products(
+def _refuse(softcap: float | None) -> None:
+    if softcap is not None:
+        raise ValueError("soft-capped attention cannot be packed")
+
+
+def _fused(
+    row: Layout,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """As _fused, in two matrix products a block of queries, over the keys that the block sees."""
-    heads, queries, width = query.shape[1:]
-    key_heads, keys = key.shape[1:3]
-    query = query * (width**-0.5 if scaling is None else scaling)
-    later = _hidden(_BLOCK, _BLOCK, None, query.device)
+    """In one call of torch's fused attention a run."""
+    groups = query.shape[1] // key.shape[1]
     output = torch.empty_like(query)
-    for start in range(0, queries, _BLOCK):
-        block = slice(start, min(start + _BLOCK, queries))
-        size = block.stop - block.start
-        last = keys - queries + block.stop
-        seen = slice(0 if window is None else max(0, last - size - window + 1), last)
-        # The heads that share a key head are rows of one product.
-        rows = query[0, :, block].reshape(key_heads, -1, width)
-        weights = torch.bmm(rows, key[0, :, seen].transpose(1, 2)).view(heads, size, -1)
-        if window is None or last <= window:
-            weights[..., -size:].masked_fill_(later[:size, :size], -torch.inf)
-        else:
-            weights.masked_fill_(_hidden(size, weights.shape[2], window, query.device), -torch.inf)
-        weights = torch.softmax(weights, dim=-1).view(key_heads, -1, weights.shape[2])
-        output[0, :, block] = torch.bmm(weights, value[0, :, seen]).view(heads, size, width)
+    for run in row.runs:
+        tokens = slice(run.tokens.start, run.tokens.stop)
+        keys, values = (
+            _seen(run, states).repeat_interleave(groups, dim=1) for states in (key, value)
+        )
+        own = len(run.tokens)
+        is_whole = own == run.keys and (window is None or own <= window)
+        output[:, :, tokens] = scaled_dot_product_attention(
+            query[:, :, tokens],
+            keys,
+            values,
+            attn_mask=None if is_whole else _sees(own, run.keys, window, query.device),
+            is_causal=is_whole,
+            scale=scaling,
+        )
     return output
 
 
-def _hidden(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """True where one of the last queries does not see a key, shape (queries, keys)."""
+def _seen(run: Run, states: torch.Tensor) -> torch.Tensor:
+    """Keys or values that a run sees: (1, key heads, tokens, width) to fewer tokens."""
+    parts = [states[:, :, places.start : places.stop] for places in run.seen]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _sees(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Whether each of the last queries sees each key, shape (queries, keys)."""
     sees = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return ~(sees if window is None else sees.triu(keys - queries - window + 1))
+    return sees if window is None else sees.triu(keys - queries - window + 1)
 
 
-AttentionInterface.register(NAME, attention)
-# The attention above knows what sees what; no mask is to be built.
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+AttentionInterface.register(AT_ONCE, attention_at_once)
+AttentionInterface.register(BY_RUNS, attention)
+for name in (AT_ONCE, BY_RUNS):
+    # The attention above knows what sees what; no mask is to be built.
+    AttentionMaskInterface.register(name, lambda *_, **__: None)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cwpo.errors import ConfigError
-from cwpo_annotator.backends import int8, onednn, shared_prefix
+from cwpo_annotator.backends import int8, layers, layout, shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
 from cwpo_annotator.backends.memory import MemoryBudget
 from cwpo_annotator.model import load_model
@@ -20,7 +20,7 @@ from cwpo_annotator.threads import use_threads
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again.
-_TOKEN_BUDGETS = {"cpu": 768, "mps": 8192, "cuda": 32768}
+_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 
 
 class TorchBackend:
@@ -68,8 +68,8 @@ class TorchBackend:
         _keep_head_in_float32(self.model)
         if kind == "cpu":
             use_threads(threads)
-        if kind == "cpu" and not is_int8:
-            onednn.lay_out(self.model.base_model, self.token_budget)
+        if not is_int8:
+            layers.replace(self.model.base_model, self.token_budget)
         self.shares_prompts = share_prompts(self.model)
         if is_int8:
             int8.round_weights(self.model.base_model)
@@ -160,7 +160,7 @@ def _keep_head_in_float32(model: torch.nn.Module) -> None:
 
 def read_row(model: Any, row: Row) -> torch.Tensor:
     """Hidden states of a packed row, shape (tokens, width), by a model that `share_prompts`."""
-    with shared_prefix.layout(row.segments):
+    with layout.reading(row.segments, model.device):
         output = model.base_model(
             input_ids=torch.tensor([row.ids], device=model.device),
             position_ids=torch.tensor([row.positions], device=model.device),
@@ -185,13 +185,14 @@ def share_prompts(model: Any) -> bool:
     ids = (texts[index] for index in row.texts)
     own = [model.base_model(input_ids=text[None].to(model.device)) for text in ids]
     expected = torch.stack([output.last_hidden_state[0, -1] for output in own]).float()
-    try:
-        model.set_attn_implementation(shared_prefix.NAME)
-        error = (read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
-    except (TypeError, ValueError, RuntimeError, LookupError):
-        error = torch.tensor(torch.inf)
-    # Another mask or other positions change hidden states by the order of their size.
-    if error < (1e-3 if model.dtype == torch.float32 else 0.1):
-        return True
+    for implementation in (shared_prefix.AT_ONCE, shared_prefix.BY_RUNS):
+        try:
+            model.set_attn_implementation(implementation)
+            error = (read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
+        except (TypeError, ValueError, RuntimeError, LookupError):
+            continue
+        # Another mask or other positions change hidden states by the order of their size.
+        if error < (1e-3 if model.dtype == torch.float32 else 0.1):
+            return True
     model.set_attn_implementation(before)
     return False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from pydantic_core import to_json
 
 from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
+from cwpo_service import records
 from cwpo_service.auth import scoped
 from cwpo_service.body import accepts, admitted, answers, read
 from cwpo_service.connection import DEADLINE, Deadline, while_awaited
@@ -58,7 +58,7 @@ async def annotate(request: Request, service: CurrentService, deadline: Deadline
     async with admitted(request, service.inference) as room:
         body = await read(request, AnnotateRequest)
         answer = await while_awaited(request, deadline, service.inference.annotate(body, room))
-    return Response(to_json(answer), media_type="application/json")
+    return Response(records.encode(answer), media_type="application/json")
 
 
 @router.post(

@@ -32,6 +32,7 @@ async def live(service: CurrentService) -> Health:
 async def ready(service: CurrentService) -> Health:
     """Fails while loading, while draining, and without the backend or the stores of jobs."""
     service.inference.check_accepting()
+    service.inference.check_alive()
     await run_in_threadpool(service.inference.annotator.backend.check)
     if service.jobs is not None:
         await run_in_threadpool(service.jobs.check)

@@ -1,0 +1,59 @@
+"""Layers of a loaded model, replaced by faster ones where those prove to compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.activations import SiLUActivation
+
+from cwpo_annotator.backends.norms import RmsNorm
+from cwpo_annotator.backends.onednn import OneDnnGatedMlp, OneDnnLinear
+
+# Of a layer, for inputs of so many rows.
+Replacement = Callable[[Any, int], torch.nn.Module]
+
+
+@torch.inference_mode()
+def replace(model: torch.nn.Module, tokens: int) -> None:
+    """Replace layers below a model that is for inference only.
+
+    Args:
+        tokens: rows of a usual input.
+    """
+    for name, module in model.named_children():
+        kind = _replacement(module)
+        replaced = _proved(kind, module, tokens) if kind is not None else None
+        if replaced is not None:
+            setattr(model, name, replaced)
+        else:
+            replace(module, tokens)
+
+
+def _replacement(module: torch.nn.Module) -> Replacement | None:
+    if hasattr(module, "variance_epsilon"):
+        return RmsNorm
+    if any(weight.device.type != "cpu" for weight in module.parameters()):
+        return None
+    if type(module) is torch.nn.Linear:
+        return OneDnnLinear
+    layers = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    is_gated = all(type(layer) is torch.nn.Linear for layer in layers)
+    silu = (torch.nn.SiLU, SiLUActivation)
+    return OneDnnGatedMlp if is_gated and isinstance(getattr(module, "act_fn", 0), silu) else None
+
+
+def _proved(kind: Replacement, module: torch.nn.Module, tokens: int) -> torch.nn.Module | None:
+    """The replacement, if it computes what the module does."""
+    weight = next(module.parameters())
+    probe = torch.linspace(-1, 1, 2 * weight.shape[-1]).view(2, -1).to(weight)
+    try:
+        replaced = kind(module, tokens)
+        outputs = replaced(probe).float()
+    except (AttributeError, RuntimeError):  # built without oneDNN, or not for this type and CPU
+        return None
+    expected = module(probe).float()
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 2e-2
+    is_same = (outputs - expected).norm() <= tolerance * expected.norm()
+    return replaced if is_same else None
