@@ -24,6 +24,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from cwpo.errors import CwpoError, DatasetError
 from cwpo_annotator.checkpoint import CheckpointError, resolve
@@ -263,6 +264,9 @@ def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
     if not settings.lora:
         trainer.save_model(str(folder))
         _part(trainer)
+        # A pickle, and of nothing that run.json does not say.
+        if runtime.is_main():
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         return
     adapter = folder / "adapter"
     trainer.save_model(str(adapter))
