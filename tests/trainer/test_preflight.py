@@ -66,6 +66,8 @@ def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
         (("--load-in-4bit", "--lora"), "pip install bitsandbytes"),
         (("--load-in-4bit", "--lora", "--sharding", "fsdp2"), "leave --sharding out"),
         (("--optimizer", "paged_adamw_32bit"), "needs a CUDA GPU"),
+        (("--sharding", "fsdp2"), "needs a CUDA GPU"),
+        (("--sharding", "zero3"), "needs a CUDA GPU"),
         (("--report-to", "wandb"), "pip install wandb"),
         (("--eval-steps", 2), "nothing to evaluate on"),
         (("--eval-data", "x.jsonl", "--eval-fraction", 0.1), "give one of them"),
