@@ -45,8 +45,9 @@ from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.backends.torch import best_device
 from cwpo_annotator.encoding import Encoder
 from cwpo_annotator.responses import ResponseEncoder
-from cwpo_trainer import losses, runtime
+from cwpo_trainer import estimate, losses, runtime
 from cwpo_trainer.annotators.scorer import Scorer
+from cwpo_trainer.commands import Align
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -153,7 +154,12 @@ def compare_dpo(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     steps = settings.dpo_steps + 1
     pairs = pairs_of(response_encoder(), steps * settings.batch_size, settings.max_length)
     contestants = {name: dpo_step(name, settings, folder) for name in CONTESTANTS}
-    seconds, curves = race(contestants, batches(pairs, settings.batch_size))
+    turns = batches(pairs, settings.batch_size)
+    dtype = torch.bfloat16 if runtime.use_bfloat16(settings.dtype) else torch.float32
+    before = estimate.measured_rate(dtype)
+    seconds, curves = race(contestants, turns)
+    rate = (before + estimate.measured_rate(dtype)) / 2
+    counted = [dpo_operations(settings, batch) for batch in turns[1:]]
     memory = {name: memory_of(name) for name in CONTESTANTS}
     return {
         "step_seconds": seconds,
@@ -162,6 +168,10 @@ def compare_dpo(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "peak_bytes": memory,
         "time_ratio": median(seconds["cwpo"]) / median(seconds["trl"]),
         "memory_ratio": memory["cwpo"] / memory["trl"],
+        "matrix_products_per_second": rate,
+        "share_of_matrix_products": median(
+            [done / taken / rate for done, taken in zip(counted, seconds["cwpo"], strict=True)]
+        ),
     }
 
 
@@ -191,6 +201,23 @@ def dpo_step(name: str, settings: argparse.Namespace, folder: Path) -> Step:
     else:
         trainer = PretokenisedDPOTrainer(args=DPOConfig(**options), **arguments)
     return trl_step(trainer, dpo_rows)
+
+
+def dpo_operations(settings: argparse.Namespace, batch: Sequence[EncodedPair]) -> float:
+    """Of a step, as `cwpo align --dry-run` counts them."""
+    texts = [text for pair in batch for text in (pair.a, pair.b)]
+    longest = max(map(len, texts))
+    scored = len(texts) * (longest - 1)
+    if torch.cuda.is_available():
+        scored = sum(len(pair.a) + len(pair.b) - 2 * pair.start for pair in batch)
+    return estimate.operations(
+        estimate.Shape.read(backbone()),
+        Align(model="", data=Path(), output=Path(), lora=not settings.full),
+        tokens=len(texts) * longest,
+        scored=scored,
+        length=longest,
+        reference=1,
+    )
 
 
 class PretokenisedDPOTrainer(DPOTrainer):
@@ -454,6 +481,11 @@ def show_dpo(dpo: dict[str, Any]) -> None:
     ratio = f"{dpo['memory_ratio']:.2f}"
     table.add_row("peak MiB of a process", *figures(memory, "{:,.0f}"), ratio, "<= 1.05")
     Console().print(table)
+    rate = dpo["matrix_products_per_second"] / 1e12
+    Console().print(
+        f"{dpo['share_of_matrix_products']:.0%} of the {rate:.3g} TFLOP/s of matrix products; "
+        f"plans count on {estimate.UTILISATION:.0%}"
+    )
     show_curves(dpo)
 
 

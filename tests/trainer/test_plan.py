@@ -5,12 +5,15 @@ import re
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from cwpo_trainer import estimate
 from cwpo_trainer.commands import Align, Sft
 from cwpo_trainer.estimate import DEVICES, Shape
+from cwpo_trainer.plan import Plan
 from cwpo_trainer.record import read_lines
 
 from .samples import weighted, write_lines
@@ -87,6 +90,55 @@ def test_the_estimate_is_near_the_measured_peak(
         command(kind, *flags)
     print(f"{expected / 2**20:.1f} MiB estimated, {peak(measured) / 2**20:.1f} measured")
     assert expected == pytest.approx(peak(measured), rel=TOLERANCE)
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """Pairs whose texts all have as many tokens, so that there is no padding to count."""
+    words = {"prompt": "what about the water", "chosen": "kind good help"}
+    rows = [row | words | {"rejected": "good kind help"} for row in weighted(8)]
+    return write_lines(tmp_path / "alike.jsonl", rows)
+
+
+def counted_by_torch(run):
+    """Operations of all matrix products, those of attention with them, and those into gradients."""
+
+    def into(_, left, right, *args, out_shape=None, **kwargs):
+        return 2 * left[0] * left[1] * right[1]
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: into})
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "tolerance"),
+    [
+        (Align, (), 1e-9),
+        (Align, ("--loss", "simpo"), 1e-9),
+        (Align, ("--precompute-reference", "--epochs", 2), 1e-9),
+        (Sft, (), 1e-9),
+        # Each layer's last product is not done again.
+        (Align, ("--gradient-checkpointing",), 0.06),
+        # Nothing before the first adapters is trained, so that their inputs need no gradient.
+        (Align, ("--lora",), 0.06),
+    ],
+)
+def test_operations_are_those_that_torch_counts(
+    kind, more, tolerance, models, alike, tmp_path, command, monkeypatch
+):
+    planned = []
+    monkeypatch.setattr(Plan, "show", lambda plan, facts: planned.append(plan))
+    flags = (
+        *("--model", models / "llama", "--data", alike, "--output", tmp_path / "out"),
+        *("--batch-size", 4, "--gradient-accumulation", 1, "--epochs", 1, "--dtype", "float32"),
+        *("--threads", 1, *more),
+    )
+    command(kind, *flags, "--dry-run")
+    counted = counted_by_torch(lambda: command(kind, *flags))
+    (plan,) = planned
+    assert plan.operations(scored_alone=False) == pytest.approx(counted, rel=tolerance)
 
 
 def test_a_dry_run_counts_what_training_reads(models, data, tmp_path, command, capsys):

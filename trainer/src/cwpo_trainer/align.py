@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -43,13 +43,13 @@ def run(settings: Align) -> None:
     preflight.check(settings)
     preflight.check_loss(settings)
     preferences, evaluation = read(settings)
+    runtime.prepare(seed=settings.seed, threads=settings.threads)
     if settings.dry_run:
         _plan(settings, preferences)
         return
     folder = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
     with new_output("align", settings.output, recorded, resume=settings.resume) as output:
-        runtime.prepare(seed=settings.seed, threads=settings.threads)
         tokenizer = policy.load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         dataset = tokenised(preferences, formatter, settings.max_length, output)
@@ -81,14 +81,13 @@ def _plan(settings: Align, preferences: Preferences) -> None:
     prompt, chosen, rejected = (
         np.array([len(ids) for ids in dataset[column]], dtype=np.int64) for column in columns
     )
-    reads_reference = settings.loss not in ("simpo", "orpo") and not settings.precompute_reference
     Plan(
         settings,
         folder,
         np.stack([prompt + chosen, prompt + rejected], axis=1),
         np.stack([chosen, rejected], axis=1),
         with_reference=needs_reference(settings),
-        reads_reference=reads_reference,
+        reads_reference=_reads_reference(settings),
     ).show(
         [
             ("loss", _objective(settings)),
@@ -112,6 +111,12 @@ def needs_reference(settings: Align) -> bool:
     if settings.reference is not None:
         return True
     return not settings.lora and not settings.precompute_reference
+
+
+def _reads_reference(settings: Align) -> Literal["never", "once", "every step"]:
+    if settings.loss in ("simpo", "orpo"):
+        return "never"
+    return "once" if settings.precompute_reference else "every step"
 
 
 def read(settings: Align) -> tuple[Preferences, Preferences | None]:

@@ -133,7 +133,10 @@ class ConfidenceDPOTrainer(DPOTrainer):
         )
         model = self.ref_model or self.model
         if self.ref_model is None and self.is_deepspeed_enabled:
-            model = prepare_deepspeed(self.model, self.accelerator)
+            # One for both datasets: a second one on the same model would disturb its training.
+            if self._precompute_engine is None:
+                self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+            model = self._precompute_engine
         parts = [
             torch.stack(
                 self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch))

@@ -19,13 +19,16 @@ the states (FSDP2, ZeRO-3), else N = 1; in bytes:
 
 Gradients grow while backward frees the activations: without accumulation the larger one counts.
 
-Time is operations over the peak of the device times UTILISATION: for each token 2 P_linear +
-4 s h L forward, twice that backward (once where weights are frozen), forward again with
-checkpointing, and forward through the reference.
+Time is operations over the peak of the device times UTILISATION. Forward, a token costs 2 for each
+weight of the linear layers and 4 s h L for attention; the head reads only tokens that carry the
+loss. Backward is twice that, but once for frozen weights, and has the head's forward again, with
+checkpointing the layers' too. The reference adds a forward, in every step or, precomputed, once. Of
+this machine the rate of large matrix products is measured and taken for the peak.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from cwpo_trainer.commands import PolicyTraining
 
 UTILISATION = 0.35
-"""Share of a GPU's peak that training is taken to reach; 0.3 to 0.5 is common."""
+"""Share of a device's peak that training is taken to reach; 0.3 to 0.5 is common on GPUs."""
 
 _TILE_TOKENS = 4096
 _TILE_WIDTH = 32768
@@ -72,12 +75,14 @@ DEVICES = (
 class Shape:
     """What of a model its memory depends on.
 
-    layer_outputs: outputs of all linear layers of one block; lora_sides: inputs + outputs of all
-    linear layers but the head, over the whole model.
+    linear_parameters: of all linear layers, the head with them; layer_outputs: outputs of all
+    linear layers of one block; lora_sides: inputs + outputs of all linear layers but the head, over
+    the whole model.
     """
 
     parameters: int
     linear_parameters: int
+    head_parameters: int
     layers: int
     width: int
     layer_outputs: int
@@ -101,6 +106,7 @@ class Shape:
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
             linear_parameters=sum(m.weight.numel() for m in [*linears, head]),
+            head_parameters=head.weight.numel(),
             layers=text.num_hidden_layers,
             width=text.hidden_size,
             layer_outputs=sum(m.out_features for m in linears) // text.num_hidden_layers,
@@ -180,12 +186,47 @@ def memory(
 
 
 def operations(
-    shape: Shape, settings: PolicyTraining, *, tokens: float, length: float, reference: bool
+    shape: Shape,
+    settings: PolicyTraining,
+    *,
+    tokens: float,
+    scored: float,
+    length: float,
+    reference: float,
 ) -> float:
-    """Floating-point operations to train on so many tokens once, in texts of a mean length."""
-    forward = 2 * shape.linear_parameters + 4 * length * shape.width * shape.layers
-    passes = 1 + (1 if settings.lora else 2) + settings.gradient_checkpointing + reference
-    return tokens * forward * passes
+    """Floating-point operations to train on so many tokens.
+
+    Args:
+        scored: tokens among them that the head reads.
+        length: tokens of the text that a token stands in, on average over the tokens.
+        reference: how often the reference reads each token; 0 without one.
+    """
+    # What is frozen has no gradient of its own, yet passes on that of what comes before it.
+    trained = 2 if settings.lora else 3
+    again = int(settings.gradient_checkpointing)
+    layers = 2 * (shape.linear_parameters - shape.head_parameters) * (trained + again + reference)
+    attention = 4 * length * shape.width * shape.layers * (3 + again + reference)
+    adapters = 2 * settings.lora_rank * shape.lora_sides * (3 + again) if settings.lora else 0
+    # Its outputs are too large to keep: backward computes them again.
+    head = 2 * shape.head_parameters * (trained + 1 + reference)
+    return tokens * (layers + attention + adapters) + scored * head
+
+
+def measured_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of large matrix products on this machine's GPU or CPU, measured now."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    width = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
+    products, elapsed = 1, 0.0
+    # More of them each time, until starting and waiting no longer count.
+    while elapsed < 0.15:
+        products *= 2
+        started = time.perf_counter()
+        for _ in range(products):
+            product = left @ right
+        product[0, 0].item()
+        elapsed = time.perf_counter() - started
+    return 2.0 * width**3 * products / elapsed
 
 
 def devices_needed(

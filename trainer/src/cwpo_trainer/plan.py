@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cwpo_trainer import estimate, policy
+from cwpo_trainer import estimate, policy, runtime
 from cwpo_trainer.estimate import DEVICES, Device, Shape
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Plan:
         lengths: tokens of each text that one epoch reads, shape (rows, texts of a row).
         scored: of these, tokens that carry the loss, same shape.
         with_reference: a second model is held while training.
-        reads_reference: the reference runs in every step.
+        reads_reference: when the reference runs, if at all.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Plan:
         scored: NDArray[np.int64],
         *,
         with_reference: bool,
-        reads_reference: bool,
+        reads_reference: Literal["never", "once", "every step"],
     ) -> None:
         self.settings = settings
         self.shape = Shape.read(folder)
@@ -70,17 +71,46 @@ class Plan:
             sharded_over=devices,
         )
 
-    def hours(self, device: Device) -> float:
-        """On as many such devices as there are processes."""
-        operations = estimate.operations(
+    def operations(self, *, scored_alone: bool = True) -> float:
+        """Of the whole run.
+
+        Args:
+            scored_alone: the head reads the tokens that carry the loss alone, as it does on GPUs;
+                on CPUs it reads all but the last of each text.
+        """
+        passes = self.tokens / self.lengths.sum()
+        padded = self._padded()
+        tokens = float(padded.sum())
+        scored = self.scored.sum() if scored_alone else tokens - padded.size
+        return estimate.operations(
             self.shape,
             self.settings,
-            tokens=self.tokens,
-            length=float(self.lengths.mean()),
-            reference=self.reads_reference,
+            tokens=float(passes * tokens),
+            scored=float(passes * scored),
+            length=float((padded**2).sum()) / tokens,
+            reference={"never": 0.0, "once": 1 / passes, "every step": 1.0}[self.reads_reference],
         )
+
+    def _padded(self) -> NDArray[np.float64]:
+        """Tokens of each text with padding, shape (rows, texts of a row), in some random order."""
+        longest = self.lengths.max(axis=1)
+        np.random.default_rng(self.settings.seed).shuffle(longest)
+        of_batch = np.maximum.reduceat(
+            longest, np.arange(0, len(longest), self.settings.batch_size)
+        ).repeat(self.settings.batch_size)[: len(longest)]
+        return np.repeat(of_batch[:, None], self.lengths.shape[1], axis=1).astype(np.float64)
+
+    def hours(self, device: Device) -> float:
+        """On as many such devices as there are processes."""
         per_second = device.tflops * 1e12 * estimate.UTILISATION * self.processes
-        return operations / per_second / 3600
+        return self.operations() / per_second / 3600
+
+    def hours_here(self) -> tuple[float, float]:
+        """Hours on this machine, on one GPU if it has any; and its measured FLOP/s."""
+        bfloat16 = runtime.use_bfloat16(self.settings.dtype)
+        rate = estimate.measured_rate(torch.bfloat16 if bfloat16 else torch.float32)
+        operations = self.operations(scored_alone=torch.accelerator.is_available())
+        return operations / (rate * estimate.UTILISATION) / 3600, rate
 
     def devices_needed(self, device: Device) -> int | None:
         """The least number that has to share the model; None where not even 64 do."""
@@ -112,6 +142,8 @@ class Plan:
             for name, held in asdict(memory).items()
             if held
         )
+        hours, rate = self.hours_here()
+        kind = "GPU" if torch.accelerator.is_available() else "CPU"
         batch = f"{settings.batch_size} x {settings.gradient_accumulation} x {self.processes}"
         return [
             ("model", f"{settings.model}, {self.shape.parameters / 1e6:,.1f} M parameters"),
@@ -126,24 +158,32 @@ class Plan:
                 f"{self.tokens:,.0f} tokens in all",
             ),
             ("memory", f"{memory.total / _GIB:.3g} GiB a device at the peak ({parts})"),
+            (
+                "here",
+                f"{_time(hours)} on this {kind}, at {estimate.UTILISATION:.0%} of the "
+                f"{rate / 1e12:.3g} TFLOP/s measured on it",
+            ),
         ]
 
     def _devices(self) -> Table:
-        table = Table("GPU", "GiB", "fits as set", "must share it", "hours")
+        table = Table("GPU", "GiB", "fits as set", "must share it", "time")
         sharded = self.processes if self.settings.sharding != "none" else 1
         too_many = "cannot" if self.settings.load_in_4bit else "over 64"
         for device in DEVICES:
             fits = estimate.fits(device, self.memory(sharded))
             needed = self.devices_needed(device)
-            hours = self.hours(device)
             table.add_row(
                 device.name,
                 f"{device.gib:g}",
                 "yes" if fits else "no",
                 too_many if needed is None else str(needed),
-                f"{hours:.1f}" if hours >= 0.1 else f"{math.ceil(hours * 60)} min",
+                _time(self.hours(device)),
             )
         table.caption = (
-            f"hours on {self.processes} of them at {estimate.UTILISATION:.0%} of the peak"
+            f"time on {self.processes} of them at {estimate.UTILISATION:.0%} of the peak"
         )
         return table
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 0.1 else f"{math.ceil(hours * 60)} min"

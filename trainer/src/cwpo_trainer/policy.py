@@ -23,6 +23,7 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from cwpo.errors import CwpoError, DatasetError
 from cwpo_annotator.checkpoint import CheckpointError, resolve
@@ -268,6 +269,8 @@ def save(trainer: Any, settings: PolicyTraining, folder: Path) -> None:
     _part(trainer)
     if not runtime.is_main():
         return
+    # Else the start model would be sharded as well, over processes that have left.
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     start = resolve(settings.model)
     merged = PeftModel.from_pretrained(load(start), adapter).merge_and_unload()
     stored = AutoConfig.from_pretrained(start, trust_remote_code=False).dtype or torch.float32

@@ -28,13 +28,13 @@ def run(settings: Sft) -> None:
     """
     preflight.check(settings)
     pairs, evaluation = read(settings)
+    runtime.prepare(seed=settings.seed, threads=settings.threads)
     if settings.dry_run:
         _plan(settings, pairs)
         return
     folder = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
     with new_output("sft", settings.output, recorded, resume=settings.resume) as output:
-        runtime.prepare(seed=settings.seed, threads=settings.threads)
         tokenizer = policy.load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         dataset = tokenised(pairs, formatter, settings.max_length, output)
@@ -63,7 +63,7 @@ def _plan(settings: Sft, pairs: list[WeightedPair]) -> None:
     lengths = np.array([[len(ids)] for ids in dataset["input_ids"]], dtype=np.int64)
     used, too_long = output.results["pairs"], output.results["pairs_too_long"]
     scored = np.array([[sum(at >= 0 for at in row)] for row in dataset["labels"]], dtype=np.int64)
-    Plan(settings, folder, lengths, scored, with_reference=False, reads_reference=False).show(
+    Plan(settings, folder, lengths, scored, with_reference=False, reads_reference="never").show(
         [("responses", f"{used:,} chosen ones, {too_long:,} too long")]
     )
 
