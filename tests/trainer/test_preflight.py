@@ -17,7 +17,7 @@ from .samples import pairs, weighted, write_lines
 
 SMALL = (
     *("--batch-size", 8, "--gradient-accumulation", 1, "--epochs", 1, "--dtype", "float32"),
-    *("--learning-rate", 1e-9),
+    *("--learning-rate", 1e-9, "--threads", 1),
 )
 
 
