@@ -56,7 +56,7 @@ PACE = 4_000
 OFFERED = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 LOAD_SECONDS = 8.0
 OFFLINE_REQUEST = 32
-OFFLINE_ROUNDS = 3
+OFFLINE_ROUNDS = 7
 # About half a second of work may wait for the paced device, two tokens a pair.
 PACED_QUEUE = PACE
 BAR_RATIO = 0.40

@@ -19,8 +19,10 @@ from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
 from cwpo_annotator.threads import use_threads
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
-# their activations are small enough for the allocator to use the same memory again.
+# their activations are small enough for the allocator to use the same memory again. Fewer texts at
+# a time are nearer in length, and padded the less.
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+_PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512}
 
 
 class TorchBackend:
@@ -60,7 +62,6 @@ class TorchBackend:
         is_int8 = self.dtype == "int8"
         if is_int8 and kind != "cpu":
             raise ConfigError(f"dtype int8 is for CPUs, not for {self.device}: use bfloat16")
-        self._memory = MemoryBudget(token_budget or _TOKEN_BUDGETS.get(kind, 8192))
         self.pad_token_id = pad_token_id
         dtype_of_rest = torch.float32 if is_int8 else getattr(torch, self.dtype)
         model = load_model(folder, dtype=dtype_of_rest, pad_token_id=pad_token_id)
@@ -69,8 +70,10 @@ class TorchBackend:
         if kind == "cpu":
             use_threads(threads)
         if not is_int8:
-            layers.replace(self.model.base_model, self.token_budget)
+            layers.replace(self.model.base_model, token_budget or _TOKEN_BUDGETS.get(kind, 8192))
         self.shares_prompts = share_prompts(self.model)
+        budgets = _TOKEN_BUDGETS if self.shares_prompts else _PADDED_TOKEN_BUDGETS
+        self._memory = MemoryBudget(token_budget or budgets.get(kind, 8192))
         if is_int8:
             int8.round_weights(self.model.base_model)
 
