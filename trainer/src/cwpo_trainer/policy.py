@@ -305,6 +305,9 @@ def push(settings: PolicyTraining) -> None:
         ) from error
 
 
+_never_freed: list[Any] = []
+
+
 def _part(trainer: Any) -> None:
     """Let the processes go their own ways, none before all are through.
 
@@ -312,6 +315,10 @@ def _part(trainer: Any) -> None:
     """
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    if runtime.world_size() > 1:
+        # Freed with the last model that refers to it, a gloo group would wait for its thread, and
+        # that for the interpreter's lock, which is held then. `launch.leave` ends both.
+        _never_freed.append(trainer)
 
 
 class _Steps(TrainerCallback):
