@@ -62,6 +62,29 @@ class AroundOne(LlamaRMSNorm):
         return super().forward(x) + super().forward(x) / self.weight
 
 
+class Gated(LlamaRMSNorm):
+    """Takes a gate where there is one."""
+
+    def forward(self, x, gate=None):
+        return super().forward(x if gate is None else x * gate)
+
+
+class Weightless(torch.nn.Module):
+    """Has an epsilon and nothing to multiply with."""
+
+    variance_epsilon = 1e-6
+
+    def forward(self, x):
+        return x / (x.square().mean(-1, keepdim=True) + self.variance_epsilon).sqrt()
+
+
+@pytest.mark.parametrize("norm", [Gated(24), Weightless()])
+def test_a_norm_of_another_kind_stays(norm):
+    model = torch.nn.Sequential(norm)
+    layers.replace(model, 10)
+    assert model[0] is norm
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("kind", "is_replaced"), [(LlamaRMSNorm, True), (Centred, False), (AroundOne, False)]

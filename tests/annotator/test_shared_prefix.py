@@ -77,9 +77,11 @@ def test_keys_and_bounds_lead_flash_attention_to_the_same():
 def test_flash_attention_sees_the_same(window):
     on_gpu = [x.cuda() for x in states(torch.bfloat16)]
     outputs = []
-    for attention in (shared_prefix.attention, shared_prefix.attention_at_once):
+    for at_once in (False, True):
         with torch.inference_mode(), layout.reading(SEGMENTS, torch.device("cuda")):
-            output, _ = attention(SimpleNamespace(), *on_gpu, None, sliding_window=window)
+            output, _ = shared_prefix.attention(
+                SimpleNamespace(), *on_gpu, None, sliding_window=window, at_once=at_once
+            )
         outputs.append(output.float())
     assert (outputs[0] - outputs[1]).norm() <= 5e-3 * outputs[0].norm()
 

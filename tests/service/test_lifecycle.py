@@ -248,7 +248,7 @@ def test_a_dead_batcher_is_seen_by_liveness_and_keeps_nobody_waiting(serve, trip
             pass
         answer = service.annotate(triplet())
         assert answer.status_code == 503
-        assert "stopped" in problem(answer)["detail"]
+        assert "batcher has died" in problem(answer)["detail"]
 
 
 class Mortal(NullBackend):

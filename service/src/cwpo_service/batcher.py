@@ -43,7 +43,7 @@ class Batcher:
     ) -> None:
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.budget = budget
-        self.backend_is_dead = False
+        self._backend_is_dead = False
         self._probe = probe
         self._metrics = metrics
         self._queue = TokenQueue()
@@ -82,12 +82,11 @@ class Batcher:
         return 0.0 if self._scoring_since is None else time.perf_counter() - self._scoring_since
 
     def check_running(self) -> None:
-        """Raises: ProblemError, 503, for a dead batcher or backend."""
-        if self.is_dead:
-            raise _stopped()
-        if self.backend_is_dead:
+        """Raises: ProblemError, 503, once the batcher or the backend is dead."""
+        if self.is_dead or self._backend_is_dead:
+            what = "batcher" if self.is_dead else "backend"
             raise ProblemError(
-                503, "the backend has died; the service has to be restarted", reason="dead"
+                503, f"the {what} has died; the service has to be restarted", reason="dead"
             )
 
     async def score(
@@ -178,7 +177,7 @@ class Batcher:
             pass  # It may come back, and readiness tells.
         except Exception as error:
             logger.critical("nothing can be scored any more", exc_info=error)
-            self.backend_is_dead = True
+            self._backend_is_dead = True
 
     def _measure(self, parts: Sequence[Part], items: int, begun: float) -> None:
         seconds = time.perf_counter() - begun

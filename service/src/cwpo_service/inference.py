@@ -134,10 +134,7 @@ class Inference:
 
     def check_alive(self) -> None:
         """Raises: ProblemError, 503, once only a restart can help."""
-        if self._batcher.is_dead:
-            raise ProblemError(503, "the batcher has died", reason="dead")
-        if self._batcher.backend_is_dead:
-            raise ProblemError(503, "the backend has died", reason="dead")
+        self._batcher.check_running()
         seconds = self._batcher.scoring_seconds
         if seconds > self._settings.stuck_seconds:
             raise ProblemError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ def replace(model: torch.nn.Module, tokens: int) -> None:
 
 
 def _replacement(module: torch.nn.Module) -> Replacement | None:
+    if len(signature(module.forward).parameters) != 1:
+        return None  # Some norms take a gate beside the activations, and do without it at a trial.
     if hasattr(module, "variance_epsilon"):
         return RmsNorm
     if any(weight.device.type != "cpu" for weight in module.parameters()):
@@ -46,14 +49,16 @@ def _replacement(module: torch.nn.Module) -> Replacement | None:
 
 def _proved(kind: Replacement, module: torch.nn.Module, tokens: int) -> torch.nn.Module | None:
     """The replacement, if it computes what the module does."""
-    weight = next(module.parameters())
+    weight = next(module.parameters(), None)
+    if weight is None:
+        return None
     probe = torch.linspace(-1, 1, 2 * weight.shape[-1]).view(2, -1).to(weight)
+    expected = module(probe).float()
     try:
         replaced = kind(module, tokens)
         outputs = replaced(probe).float()
     except (AttributeError, RuntimeError):  # built without oneDNN, or not for this type and CPU
         return None
-    expected = module(probe).float()
     tolerance = 1e-4 if weight.dtype == torch.float32 else 2e-2
     is_same = (outputs - expected).norm() <= tolerance * expected.norm()
     return replaced if is_same else None

@@ -6,6 +6,7 @@ more than restarted positions (packing.Row) and this attention.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,19 +31,26 @@ def attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    at_once: bool = False,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each text of a packed row, run by run.
+    """Causal attention within each text of a packed row.
 
     Args:
         query: (1, heads, tokens, width); key, value: (1, key heads, tokens, width).
+        at_once: by flash attention, for GPUs and half precision: a call for each run would take
+            longer to start than to compute.
     Returns: (1, tokens, heads, width).
-    Raises: ValueError for soft-capped attention, which this does not do.
+    Raises: ValueError for soft-capped attention, which this does not do; RuntimeError where flash
+        attention cannot be had.
     """
-    _refuse(softcap)
+    if softcap is not None:
+        raise ValueError("soft-capped attention cannot be packed")
     row = layout.current()
     in_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if in_products and not torch.is_grad_enabled():
+    if at_once:
+        output = _flash(row, query, key, value, scaling, sliding_window)
+    elif in_products and not torch.is_grad_enabled():
         scaled = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         output = products.attention(row, scaled, key[0], value[0], sliding_window)[None]
     else:
@@ -50,24 +58,15 @@ def attention(
     return output.transpose(1, 2), None
 
 
-def attention_at_once(
-    module: torch.nn.Module,
+def _flash(
+    row: Layout,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """As attention, for all runs in one call: on a GPU, a call for each would take longer to start
-    than to compute.
-
-    Raises: ValueError for soft-capped attention; RuntimeError where flash attention cannot be had.
-    """
-    _refuse(softcap)
-    row = layout.current()
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """In one call of torch's flash attention for sequences of any lengths."""
     groups = query.shape[1] // key.shape[1]
     keys, values = (
         states[0].transpose(0, 1)[row.keys].repeat_interleave(groups, dim=1)
@@ -82,14 +81,10 @@ def attention_at_once(
         max(len(run.tokens) for run in row.runs),
         max(run.keys for run in row.runs),
         scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        window_size=(-1 if window is None else window - 1, 0),
     )
-    return output[None], None
-
-
-def _refuse(softcap: float | None) -> None:
-    if softcap is not None:
-        raise ValueError("soft-capped attention cannot be packed")
+    at_once: torch.Tensor = output.transpose(0, 1)[None]
+    return at_once
 
 
 def _fused(
@@ -133,7 +128,7 @@ def _sees(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return sees if window is None else sees.triu(keys - queries - window + 1)
 
 
-AttentionInterface.register(AT_ONCE, attention_at_once)
+AttentionInterface.register(AT_ONCE, partial(attention, at_once=True))
 AttentionInterface.register(BY_RUNS, attention)
 for name in (AT_ONCE, BY_RUNS):
     # The attention above knows what sees what; no mask is to be built.
