@@ -16,6 +16,7 @@ from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import launch, policy, preflight, runtime, weights
 from cwpo_trainer.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.formatting import Formatter, TokenisedText
+from cwpo_trainer.losses import REFERENCE_FREE
 from cwpo_trainer.plan import Plan
 from cwpo_trainer.record import Output, new_output
 from cwpo_trainer.weighted import (
@@ -106,7 +107,7 @@ def needs_reference(settings: Align) -> bool:
     Where the reference is the start model, it is under LoRA the policy itself with its adapter
     switched off, and log-probabilities that are precomputed come from it before its first step.
     """
-    if settings.loss in ("simpo", "orpo"):
+    if settings.loss in REFERENCE_FREE:
         return False
     if settings.reference is not None:
         return True
@@ -114,7 +115,7 @@ def needs_reference(settings: Align) -> bool:
 
 
 def _reads_reference(settings: Align) -> Literal["never", "once", "every step"]:
-    if settings.loss in ("simpo", "orpo"):
+    if settings.loss in REFERENCE_FREE:
         return "never"
     return "once" if settings.precompute_reference else "every step"
 

@@ -25,7 +25,6 @@ from cwpo_trainer import losses, weights
 
 # The first four are TRL's names; the last two need no reference.
 LOSSES = ("sigmoid", "hinge", "ipo", "robust", "cdpo", "simpo", "orpo")
-REFERENCE_FREE = ("simpo", "orpo")
 _WITH_FLIPPED_LABELS = ("robust", "cdpo")
 _WEIGHT = "pair_weight"
 
@@ -55,7 +54,7 @@ class ConfidenceDPOConfig(DPOConfig):
         super().__post_init__()  # type: ignore[no-untyped-call]
         for problem in self._problems():
             raise ConfigError(f"confidence-weighted DPO: {problem}")
-        if self.loss_type[0] in REFERENCE_FREE:
+        if self.loss_type[0] in losses.REFERENCE_FREE:
             # TRL then loads no reference of its own; there is nothing to precompute either.
             self.precompute_ref_log_probs = True
 
@@ -126,7 +125,7 @@ class ConfidenceDPOTrainer(DPOTrainer):
         TRL's own hands them from rank to rank in a cache file, which a dataset in memory has none
         of; here each rank gathers them.
         """
-        if self.args.loss_type[0] in REFERENCE_FREE:
+        if self.args.loss_type[0] in losses.REFERENCE_FREE:
             return dataset
         loader = self.accelerator.prepare(
             DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
@@ -159,7 +158,7 @@ class ConfidenceDPOTrainer(DPOTrainer):
         completion = inputs["completion_mask"]
         outputs = self._forward(model, inputs)
         chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
-        if self.args.loss_type[0] in REFERENCE_FREE:
+        if self.args.loss_type[0] in losses.REFERENCE_FREE:
             reference = chosen.new_zeros(chosen.shape), rejected.new_zeros(rejected.shape)
         elif self.precompute_ref_logps:
             reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]

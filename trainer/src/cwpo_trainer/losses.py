@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+REFERENCE_FREE = ("simpo", "orpo")
+"""Losses that read no reference."""
+
 
 def dpo(
     policy_chosen: Tensor,

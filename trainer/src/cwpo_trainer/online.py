@@ -28,6 +28,7 @@ from cwpo_annotator.checkpoint import resolve
 from cwpo_annotator.confidence import drift
 from cwpo_trainer import align, preflight, runtime
 from cwpo_trainer.commands import Align
+from cwpo_trainer.losses import REFERENCE_FREE
 from cwpo_trainer.prompts import prompts_of_round, read_prompts
 from cwpo_trainer.record import LOG_NAME, ROUNDS_NAME, read_lines
 from cwpo_trainer.sampling import LoadedPolicy, Sampling
@@ -111,7 +112,7 @@ def _check(settings: Online) -> None:
     ):
         if is_set:
             raise ConfigError(f"--align {settings.align}: {name} is not for online rounds")
-    if settings.reference == "first" and one.loss in ("simpo", "orpo"):
+    if settings.reference == "first" and one.loss in REFERENCE_FREE:
         raise ConfigError(f"--reference first: {one.loss} has no reference; say --reference round")
     preflight.check(one)
     preflight.check_loss(one)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cwpo.errors import ConfigError
 from cwpo_annotator.checkpoint import resolve, revision
 from cwpo_trainer import runtime
+from cwpo_trainer.losses import REFERENCE_FREE
 from cwpo_trainer.weighted import annotator_of
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def check(settings: PolicyTraining) -> None:
 
 def check_loss(settings: Align) -> None:
     """Raises: ConfigError for a setting that the loss or the labels have no use for."""
-    if settings.precompute_reference and settings.loss in ("simpo", "orpo"):
+    if settings.precompute_reference and settings.loss in REFERENCE_FREE:
         raise ConfigError(f"--precompute-reference: {settings.loss} has no reference")
     if settings.reference is not None:
-        if settings.loss in ("simpo", "orpo"):
+        if settings.loss in REFERENCE_FREE:
             raise ConfigError(f"--reference: {settings.loss} has no reference")
         resolve(settings.reference)
     if settings.labels == "human" and (
