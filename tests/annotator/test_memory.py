@@ -16,6 +16,12 @@ TRIPLETS = [
     Triplet(prompt="why cat " * words, response_a="because good", response_b="no " * words)
     for words in (1, 3, 2, 5, 1, 4)
 ]
+# Enough for several passes on each core.
+MANY = [
+    Triplet(prompt="why cat " * words, response_a="because good", response_b="no " * others)
+    for words in range(1, 6)
+    for others in range(1, 6)
+]
 GIANT = Triplet(prompt="people " * 40, response_a="good", response_b="bad")
 
 
@@ -58,16 +64,16 @@ def scores_of(annotations):
 
 
 def test_batches_are_halved_until_they_fit_and_stay_so(folder, caplog):
-    expected = Annotator.load(folder, device="cpu").annotate(TRIPLETS)
+    expected = Annotator.load(folder, device="cpu").annotate(MANY)
     annotator = with_memory_for(Annotator.load(folder, device="cpu", token_budget=256), 60)
     with caplog.at_level(logging.WARNING, "cwpo_annotator"):
-        annotations = annotator.annotate(TRIPLETS)
+        annotations = annotator.annotate(MANY)
     np.testing.assert_allclose(scores_of(annotations), scores_of(expected), atol=1e-5)
     assert annotator.backend.token_budget <= 64
     messages = [record.getMessage() for record in caplog.records]
     assert "out of memory: 128 tokens a forward pass, no more 256" in messages
     caplog.clear()
-    annotator.annotate(TRIPLETS)
+    annotator.annotate(MANY)
     assert not caplog.records
 
 

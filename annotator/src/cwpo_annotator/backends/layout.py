@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
+from typing import Any
 
 import torch
 
@@ -42,6 +43,8 @@ class Layout:
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.segments = segments
         self.device = device
+        # What an attention has made of it, for the layers to come.
+        self.prepared: dict[Hashable, Any] = {}
 
     @cached_property
     def runs(self) -> list[Run]:

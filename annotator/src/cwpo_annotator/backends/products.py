@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, repeat
 
 import torch
@@ -52,7 +51,10 @@ def attention(
     """
     heads, _, width = query.shape
     groups = len(key)
-    places, blocks = _blocks(row, window, query.dtype)
+    # Models may have layers of two windows.
+    if (window, query.dtype) not in row.prepared:
+        row.prepared[window, query.dtype] = _blocks(row, window, query.dtype)
+    places, blocks = row.prepared[window, query.dtype]
     key, value = (
         states.transpose(0, 1).index_select(0, places).transpose(0, 1) for states in (key, value)
     )
@@ -70,8 +72,6 @@ def attention(
     return output
 
 
-# Every layer asks again, for one of two windows in models that have both.
-@lru_cache(2)
 def _blocks(
     row: Layout, window: int | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[Block]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from cwpo.errors import ConfigError
 from cwpo_annotator.backends import int8, layers, layout, shared_prefix
 from cwpo_annotator.backends.base import EncodedPair, EncodedText
+from cwpo_annotator.backends.cores import Cores
 from cwpo_annotator.backends.memory import MemoryBudget
 from cwpo_annotator.model import load_model
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
 from cwpo_annotator.threads import use_threads
+
+Item = TypeVar("Item")
+Pass = TypeVar("Pass")
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again. Fewer texts at
@@ -69,6 +73,8 @@ class TorchBackend:
         _keep_head_in_float32(self.model)
         if kind == "cpu":
             use_threads(threads)
+        are_apart = kind == "cpu" and _keeps_no_state(self.model)
+        self._cores = Cores(torch.get_num_threads() if are_apart else 1)
         if not is_int8:
             layers.replace(self.model.base_model, token_budget or _TOKEN_BUDGETS.get(kind, 8192))
         self.shares_prompts = share_prompts(self.model)
@@ -95,11 +101,12 @@ class TorchBackend:
 
     def close(self) -> None:
         """Free the model."""
+        self._cores.close()
         del self.model
 
     def _score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         if self.shares_prompts:
-            rows = pack_pairs(pairs, self.token_budget)
+            rows = self._passes(pack_pairs, pairs, [pair.tokens - pair.shared for pair in pairs])
             return self._score_packed(rows, 2 * len(pairs)).reshape(-1, 2)
         sequences = [ids for pair in pairs for ids in (pair.a, pair.b)]
         return self._score_padded(sequences).reshape(-1, 2)
@@ -107,34 +114,53 @@ class TorchBackend:
     def _score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         sequences = [text.ids for text in texts]
         if self.shares_prompts:
-            return self._score_packed(pack_texts(sequences, self.token_budget), len(texts))
+            rows = self._passes(pack_texts, sequences, [len(ids) for ids in sequences])
+            return self._score_packed(rows, len(texts))
         return self._score_padded(sequences)
 
-    @torch.inference_mode()
+    def _passes(
+        self,
+        pack: Callable[[Sequence[Item], int], Iterable[Pass]],
+        items: Sequence[Item],
+        sizes: Sequence[int],
+    ) -> list[Pass]:
+        """Items packed within the token budget; where there are enough, as many for each core."""
+        passes = [*pack(items, self._cores.share(sizes, self.token_budget))]
+        enough = len(passes) >= self._cores.count
+        return passes if enough else [*pack(items, self.token_budget)]
+
     def _score_packed(self, rows: Iterable[Row], count: int) -> NDArray[np.float32]:
         scores = np.empty(count, np.float32)
-        for row in rows:
+
+        @torch.inference_mode()
+        def score(row: Row) -> None:
             hidden = read_row(self.model, row)
             # Equal texts are read at one place, and rounding may differ from place to place.
             places, of_text = np.unique(row.last, return_inverse=True)
             scores[row.texts] = self.model.score(hidden[places])[:, 0].cpu().numpy()[of_text]
+
+        self._cores.each(score, sorted(rows, key=lambda row: -len(row.ids)))
         return scores
 
-    @torch.inference_mode()
     def _score_padded(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         # Each text once and in an order of its own: equal texts tie, and a pair whose responses
         # are swapped is read in the very same batches.
         texts = sorted(set(map(tuple, sequences)), key=lambda ids: (len(ids), ids))
         place = {ids: at for at, ids in enumerate(texts)}
         scores = np.empty(len(texts), np.float32)
-        batches = length_sorted([len(ids) for ids in texts], self.token_budget)
+        lengths = [len(ids) for ids in texts]
+        batches = self._passes(length_sorted, lengths, lengths)
         # A batch is as wide as its first text, the longest.
         width = sum(len(rows) * len(texts[rows[0]]) for rows in batches)
         self.padding = 1 - sum(map(len, texts)) / width if width else 0.0
-        for rows in batches:
+
+        @torch.inference_mode()
+        def score(rows: list[int]) -> None:
             ids, mask = self._padded([texts[row] for row in rows])
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             scores[rows] = logits[:, 0].float().cpu().numpy()
+
+        self._cores.each(score, batches)
         return scores[[place[tuple(ids)] for ids in sequences]]
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,6 +185,12 @@ def _keep_head_in_float32(model: torch.nn.Module) -> None:
     for head in heads:
         head.float()
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+
+
+def _keeps_no_state(model: torch.nn.Module) -> bool:
+    """Whether passes may run side by side: some rotary positions change with the longest text."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    return not any("dynamic" in kind or "longrope" in kind for kind in kinds)
 
 
 def read_row(model: Any, row: Row) -> torch.Tensor:

@@ -1,0 +1,66 @@
+"""Forward passes side by side on the cores of a CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+class Cores:
+    """Does work side by side, a core each.
+
+    torch on its own shares each operation among all threads. They wait for one another at its end,
+    and between two of them for Python and the allocator: a tenth of the time of a small model.
+
+    Args:
+        count: of the cores; with one, work is done in the caller's thread.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, "core", _use_one_thread)
+        if count > 1:
+            all_there = Barrier(count)
+            list(self._pool.map(lambda _: all_there.wait(), range(count)))
+            # The last thread's wish has become the default of threads to come.
+            torch.set_num_threads(count)
+
+    def share(self, sizes: Sequence[int], limit: int) -> int:
+        """The size of pieces, at most the limit, of which each core gets the same number.
+
+        Args:
+            sizes: of the items that make up the pieces, at least one.
+        """
+        total = sum(sizes)
+        pieces = self.count * math.ceil(total / (self.count * limit))
+        # A piece ends before the item that does not fit: on average half an item early.
+        return min(limit, math.ceil(total / pieces + total / len(sizes) / 2))
+
+    def each(self, work: Callable[[Item], object], items: Sequence[Item]) -> None:
+        """Do the work for each item, the first ones first.
+
+        Where there are fewer items than cores, one after the other by all cores together.
+        """
+        if self.count == 1 or len(items) < self.count:
+            for item in items:
+                work(item)
+        else:
+            list(self._pool.map(work, items))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    # A thread takes the default number when it first shares an operation, whatever it was told
+    # before: this one is large enough to be shared.
+    torch.zeros(1 << 20).exp_()
