@@ -56,6 +56,7 @@ test-vllm: $(INSTALLED) .venv-vllm/.installed ## parity with a real vLLM, in an 
 
 bench-annotator: $(INSTALLED) .venv-vllm/.installed .venv-infinity/.installed ## pairs/s against Hugging Face, vLLM and infinity-emb, on CWPO_DATA_DIR
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python CWPO_INFINITY_PYTHON=.venv-infinity/bin/python $(BIN)/python benchmarks/annotator.py
+	$(BIN)/python benchmarks/utilisation.py
 
 lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
 	$(BIN)/ruff check .

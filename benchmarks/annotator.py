@@ -52,8 +52,6 @@ import models
 RESULTS = Path(__file__).parent / "results" / "annotator.json"
 BATCH_SIZES = (1, 2, 4, 8, 16)
 DATASETS = ("hh_harmless", "qa_feedback")
-# Tokens, and the narrow and wide sides of SmolLM2-135M's largest layers.
-CEILING_SHAPE = (1024, 576, 1536)
 
 # Scores of both responses, shape (pairs, 2).
 Contestant = Callable[[list[Triplet], list[EncodedPair]], NDArray[np.float32]]
@@ -77,20 +75,24 @@ def main() -> None:
                     triplets = read(dataset, arguments.pairs)
                     results.append(compare(annotator, field, dataset, triplets, arguments.rounds))
     show(results)
-    machine = {
+    record = {"command": " ".join(sys.argv), "machine": machine(), "results": results}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    draw(results, RESULTS.with_suffix(".svg"))
+    print(f"written to {RESULTS} and {RESULTS.with_suffix('.svg').name}")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, beside the code."""
+    return {
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
-        "threads": arguments.threads,
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
-    record = {"command": " ".join(sys.argv), "machine": machine, "results": results}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    draw(results, RESULTS.with_suffix(".svg"))
-    print(f"written to {RESULTS} and {RESULTS.with_suffix('.svg').name}")
 
 
 def with_scalar_head(folder: Path) -> Path:
@@ -231,16 +233,12 @@ def compare(
             seconds[name].append(taken)
     medians = {name: statistics.median(of_name) for name, of_name in seconds.items()}
     tokens = sum(pair.tokens for pair in pairs)
-    read_tokens = tokens - sum(pair.shared for pair in pairs)
-    ceiling = {name: statistics.median(c[name] for c in ceilings) for name in ceilings[0]}
-    linear = 2 * linear_parameters(annotator) * read_tokens
-    flops = {"linear": linear, "matrix": linear + attention_flops(annotator, pairs)}
     return {
         "dataset": dataset,
         "dtype": annotator.backend.dtype,
         "pairs": len(pairs),
         "tokens": tokens,
-        "tokens_read_by_cwpo": read_tokens,
+        "tokens_read_by_cwpo": tokens - sum(pair.shared for pair in pairs),
         "pairs_per_second": {name: len(pairs) / s for name, s in medians.items()},
         "tokens_per_second": {name: tokens / s for name, s in medians.items()},
         "padding_share": {
@@ -252,10 +250,23 @@ def compare(
             name: float(np.abs(of_name - scores[best]).max()) for name, of_name in scores.items()
         },
         "ratio": {name: s / medians["cwpo"] for name, s in medians.items() if name != "cwpo"},
-        "gflops": {kind: count / medians["cwpo"] / 1e9 for kind, count in flops.items()},
+        **utilisation(annotator, pairs, medians["cwpo"], ceilings),
+    }
+
+
+def utilisation(
+    annotator: Annotator, pairs: list[EncodedPair], seconds: float, ceilings: list[dict[str, float]]
+) -> dict[str, Any]:
+    """FLOP/s of the linear layers, and with the products of attention, beside the ceilings'."""
+    read_tokens = sum(pair.tokens - pair.shared for pair in pairs)
+    linear = 2 * linear_parameters(annotator) * read_tokens
+    flops = {"linear": linear, "matrix": linear + attention_flops(annotator, pairs)}
+    ceiling = {name: statistics.median(c[name] for c in ceilings) for name in ceilings[0]}
+    return {
+        "gflops": {kind: count / seconds / 1e9 for kind, count in flops.items()},
         "matrix_ceiling_gflops": {name: rate / 1e9 for name, rate in ceiling.items()},
         "share_of_ceiling": {
-            name: {kind: count / medians["cwpo"] / rate for kind, count in flops.items()}
+            name: {kind: count / seconds / rate for kind, count in flops.items()}
             for name, rate in ceiling.items()
         },
     }
@@ -281,7 +292,8 @@ def timed(
 def matrix_ceilings(annotator: Annotator) -> dict[str, float]:
     """FLOP/s of plain matrix products of the model's shapes: torch's own, and oneDNN's on a CPU."""
     model = annotator.backend.model  # type: ignore[attr-defined]
-    tokens, narrow, wide = CEILING_SHAPE
+    narrow, wide = model.config.hidden_size, model.config.intermediate_size
+    tokens = annotator.backend.token_budget  # type: ignore[attr-defined]
     inputs = torch.randn(tokens, narrow, dtype=model.dtype, device=model.device)
     linear = torch.nn.Linear(narrow, wide, bias=False, dtype=model.dtype, device=model.device)
     layers: dict[str, torch.nn.Module] = {"torch": linear}
