@@ -97,7 +97,10 @@ def test_padding_is_what_the_model_read_for_nothing(serve, scalar_head, triplet)
 
     with serve(lambda: Annotator.load(scalar_head("minilm"), device="cpu")) as service:
         assert share(service) == 0
-        service.annotate(triplet(0, response_a="yes", response_b="well, " * 40))
-        assert 0.3 < share(service) < 0.5
+        # Several texts a pass, on however many cores.
+        service.annotate(
+            *(triplet(i, response_a="yes", response_b="well, " * i) for i in range(1, 13))
+        )
+        assert 0 < share(service) < 0.5
         service.annotate(triplet(0, response_a="yes", response_b="two"))
         assert share(service) == 0
