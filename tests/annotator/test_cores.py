@@ -102,6 +102,16 @@ def test_scores_are_the_same_on_any_number_of_cores(tiny_annotator, tmp_path, ki
         annotator.backend.close()
 
 
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_nothing_has_no_scores(tiny_annotator, tmp_path, kind, threads):
+    folder = tiny_annotator if kind == "llama" else encoder_model(tiny_annotator, tmp_path)
+    backend = Annotator.load(folder, threads=threads).backend
+    assert backend.score_pairs([]).shape == (0, 2)
+    assert backend.score_texts([]).shape == (0,)
+    backend.close()
+
+
 def encoder_model(tiny_annotator, folder):
     encoder = Encoder.load(tiny_annotator)
     config = AutoConfig.for_model(

@@ -17,7 +17,7 @@ class Cores:
     """Does work side by side, a core each.
 
     torch on its own shares each operation among all threads. They wait for one another at its end,
-    and between two of them for Python and the allocator: a tenth of the time of a small model.
+    and between two of them for Python and the allocator: a good part of a small model's time.
 
     Args:
         count: of the cores; with one, work is done in the caller's thread.

@@ -125,9 +125,11 @@ class TorchBackend:
         sizes: Sequence[int],
     ) -> list[Pass]:
         """Items packed within the token budget; where there are enough, as many for each core."""
-        passes = [*pack(items, self._cores.share(sizes, self.token_budget))]
-        enough = len(passes) >= self._cores.count
-        return passes if enough else [*pack(items, self.token_budget)]
+        if len(items) >= self._cores.count:
+            passes = [*pack(items, self._cores.share(sizes, self.token_budget))]
+            if len(passes) >= self._cores.count:
+                return passes
+        return [*pack(items, self.token_budget)]
 
     def _score_packed(self, rows: Iterable[Row], count: int) -> NDArray[np.float32]:
         scores = np.empty(count, np.float32)
