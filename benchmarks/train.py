@@ -42,7 +42,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from cwpo import Triplet
 from cwpo_annotator.backends.base import EncodedPair
-from cwpo_annotator.backends.torch import best_device
+from cwpo_annotator.backends.in_process import best_device
 from cwpo_annotator.encoding import Encoder
 from cwpo_annotator.responses import ResponseEncoder
 from cwpo_trainer import estimate, losses, runtime

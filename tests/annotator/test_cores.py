@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from cwpo import Triplet
 from cwpo_annotator import Annotator
@@ -89,10 +89,8 @@ def test_every_core_gets_as_many_pieces(sizes, limit, size):
     assert Cores(2).share(sizes, limit) == size
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
 @pytest.mark.parametrize("threads", [2, 3, 20])
-def test_scores_are_the_same_on_any_number_of_cores(tiny_annotator, tmp_path, kind, threads):
-    folder = tiny_annotator if kind == "llama" else encoder_model(tiny_annotator, tmp_path)
+def test_scores_are_the_same_on_any_number_of_cores(folder, threads):
     alone = Annotator.load(folder, threads=1, token_budget=60)
     together = Annotator.load(folder, threads=threads, token_budget=60)
     expected = [(label.score_a, label.score_b) for label in alone.annotate(TRIPLETS)]
@@ -102,32 +100,12 @@ def test_scores_are_the_same_on_any_number_of_cores(tiny_annotator, tmp_path, ki
         annotator.backend.close()
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_nothing_has_no_scores(tiny_annotator, tmp_path, kind, threads):
-    folder = tiny_annotator if kind == "llama" else encoder_model(tiny_annotator, tmp_path)
+def test_nothing_has_no_scores(folder, threads):
     backend = Annotator.load(folder, threads=threads).backend
     assert backend.score_pairs([]).shape == (0, 2)
     assert backend.score_texts([]).shape == (0,)
     backend.close()
-
-
-def encoder_model(tiny_annotator, folder):
-    encoder = Encoder.load(tiny_annotator)
-    config = AutoConfig.for_model(
-        "bert",
-        num_labels=1,
-        vocab_size=len(encoder.tokenizer),
-        pad_token_id=encoder.pad_token_id,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    encoder.save(folder)
-    return folder
 
 
 @pytest.mark.parametrize(("rope", "cores"), [("default", 2), ("dynamic", 1)])
@@ -139,3 +117,10 @@ def test_a_model_that_remembers_the_longest_text_reads_one_row_at_a_time(
     model.save_pretrained(tmp_path)
     Encoder.load(tiny_annotator).save(tmp_path)
     assert Annotator.load(tmp_path, threads=2).backend._cores.count == cores
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_core_has_something_to_do_in_a_batch(folder, threads):
+    backend = Annotator.load(folder, threads=threads).backend
+    assert backend.batch_tokens == 2048 * threads
+    backend.close()

@@ -3,14 +3,11 @@
 import logging
 
 import numpy as np
-import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig
 
 from cwpo import Triplet
 from cwpo.types import ScoreItem
 from cwpo_annotator import Annotator
-from cwpo_annotator.checkpoint import Card, EncodingSpec, write_card
 
 TRIPLETS = [
     Triplet(prompt="why cat " * words, response_a="because good", response_b="no " * words)
@@ -31,32 +28,11 @@ def with_memory_for(annotator, tokens):
         if ids.numel() > tokens:
             raise torch.OutOfMemoryError(f"{ids.numel()} tokens")
 
-    annotator.backend.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    backend = annotator.backend
+    for model in getattr(backend, "model", None), getattr(backend, "policy", None):
+        if model is not None:
+            model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     return annotator
-
-
-@pytest.fixture(scope="module")
-def tiny_encoder(tiny_tokenizer, tmp_path_factory):
-    """The folder of a random BERT, which is read in padded batches."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny") / "encoder"
-    config = BertConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_labels=1,
-    )
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    write_card(folder, Card(encoding=EncodingSpec(max_length=128, pad_token="<pad>")))
-    return folder
-
-
-@pytest.fixture(params=["packed", "padded"])
-def folder(request, tiny_annotator, tiny_encoder):
-    return tiny_annotator if request.param == "packed" else tiny_encoder
 
 
 def scores_of(annotations):

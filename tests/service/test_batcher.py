@@ -46,7 +46,7 @@ def batched(scenario, *, budget=4, bound=1000):
     """Run scenario(batcher, device, submit): the first submission holds the device."""
 
     async def run():
-        batcher = Batcher(Metrics(), budget=budget, bound=bound)
+        batcher = Batcher(Metrics(), budget=lambda: budget, bound=bound)
         batcher.start()
         device = Device()
 
@@ -248,7 +248,7 @@ def test_retry_after_follows_the_rate_at_which_the_queue_drains():
 
 def test_stopping_fails_what_still_waits():
     async def run():
-        batcher = Batcher(Metrics(), budget=4, bound=1000)
+        batcher = Batcher(Metrics(), budget=lambda: 4, bound=1000)
         batcher.start()
         device = Device()
         with batcher.admission.room(8) as room:

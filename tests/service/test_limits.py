@@ -269,3 +269,17 @@ def test_a_stuck_forward_pass_is_seen_by_liveness(serve, annotator_with, gated, 
         gated.gate.set()
         asking.wait()
         assert service.http.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "batches"), [({}, [3, 3, 1]), ({"token_budget": 4}, [2, 2, 2, 1])]
+)
+def test_a_batch_is_what_keeps_the_backend_busy_if_none_is_set(
+    serve, annotator_with, gated, triplet, settings, batches
+):
+    # The null annotator's texts are a token each.
+    gated.batch_tokens = 6
+    gated.gate.set()
+    with serve(lambda: annotator_with(gated), **settings) as service:
+        service.annotate(*(triplet(number) for number in range(7))).raise_for_status()
+    assert gated.batches == batches

@@ -28,7 +28,7 @@ class Batcher:
     """Scores items in batches on one dedicated thread.
 
     Args:
-        budget: tokens a batch.
+        budget: tokens a batch, asked for each.
         bound: tokens that may wait.
         probe: scores something that can be scored, to tell a bad request from a dead backend.
     """
@@ -37,12 +37,12 @@ class Batcher:
         self,
         metrics: Metrics,
         *,
-        budget: int,
+        budget: Callable[[], int],
         bound: int,
         probe: Callable[[], object] = lambda: None,
     ) -> None:
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self.budget = budget
+        self._budget = budget
         self._backend_is_dead = False
         self._probe = probe
         self._metrics = metrics
@@ -120,7 +120,7 @@ class Batcher:
     async def _run(self) -> None:
         try:
             while True:
-                parts = self._queue.take(self.budget)
+                parts = self._queue.take(self._budget())
                 if parts:
                     await self._score(parts)
                 else:

@@ -38,8 +38,6 @@ T = TypeVar("T")
 
 Phase = Literal["loading", "ready", "draining", "failed"]
 
-_GPU_BUDGET = 65536
-_CPU_BUDGET = 4096
 _RETRY_AFTER = {"loading": 10, "draining": 5, "failed": 30}
 
 
@@ -59,7 +57,7 @@ class Inference:
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokeniser")
         self._batcher = Batcher(
             metrics,
-            budget=settings.token_budget or _CPU_BUDGET,
+            budget=lambda: settings.token_budget or self.annotator.backend.batch_tokens,
             bound=settings.queue_tokens,
             probe=lambda: check_scores(self.annotator),
         )
@@ -79,8 +77,6 @@ class Inference:
             self.failure = CwpoError(f"{name}: the annotator cannot be loaded: {reason}")
         else:
             self._hosted = self._host(annotator)
-            if self._settings.token_budget is None and annotator.backend.device.startswith("cuda"):
-                self._batcher.budget = _GPU_BUDGET
             self._batcher.start()
             if self.phase == "loading":
                 self.phase = "ready"

@@ -73,7 +73,9 @@ class ServeSettings(Command):
         4 << 20, ge=1, description="tokens that may wait; requests beyond it are told to come back"
     )
     token_budget: int | None = Field(
-        None, ge=1, description="tokens a batch; without it 65536 on a GPU, 4096 on a CPU"
+        None,
+        ge=1,
+        description="tokens a batch; without it 65536 on a GPU and for vLLM, 2048 a core of a CPU",
     )
     stuck_seconds: float = Field(
         300.0, gt=0, description="time that one batch may take before the service counts as dead"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from cwpo.types import Prompt
-from cwpo_annotator.backends.torch import best_device
+from cwpo_annotator.backends.in_process import best_device
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import policy, runtime
 from cwpo_trainer.formatting import Formatter

@@ -17,7 +17,7 @@ from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.base import EncodedPair
-from cwpo_annotator.backends.torch import best_device
+from cwpo_annotator.backends.in_process import best_device
 from cwpo_annotator.checkpoint import (
     IMPLICIT,
     REFERENCE_NAME,

@@ -64,6 +64,9 @@ class Backend(Protocol):
     device: str
     dtype: str
 
+    # Tokens a call that keep it busy: with more, others would only wait the longer.
+    batch_tokens: int
+
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         """Raw scores of a and b, shape (n, 2), in input order; NaN and infinities as they come.
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from cwpo_annotator.backends.torch import read_row
+from cwpo_annotator.backends.padding import padded
+from cwpo_annotator.backends.shared_prefix import read_row
 from cwpo_annotator.checkpoint import CheckpointError
 from cwpo_annotator.packing import Row
 
@@ -107,18 +108,12 @@ def of_row(model: Any, row: Row, starts: Sequence[int]) -> Tensor:
 
 def of_batch(model: Any, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     """The log-probabilities of the responses of texts that are padded to one length."""
-    width = max(map(len, texts))
-    ids = torch.zeros((len(texts), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.as_tensor(text)
-        mask[row, : len(text)] = 1
-    output = model.base_model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-    )
+    ids, mask = padded(texts, 0, model.device)
+    output = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    begins = range(0, ids.numel(), ids.shape[1])
     responses = [
-        _response(range(row * width, row * width + len(text)), text, start)
-        for row, (text, start) in enumerate(zip(texts, starts, strict=True))
+        _response(range(begin, begin + len(text)), text, start)
+        for begin, text, start in zip(begins, texts, starts, strict=True)
     ]
     return log_probs(model, output.last_hidden_state.flatten(0, 1), responses)
 

@@ -43,6 +43,7 @@ class NullBackend:
     name = "null"
     device = "cpu"
     dtype = "float32"
+    batch_tokens = 4096
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         """Shape (n, 2)."""

@@ -16,7 +16,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from cwpo_annotator.backends import layout, products
+from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.backends.layout import Layout, Run
+from cwpo_annotator.packing import Row, pack_pairs
 
 # Implementations of attention, the faster first.
 AT_ONCE, BY_RUNS = "cwpo_shared_prefix_at_once", "cwpo_shared_prefix"
@@ -133,3 +135,43 @@ AttentionInterface.register(BY_RUNS, attention)
 for name in (AT_ONCE, BY_RUNS):
     # The attention above knows what sees what; no mask is to be built.
     AttentionMaskInterface.register(name, lambda *_, **__: None)
+
+
+def read_row(model: Any, row: Row) -> torch.Tensor:
+    """Hidden states of a packed row, shape (tokens, width), by a model that `share_prompts`."""
+    with layout.reading(row.segments, model.device):
+        output = model.base_model(
+            input_ids=torch.tensor([row.ids], device=model.device),
+            position_ids=torch.tensor([row.positions], device=model.device),
+            use_cache=False,
+        )
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+@torch.inference_mode()
+def share_prompts(model: Any) -> bool:
+    """Switch a decoder to shared prompts, where its hidden states then prove to be the same.
+
+    Encoders, and decoders whose attention goes its own ways, stay as they are.
+    """
+    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
+    if not any(isinstance(head, torch.nn.Linear) for head in heads):
+        return False
+    before = model.config._attn_implementation
+    texts = torch.arange(3, 15), torch.cat((torch.arange(3, 9), torch.arange(20, 24)))
+    (row,) = pack_pairs([EncodedPair(texts[0].tolist(), texts[1].tolist(), shared=6)], 1024)
+    ids = (texts[index] for index in row.texts)
+    own = [model.base_model(input_ids=text[None].to(model.device)) for text in ids]
+    expected = torch.stack([output.last_hidden_state[0, -1] for output in own]).float()
+    for implementation in (AT_ONCE, BY_RUNS):
+        try:
+            model.set_attn_implementation(implementation)
+            error = (read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
+        except (TypeError, ValueError, RuntimeError, LookupError):
+            continue
+        # Another mask or other positions change hidden states by the order of their size.
+        if error < (1e-3 if model.dtype == torch.float32 else 0.1):
+            return True
+    model.set_attn_implementation(before)
+    return False

@@ -22,6 +22,8 @@ from cwpo_annotator.backends.base import (
 )
 from cwpo_annotator.backends.vllm_server import VllmServer
 
+# Tokens that keep a GPU busy; a server by URL is taken to have one.
+_BATCH_TOKENS = {"gpu": 65536, "cpu": 4096}
 # Both texts of a pair go in one request, next to each other: the prefix cache serves the second.
 _REQUEST_TEXTS = 32
 
@@ -52,6 +54,8 @@ class VllmBackend:
         self.dtype = dtype
         self._http = httpx.Client(base_url=self.url, timeout=timeout)
         self._server = server
+        is_on_cpu = server is not None and server.on_cpu
+        self.batch_tokens = _BATCH_TOKENS["cpu" if is_on_cpu else "gpu"]
         self._model: str | None = None
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="vllm")
 

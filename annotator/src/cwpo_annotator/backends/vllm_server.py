@@ -54,6 +54,7 @@ class VllmServer:
         on_cpu: bool = False,
         arguments: Sequence[str] = (),
     ) -> None:
+        self.on_cpu = on_cpu
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
         folder = checkpoint.resolve(annotator)

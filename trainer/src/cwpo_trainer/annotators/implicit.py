@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.backends.language_model import of_batch, of_row
-from cwpo_annotator.backends.torch import share_prompts
+from cwpo_annotator.backends.shared_prefix import share_prompts
 from cwpo_annotator.packing import pack_pairs
 from cwpo_trainer.annotators.scorer import TOKEN_BUDGETS, a_and_b, arithmetic, like_lengths
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.backends.base import EncodedPair
-from cwpo_annotator.backends.torch import read_row, share_prompts
+from cwpo_annotator.backends.padding import padded
+from cwpo_annotator.backends.shared_prefix import read_row, share_prompts
 from cwpo_annotator.packing import Row, pack_pairs
 
 # Tokens a forward pass, padding included; it sets memory and speed, not the result.
@@ -89,14 +90,9 @@ class Scorer:
 
     def _of_padded(self, pairs: Sequence[EncodedPair]) -> Tensor:
         texts = [*(pair.a for pair in pairs), *(pair.b for pair in pairs)]
-        ids = torch.full((len(texts), max(map(len, texts))), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.as_tensor(text)
-            mask[row, : len(text)] = 1
-        device = self.model.device
+        ids, mask = padded(texts, self.pad_token_id, self.model.device)
         with arithmetic(self.model, bfloat16=self.bfloat16):
-            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
         scores: Tensor = logits[:, 0].float()
         return scores.view(2, -1).T
 
