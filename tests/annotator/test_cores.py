@@ -75,20 +75,6 @@ def test_an_error_reaches_the_caller(cores):
         cores.each(fail, range(5))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "limit", "size"),
-    [
-        # 1,200 in two pieces of 600, and half an item more.
-        ([100] * 12, 1024, 650),
-        # 3,000 in four, since two would be too large.
-        ([100] * 30, 1024, 800),
-        ([900, 900], 1024, 1024),
-    ],
-)
-def test_every_core_gets_as_many_pieces(sizes, limit, size):
-    assert Cores(2).share(sizes, limit) == size
-
-
 @pytest.mark.parametrize("threads", [2, 3, 20])
 def test_scores_are_the_same_on_any_number_of_cores(folder, threads):
     alone = Annotator.load(folder, threads=1, token_budget=60)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -48,69 +51,122 @@ class Row:
                 own = range(stop, stop + segment.second)
                 yield [*range(segment.start, end_of_prompt), *own] if own else first
 
+    def append(self, first: Sequence[int], rest: Sequence[int], shared: int) -> None:
+        """Another segment: a text, and what a second one that shares its beginning goes on with."""
+        start = len(self.ids)
+        self.ids += first
+        self.positions += range(len(first))
+        self.last.append(len(self.ids) - 1)
+        self.ids += rest
+        self.positions += range(shared, shared + len(rest))
+        self.segments.append(Segment(start, shared, len(first) - shared, len(rest)))
 
-def pack_pairs(pairs: Sequence[EncodedPair], token_budget: int) -> Iterator[Row]:
-    """Rows of at most token_budget tokens (or one pair that is larger), in input order.
+
+def pack_pairs(
+    pairs: Sequence[EncodedPair], token_budget: int, *, multiple_of: int = 1
+) -> list[Row]:
+    """Rows of at most token_budget tokens (or one pair that is larger), nearly equal in length.
 
     Text 2i is pair i's a, text 2i + 1 its b. The shorter text of a pair comes first, whatever its
     name, so that swapping a and b gives the very same row and an exactly opposite margin.
+
+    Args:
+        multiple_of: what the number of rows is to be, where there are as many pairs.
     """
-    row = Row()
-    for index, pair in enumerate(pairs):
-        ordered = sorted(((pair.a, 2 * index), (pair.b, 2 * index + 1)), key=_canonical)
-        (first, first_text), (second, second_text) = ordered
-        # Each text keeps a token of its own to read its score at.
-        shared = min(pair.shared, len(first) - 1)
-        if row.ids and len(row.ids) + pair.tokens - shared > token_budget:
-            yield row
-            row = Row()
-        _append(row, first, second, shared)
-        row.texts += first_text, second_text
-    if row.ids:
-        yield row
+    segments = [_segment(pair) for pair in pairs]
+    sizes = [len(first) + len(rest) for first, rest, _, _ in segments]
+    rows = []
+    for group in balanced(sizes, token_budget, multiple_of):
+        row = Row()
+        for index in group:
+            first, rest, shared, is_swapped = segments[index]
+            row.append(first, rest, shared)
+            # Equal texts are read once: their scores are the very same number, and the pair a tie.
+            row.last.append(len(row.ids) - 1)
+            row.texts += (2 * index + is_swapped, 2 * index + (not is_swapped))
+        rows.append(row)
+    return rows
 
 
-def _append(row: Row, first: Sequence[int], second: Sequence[int], shared: int) -> None:
-    start = len(row.ids)
-    row.ids += first
-    row.positions += range(len(first))
-    row.last.append(len(row.ids) - 1)
-    # Equal texts are read once: their scores are the very same number, and the pair a tie.
-    rest = [] if first == second else second[shared:]
-    row.ids += rest
-    row.positions += range(shared, shared + len(rest))
-    row.last.append(len(row.ids) - 1)
-    row.segments.append(Segment(start, shared, len(first) - shared, len(rest)))
+def _segment(pair: EncodedPair) -> tuple[Sequence[int], Sequence[int], int, bool]:
+    """The shorter text, the other's own tokens, how many they share, and whether b is first."""
+    is_swapped = (len(pair.b), pair.b) < (len(pair.a), pair.a)
+    first, second = (pair.b, pair.a) if is_swapped else (pair.a, pair.b)
+    # Each text keeps a token of its own to read its score at.
+    shared = min(pair.shared, len(first) - 1)
+    return first, [] if first == second else second[shared:], shared, is_swapped
 
 
-def pack_texts(texts: Sequence[Sequence[int]], token_budget: int) -> Iterator[Row]:
-    """Rows of single texts, in input order."""
-    row = Row()
-    for index, ids in enumerate(texts):
-        if row.ids and len(row.ids) + len(ids) > token_budget:
-            yield row
-            row = Row()
-        row.segments.append(Segment(len(row.ids), 0, len(ids), 0))
-        row.ids += ids
-        row.positions += range(len(ids))
-        row.last.append(len(row.ids) - 1)
-        row.texts.append(index)
-    if row.ids:
-        yield row
+def pack_texts(
+    texts: Sequence[Sequence[int]], token_budget: int, *, multiple_of: int = 1
+) -> list[Row]:
+    """Rows of single texts; see pack_pairs."""
+    rows = []
+    for group in balanced([len(ids) for ids in texts], token_budget, multiple_of):
+        row = Row(texts=group)
+        for index in group:
+            row.append(texts[index], [], 0)
+        rows.append(row)
+    return rows
 
 
-def length_sorted(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices in batches of like lengths, longest first, each within the budget when padded."""
+def balanced(sizes: Sequence[int], limit: int, multiple_of: int = 1) -> list[list[int]]:
+    """Indices in few groups of nearly the same size: at most the limit, or one larger item.
+
+    Args:
+        multiple_of: what the number of groups is to be, where there are as many items.
+    """
+    step = multiple_of if multiple_of <= len(sizes) else 1
+    count = math.ceil(sum(min(size, limit) for size in sizes) / limit)
+    while True:
+        groups = _spread(sizes, math.ceil(count / step) * step)
+        if all(len(group) <= 1 or sum(sizes[at] for at in group) <= limit for group in groups):
+            return [group for group in groups if group]
+        count += max(1, count // 50)
+
+
+def _spread(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Each item, the largest first, to the group that is the smallest yet."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    smallest = [(0, at) for at in range(count)]
+    for index in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+        size, at = smallest[0]
+        groups[at].append(index)
+        heapq.heapreplace(smallest, (size + sizes[index], at))
+    return groups
+
+
+def length_sorted(
+    lengths: Sequence[int], token_budget: int, *, multiple_of: int = 1
+) -> list[list[int]]:
+    """Indices in batches of like lengths, longest first, each within the budget when padded.
+
+    Args:
+        multiple_of: what the number of batches is to be at the most or, if it cannot be, at the
+            least, where there are as many texts.
+    """
+    order = sorted(range(len(lengths)), key=lambda at: -lengths[at])
+    batches = _filled(order, lengths, token_budget)
+    if multiple_of == 1:
+        return batches
+    step = multiple_of if multiple_of <= len(lengths) else 1
+    count = math.ceil(len(batches) / step) * step
+    # The smallest budget that needs no more batches: with it none is much larger than the others.
+    budget = bisect_left(
+        range(token_budget), -count, key=lambda budget: -len(_filled(order, lengths, budget))
+    )
+    batches = _filled(order, lengths, budget)
+    return batches if len(batches) >= step else _filled(order, lengths, budget - 1)
+
+
+def _filled(order: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Items in order, in as few batches as each is within the budget at the first one's length."""
     batches: list[list[int]] = []
     width = 0
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+    for index in order:
         if batches and (len(batches[-1]) + 1) * width <= token_budget:
             batches[-1].append(index)
         else:
             batches.append([index])
             width = lengths[index]
     return batches
-
-
-def _canonical(text: tuple[Sequence[int], int]) -> tuple[int, Sequence[int]]:
-    return len(text[0]), text[0]

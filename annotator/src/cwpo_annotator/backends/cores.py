@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -31,17 +30,6 @@ class Cores:
             list(self._pool.map(lambda _: all_there.wait(), range(count)))
             # The last thread's wish has become the default of threads to come.
             torch.set_num_threads(count)
-
-    def share(self, sizes: Sequence[int], limit: int) -> int:
-        """The size of pieces, at most the limit, of which each core gets the same number.
-
-        Args:
-            sizes: of the items that make up the pieces, at least one.
-        """
-        total = sum(sizes)
-        pieces = self.count * math.ceil(total / (self.count * limit))
-        # A piece ends before the item that does not fit: on average half an item early.
-        return min(limit, math.ceil(total / pieces + total / len(sizes) / 2))
 
     def each(self, work: Callable[[Item], object], items: Sequence[Item]) -> None:
         """Do the work for each item, the first ones first.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from cwpo_annotator.backends.cores import Cores
 from cwpo_annotator.backends.memory import MemoryBudget
 from cwpo_annotator.backends.shared_prefix import share_prompts
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
-
-Item = TypeVar("Item")
-Pass = TypeVar("Pass")
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again. Fewer texts at
@@ -93,7 +90,7 @@ class InProcessBackend(ABC):
     def _score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         starts = [start for pair in pairs for start in (pair.start, pair.start)]
         if self.shares_prompts:
-            rows = self._passes(pack_pairs, pairs, [pair.tokens - pair.shared for pair in pairs])
+            rows = pack_pairs(pairs, self.token_budget, multiple_of=self._cores.count)
             scores = self._score_packed(rows, starts)
         else:
             scores = self._score_padded([ids for pair in pairs for ids in (pair.a, pair.b)], starts)
@@ -102,22 +99,9 @@ class InProcessBackend(ABC):
     def _score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         sequences, starts = [text.ids for text in texts], [text.start for text in texts]
         if self.shares_prompts:
-            rows = self._passes(pack_texts, sequences, [len(ids) for ids in sequences])
+            rows = pack_texts(sequences, self.token_budget, multiple_of=self._cores.count)
             return self._score_packed(rows, starts)
         return self._score_padded(sequences, starts)
-
-    def _passes(
-        self,
-        pack: Callable[[Sequence[Item], int], Iterable[Pass]],
-        items: Sequence[Item],
-        sizes: Sequence[int],
-    ) -> list[Pass]:
-        """Items packed within the token budget; where there are enough, as many for each core."""
-        if len(items) >= self._cores.count:
-            passes = [*pack(items, self._cores.share(sizes, self.token_budget))]
-            if len(passes) >= self._cores.count:
-                return passes
-        return [*pack(items, self.token_budget)]
 
     def _score_packed(self, rows: Iterable[Row], starts: Sequence[int]) -> NDArray[np.float32]:
         scores = np.empty(len(starts), np.float32)
@@ -142,7 +126,7 @@ class InProcessBackend(ABC):
         place = {text: at for at, text in enumerate(texts)}
         scores = np.empty(len(texts), np.float32)
         lengths = [length for length, _, _ in texts]
-        batches = self._passes(length_sorted, lengths, lengths)
+        batches = length_sorted(lengths, self.token_budget, multiple_of=self._cores.count)
         # A batch is as wide as its first text, the longest.
         width = sum(len(rows) * lengths[rows[0]] for rows in batches)
         self.padding = 1 - sum(lengths) / width if width else 0.0

@@ -47,12 +47,11 @@ class LanguageModelScorer:
     ) -> Iterator[tuple[Part, Tensor]]:
         """Pairs of one forward pass, and the log-probabilities of their responses, (part, 2)."""
         if self.shares_prompts:
-            by_length = sorted(pairs, key=lambda pair: pair.tokens)
-            for row in pack_pairs(by_length, self.token_budget):
-                starts = [by_length[text // 2].start for text in row.texts]
+            for row in pack_pairs(pairs, self.token_budget):
+                starts = [pairs[text // 2].start for text in row.texts]
                 with arithmetic(self.model, bfloat16=bfloat16):
                     sums = of_row(self.model, row, starts)
-                yield [by_length[text // 2] for text in row.texts[::2]], a_and_b(row, sums)
+                yield [pairs[text // 2] for text in row.texts[::2]], a_and_b(row, sums)
             return
         for part in like_lengths(pairs, self.token_budget):
             texts = [*(pair.a for pair in part), *(pair.b for pair in part)]

@@ -66,8 +66,7 @@ class Scorer:
     def scores(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
         """Scores of a and b, float32, shape (part, 2): a tensor a forward pass, in any order."""
         if self.shares_prompts:
-            by_length = sorted(pairs, key=lambda pair: pair.tokens)
-            for row in pack_pairs(by_length, self.token_budget):
+            for row in pack_pairs(pairs, self.token_budget):
                 with arithmetic(self.model, bfloat16=self.bfloat16):
                     hidden = read_row(self.model, row)
                 yield a_and_b(row, self.model.score(hidden[row.last])[:, 0])
