@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cwpo_annotator.backends import layers
-from cwpo_annotator.backends.in_process import InProcessBackend, best_device, default_budget
+from cwpo_annotator.backends.in_process import InProcessBackend, best_device
 from cwpo_annotator.backends.language_model import load_language_model, of_batch, of_row
 from cwpo_annotator.checkpoint import REFERENCE_NAME
 from cwpo_annotator.packing import Row
@@ -50,9 +50,9 @@ class ImplicitBackend(InProcessBackend):
             for path in (folder, folder / REFERENCE_NAME)
         )
         models = [self.policy, self.reference]
-        for model in models:
-            layers.replace(model.base_model, token_budget or default_budget(on))
         super().__init__(models, device=on, dtype=dtype, token_budget=token_budget)
+        for model in models:
+            layers.replace(model, self.token_budget)
 
     def close(self) -> None:
         """Free both models."""

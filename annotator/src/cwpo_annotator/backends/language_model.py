@@ -72,7 +72,7 @@ def log_probs(model: Any, hidden: Tensor, responses: Sequence[Response]) -> Tens
         [at for at, item in enumerate(responses) for _ in item.targets], device=device
     )
     head = model.get_output_embeddings()
-    size = max(1, _LOGITS // head.weight.shape[0])
+    size = max(1, _LOGITS // head.out_features)
     sums = torch.zeros(len(responses), device=device)
     for start in range(0, len(targets), size):
         part = slice(start, start + size)
