@@ -64,7 +64,7 @@ class Row:
 
 def pack_pairs(
     pairs: Sequence[EncodedPair], token_budget: int, *, multiple_of: int = 1
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of at most token_budget tokens (or one pair that is larger), nearly equal in length.
 
     Text 2i is pair i's a, text 2i + 1 its b. The shorter text of a pair comes first, whatever its
@@ -75,7 +75,6 @@ def pack_pairs(
     """
     segments = [_segment(pair) for pair in pairs]
     sizes = [len(first) + len(rest) for first, rest, _, _ in segments]
-    rows = []
     for group in balanced(sizes, token_budget, multiple_of):
         row = Row()
         for index in group:
@@ -84,8 +83,7 @@ def pack_pairs(
             # Equal texts are read once: their scores are the very same number, and the pair a tie.
             row.last.append(len(row.ids) - 1)
             row.texts += (2 * index + is_swapped, 2 * index + (not is_swapped))
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _segment(pair: EncodedPair) -> tuple[Sequence[int], Sequence[int], int, bool]:
@@ -99,15 +97,13 @@ def _segment(pair: EncodedPair) -> tuple[Sequence[int], Sequence[int], int, bool
 
 def pack_texts(
     texts: Sequence[Sequence[int]], token_budget: int, *, multiple_of: int = 1
-) -> list[Row]:
+) -> Iterator[Row]:
     """Rows of single texts; see pack_pairs."""
-    rows = []
     for group in balanced([len(ids) for ids in texts], token_budget, multiple_of):
         row = Row(texts=group)
         for index in group:
             row.append(texts[index], [], 0)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def balanced(sizes: Sequence[int], limit: int, multiple_of: int = 1) -> list[list[int]]:
@@ -117,12 +113,12 @@ def balanced(sizes: Sequence[int], limit: int, multiple_of: int = 1) -> list[lis
         multiple_of: what the number of groups is to be, where there are as many items.
     """
     step = multiple_of if multiple_of <= len(sizes) else 1
-    count = math.ceil(sum(min(size, limit) for size in sizes) / limit)
+    rounds = math.ceil(sum(min(size, limit) for size in sizes) / (limit * step))
     while True:
-        groups = _spread(sizes, math.ceil(count / step) * step)
+        groups = _spread(sizes, rounds * step)
         if all(len(group) <= 1 or sum(sizes[at] for at in group) <= limit for group in groups):
             return [group for group in groups if group]
-        count += max(1, count // 50)
+        rounds += max(1, rounds // 50)
 
 
 def _spread(sizes: Sequence[int], count: int) -> list[list[int]]:

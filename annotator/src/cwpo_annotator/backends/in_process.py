@@ -111,7 +111,7 @@ class InProcessBackend(ABC):
             of_row = self._of_row(row, [starts[text] for text in row.texts])
             scores[row.texts] = of_row.float().cpu().numpy()
 
-        self._cores.each(score, sorted(rows, key=lambda row: -len(row.ids)))
+        self._cores.each(score, [*rows])
         return scores
 
     def _score_padded(
