@@ -50,10 +50,10 @@ class InProcessBackend(ABC):
         self.device, self.dtype = str(device), dtype
         self.shares_prompts = all([share_prompts(model) for model in models])
         self._memory = MemoryBudget(token_budget or default_budget(device, self.shares_prompts))
-        are_apart = device.type == "cpu" and all(map(_keeps_no_state, models))
-        self._cores = Cores(torch.get_num_threads() if are_apart else 1)
+        cores = torch.get_num_threads() if device.type == "cpu" else 1
+        self._cores = Cores(cores if all(map(_keeps_no_state, models)) else 1)
         # Two passes of usual size for each core.
-        self.batch_tokens = 2 * default_budget(device) * self._cores.count
+        self.batch_tokens = 2 * default_budget(device) * cores
 
     @abstractmethod
     def _of_row(self, row: Row, starts: Sequence[int]) -> torch.Tensor:
@@ -80,7 +80,7 @@ class InProcessBackend(ABC):
         """Shape (n,); see Backend."""
         return self._memory.score(texts, self._score_texts)
 
-    def check(self) -> None:  # noqa: B027 - not each has to
+    def check(self) -> None:  # noqa: B027 - a default, not a duty
         """A model in this process is there as long as the process is."""
 
     def close(self) -> None:
