@@ -12,7 +12,6 @@ from cwpo_annotator.backends.in_process import InProcessBackend, best_device
 from cwpo_annotator.backends.language_model import load_language_model, of_batch, of_row
 from cwpo_annotator.checkpoint import REFERENCE_NAME
 from cwpo_annotator.packing import Row
-from cwpo_annotator.threads import use_threads
 
 
 class ImplicitBackend(InProcessBackend):
@@ -41,8 +40,6 @@ class ImplicitBackend(InProcessBackend):
         threads: int | None = None,
     ) -> None:
         on = torch.device(best_device() if device == "auto" else device)
-        if on.type == "cpu":
-            use_threads(threads)
         dtype = "float32" if dtype == "auto" else dtype
         self.beta = beta
         self.policy, self.reference = (
@@ -50,7 +47,7 @@ class ImplicitBackend(InProcessBackend):
             for path in (folder, folder / REFERENCE_NAME)
         )
         models = [self.policy, self.reference]
-        super().__init__(models, device=on, dtype=dtype, token_budget=token_budget)
+        super().__init__(models, device=on, dtype=dtype, token_budget=token_budget, threads=threads)
         for model in models:
             layers.replace(model, self.token_budget)
 

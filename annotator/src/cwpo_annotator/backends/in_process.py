@@ -15,6 +15,7 @@ from cwpo_annotator.backends.cores import Cores
 from cwpo_annotator.backends.memory import MemoryBudget
 from cwpo_annotator.backends.shared_prefix import share_prompts
 from cwpo_annotator.packing import Row, length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.threads import use_threads
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again. Fewer texts at
@@ -33,6 +34,7 @@ class InProcessBackend(ABC):
         models: that read each pass.
         device, dtype: that they compute on and in; the latter by its name.
         token_budget: tokens a pass, padding included; None chooses by the device.
+        threads: on a CPU, of the whole process; None takes the physical cores there are.
     """
 
     name = "torch"
@@ -46,7 +48,10 @@ class InProcessBackend(ABC):
         device: torch.device,
         dtype: str,
         token_budget: int | None,
+        threads: int | None,
     ) -> None:
+        if device.type == "cpu":
+            use_threads(threads)
         self.device, self.dtype = str(device), dtype
         self.shares_prompts = all([share_prompts(model) for model in models])
         self._memory = MemoryBudget(token_budget or default_budget(device, self.shares_prompts))

@@ -15,7 +15,6 @@ from cwpo_annotator.backends.padding import padded
 from cwpo_annotator.backends.shared_prefix import read_row
 from cwpo_annotator.model import load_model
 from cwpo_annotator.packing import Row
-from cwpo_annotator.threads import use_threads
 
 
 class TorchBackend(InProcessBackend):
@@ -55,11 +54,11 @@ class TorchBackend(InProcessBackend):
         dtype_of_rest = torch.float32 if is_int8 else getattr(torch, dtype)
         self.model = load_model(folder, dtype=dtype_of_rest, pad_token_id=pad_token_id).to(on)
         _keep_head_in_float32(self.model)
-        if on.type == "cpu":
-            use_threads(threads)
         if not is_int8:
             layers.replace(self.model.base_model, token_budget or default_budget(on))
-        super().__init__([self.model], device=on, dtype=dtype, token_budget=token_budget)
+        super().__init__(
+            [self.model], device=on, dtype=dtype, token_budget=token_budget, threads=threads
+        )
         if is_int8:
             int8.round_weights(self.model.base_model)
 
