@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1.10
-# Three images from one file: docker build --target service|worker|trainer -t cwpo-service:0.1.0 .
+# Three images from one file: docker build --target service|worker|trainer -t cwpo-service:0.2.0 .
 #
 # The base is pinned by tag, so that rebuilding takes in Python and Debian security fixes. For
 # builds that are the same to the bit, pin its digest: FROM python:3.12-slim-bookworm@sha256:...
@@ -16,24 +16,29 @@ RUN groupadd --gid 10001 cwpo \
     && install --directory --owner 10001 --group 10001 /cache /data
 
 
-# An empty environment outside the final images; pip stays in this stage. The images hold the
-# versions that are tested together, but for torch, which is chosen below, and python-dateutil, which
-# the driver of S3 wants older.
+# An empty environment outside the final images. The base's own Python installs into it, and stays in
+# this stage. What is installed are the versions that are tested together, checked by their hashes,
+# but for torch, which is chosen below.
 FROM base AS build
 WORKDIR /src
-COPY constraints.txt constraints.txt
-RUN python -m venv --without-pip /opt/cwpo \
-    && sed --in-place --regexp-extended '/^(torch|python-dateutil)==/d' constraints.txt
-ENV PIP_CONSTRAINT=/src/constraints.txt
+COPY locks locks
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    /usr/local/bin/python -m venv --without-pip /opt/cwpo \
+    && /usr/local/bin/python -m pip install --require-hashes --requirement locks/build.txt
 
 
 FROM build AS build-worker
-# fsspec's drivers for the stores that CWPO_STORE_URL may name, for instance "s3fs gcsfs".
-ARG STORE_DRIVERS=s3fs
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install \
+        --no-deps --require-hashes --requirement locks/worker.txt
 COPY client client
 COPY worker worker
+# fsspec's drivers, besides s3fs, for the stores that CWPO_STORE_URL may name, for instance "gcsfs".
+ARG STORE_DRIVERS
 RUN --mount=type=cache,target=/tmp/.cache/pip \
-    python -m pip --python /opt/cwpo/bin/python install ./client ./worker ${STORE_DRIVERS}
+    /usr/local/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels \
+        ./client ./worker \
+    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* ${STORE_DRIVERS}
 
 
 # On x86_64 the default torch brings CUDA. An image for CPUs:
@@ -43,31 +48,39 @@ FROM build AS build-torch
 ARG TORCH=torch==2.13.0
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/tmp/.cache/pip \
-    python -m pip --python /opt/cwpo/bin/python install "${TORCH}"
+    /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install "${TORCH}"
 
 
 FROM build-torch AS build-service
-ARG STORE_DRIVERS=s3fs
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install \
+        --no-deps --require-hashes --requirement locks/service.txt
 COPY client client
 COPY annotator annotator
 COPY worker worker
 COPY service service
+ARG STORE_DRIVERS
 RUN --mount=type=cache,target=/tmp/.cache/pip \
-    python -m pip --python /opt/cwpo/bin/python install \
-        ./client ./annotator ./worker ./service "${TORCH}" ${STORE_DRIVERS}
+    /usr/local/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels \
+        ./client ./annotator ./worker ./service \
+    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* ${STORE_DRIVERS}
 
 
 FROM build-torch AS build-trainer
+RUN --mount=type=cache,target=/tmp/.cache/pip \
+    /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install \
+        --no-deps --require-hashes --requirement locks/trainer.txt
 COPY client client
 COPY annotator annotator
 COPY trainer trainer
 RUN --mount=type=cache,target=/tmp/.cache/pip \
-    python -m pip --python /opt/cwpo/bin/python install \
-        ./client ./annotator ./trainer "${TORCH}"
+    /usr/local/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels \
+        ./client ./annotator ./trainer \
+    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/*
 
 
 FROM base AS worker
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="cwpo-worker" \
       org.opencontainers.image.description="Batch annotation jobs of CW-PO; no torch" \
       org.opencontainers.image.version="${VERSION}" \
@@ -78,7 +91,7 @@ ENTRYPOINT ["cwpo", "worker"]
 
 
 FROM base AS trainer
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="cwpo-trainer" \
       org.opencontainers.image.description="Trains CW-PO annotators and aligns models" \
       org.opencontainers.image.version="${VERSION}" \
@@ -92,7 +105,7 @@ ENTRYPOINT ["cwpo"]
 
 
 FROM base AS service
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="cwpo-service" \
       org.opencontainers.image.description="Serves a CW-PO annotator and accepts batch jobs" \
       org.opencontainers.image.version="${VERSION}" \

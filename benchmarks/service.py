@@ -8,8 +8,8 @@ alternate, so that what else the machine does falls on both.
 
 throughput: against a bare endpoint, which validates the body and answers one hash of it, and a
 plain one of the same work: a typed body, and a typed answer with a label, confidence and scores by
-hash for every triplet. With httpx, the client that the SDK uses, and with bare sockets, which leave
-the processor to the server: then the ratio is that of the servers alone.
+hash for every triplet. With httpx2, the client that the SDK uses, and with bare sockets, which
+leave the processor to the server: then the ratio is that of the servers alone.
 latency: of a single triplet, and what the service adds to it.
 load: latency, refusals and goodput against offered load, on a device of known speed.
 offline: pairs/s of a real annotator through the service and in Annotator.annotate.
@@ -22,82 +22,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import json
-import os
-import platform
 import random
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
+import measurement
 import numpy as np
-import psutil
-from load import closed_loop, open_loop, request_bytes, sequence, shared_out
+from load import closed_loop, library_loop, open_loop, request_bytes, sequence, shared_out
+from measurement import timed
+from servers import HERE, bare, ours, plain, server
+from service_figures import draw_load, draw_memory
 
-from cwpo.types import AnnotateRequest, Triplet
+from cwpo.types import AnnotateRequest
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 TRIPLETS = 256
 CONNECTIONS = 4
-ROUNDS = 7
 ROUND_SECONDS = 1.5
 PACE = 4_000
 OFFERED = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
-LOAD_SECONDS = 8.0
 OFFLINE_REQUEST = 32
-OFFLINE_ROUNDS = 7
 # About half a second of work may wait for the paced device, two tokens a pair.
 PACED_QUEUE = PACE
 BAR_RATIO = 0.40
 BAR_ADDED_MS = 3.0
 BAR_OFFLINE = 0.90
-
-
-@contextmanager
-def server(*command: str) -> Iterator[tuple[int, psutil.Process]]:
-    """Run `python COMMAND` on a free port, given as PORT; its port and process once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [str(port) if part == "PORT" else part for part in command]
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
-    try:
-        while process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health/ready").is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.05)
-        yield port, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def bare() -> Any:
-    """The least that FastAPI can do with the request."""
-    return server(str(HERE / "bare_endpoint.py"), "PORT")
-
-
-def plain() -> Any:
-    """The same work as the service's, by FastAPI alone."""
-    return server(str(HERE / "plain_endpoint.py"), "PORT")
-
-
-def ours() -> Any:
-    """The service with the null backend."""
-    return server("-m", "cwpo", "serve", "--backend", "null", "--port", "PORT")
 
 
 def triplets(count: int, characters: int) -> bytes:
@@ -119,32 +71,13 @@ def triplets(count: int, characters: int) -> bytes:
     return request_bytes(json.dumps({"triplets": rows}).encode())
 
 
-async def ask_by_httpx(port: int, request: bytes, *, seconds: float) -> tuple[int, float]:
-    """Like closed_loop, with the HTTP library of the SDK, which reads each answer's JSON."""
-    headers = {"Content-Type": "application/json"}
-    body = request.split(b"\r\n\r\n", 1)[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as http:
-        begun = time.perf_counter()
-
-        async def asks() -> int:
-            count = 0
-            while time.perf_counter() < begun + seconds:
-                answer = await http.post("/annotate", content=body)
-                answer.raise_for_status().json()
-                count += 1
-            return count
-
-        counts = await asyncio.gather(*(asks() for _ in range(CONNECTIONS)))
-        return sum(counts), time.perf_counter() - begun
-
-
-def throughput(client: str, characters: int) -> dict[str, Any]:
+def throughput(client: str, characters: int, rounds: int) -> dict[str, Any]:
     """Triplets a second of all three, and ours over each of the others: medians over rounds."""
     request = triplets(TRIPLETS, characters)
 
     def rate(port: int, seconds: float = ROUND_SECONDS) -> float:
-        if client == "httpx":
-            work = ask_by_httpx(port, request, seconds=seconds)
+        if client == "httpx2":
+            work = library_loop(port, request, connections=CONNECTIONS, seconds=seconds)
         else:
             work = closed_loop(port, request, connections=CONNECTIONS, seconds=seconds)
         count, took = asyncio.run(work)
@@ -154,16 +87,16 @@ def throughput(client: str, characters: int) -> dict[str, Any]:
         ports = {"our": our_port, "bare": bare_port, "plain": plain_port}
         for port in ports.values():
             rate(port, 1.0)
-        rounds = [{name: rate(port) for name, port in ports.items()} for _ in range(ROUNDS)]
+        rates = [{name: rate(port) for name, port in ports.items()} for _ in range(rounds)]
     result: dict[str, Any] = {"client": client, "body_bytes": len(request)}
     for name in ports:
-        result[f"{name}_triplets_per_second"] = round(median(at[name] for at in rounds))
+        result[f"{name}_triplets_per_second"] = round(median(at[name] for at in rates))
     print(
         f"{client:>7}, {len(request):>7,} bytes a request: ours "
         f"{result['our_triplets_per_second']:>7,} triplets/s"
     )
     for name in ("bare", "plain"):
-        ratios = [at["our"] / at[name] for at in rounds]
+        ratios = [at["our"] / at[name] for at in rates]
         result[f"ratio_to_{name}"] = round(median(ratios), 3)
         result[f"ratio_to_{name}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
         print(
@@ -173,14 +106,14 @@ def throughput(client: str, characters: int) -> dict[str, Any]:
     return result
 
 
-def latency() -> dict[str, Any]:
+def latency(rounds: int) -> dict[str, Any]:
     """Milliseconds of a single triplet, one request at a time."""
     request = triplets(1, 600)
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
     with bare() as (bare_port, _), ours() as (our_port, _):
         for port in (bare_port, our_port):
             asyncio.run(sequence(port, request, requests=300))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             seconds["bare"] += asyncio.run(sequence(bare_port, request, requests=200))
             seconds["ours"] += asyncio.run(sequence(our_port, request, requests=200))
     result = {
@@ -198,7 +131,7 @@ def latency() -> dict[str, Any]:
     return result
 
 
-def load() -> list[dict[str, Any]]:
+def load(seconds: float, results: Path) -> list[dict[str, Any]]:
     """Latency and refusals against offered load, on a device of known speed."""
     request = triplets(16, 600)
     points = []
@@ -207,14 +140,12 @@ def load() -> list[dict[str, Any]]:
     for offered in OFFERED:
         rng = np.random.default_rng(0)
         rate = offered * PACE / 16
-        arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * LOAD_SECONDS))).tolist()
+        arrivals = np.cumsum(rng.exponential(1 / rate, int(rate * seconds))).tolist()
         with server(str(HERE / "paced_service.py"), "PORT", str(PACE), str(PACED_QUEUE)) as (
             port,
             _,
         ):
-            begun = time.perf_counter()
-            answers = asyncio.run(open_loop(port, request, arrivals))
-            took = time.perf_counter() - begun
+            took, answers = timed(lambda at=arrivals: asyncio.run(open_loop(port, request, at)))
         served = [answer.seconds * 1e3 for answer in answers if answer.status == 200]
         refused = sum(answer.status == 429 for answer in answers)
         if len(served) + refused != len(answers):
@@ -234,47 +165,16 @@ def load() -> list[dict[str, Any]]:
             f"{offered:>8.2f} {p50:>9.2f} {p95:>9.2f} {p99:>9.2f} {point['refused']:>8.1%} "
             f"{point['goodput']:>9.2f}"
         )
-    draw_load(points)
+    draw_load(points, results / "service-load.svg")
     return points
 
 
-def draw_load(points: list[dict[str, Any]]) -> None:
-    """Latency, refusals and goodput against offered load."""
-    plt = plotting()
-    offered = [point["offered"] for point in points]
-    figure, (above, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 5), height_ratios=(3, 2), layout="constrained"
-    )
-    for name in ("p50", "p95", "p99"):
-        above.plot(offered, [point[f"{name}_ms"] for point in points], marker="o", label=name)
-    above.set(yscale="log", ylabel="latency of answers (ms)", title="Latency against offered load")
-    above.legend()
-    for name, values in (("refused", "refused"), ("goodput, of the capacity", "goodput")):
-        below.plot(offered, [100 * point[values] for point in points], marker="o", label=name)
-    below.set(xlabel="offered load, in multiples of the device's capacity", ylabel="%", ylim=0)
-    below.legend()
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
-        axes.axvline(1.0, color="grey", linestyle=":")
-    figure.savefig(RESULTS / "service-load.svg", metadata={"Date": None})
-
-
-def plotting() -> Any:
-    """matplotlib.pyplot, drawing the same file for the same figures."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "cwpo"
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def offline(pairs: int) -> dict[str, Any]:
+def offline(pairs: int, rounds: int) -> dict[str, Any]:
     """Pairs a second of MiniLM in float32, through the service and without it."""
     from cwpo_annotator import Annotator
 
-    triplets = preference_pairs(pairs)
+    # Those that fit into MiniLM.
+    triplets = measurement.triplets("hh_harmless", pairs, lambda t: len(t.model_dump_json()) < 1500)
     requests = [
         request_bytes(
             AnnotateRequest(triplets=triplets[at : at + OFFLINE_REQUEST])
@@ -285,16 +185,14 @@ def offline(pairs: int) -> dict[str, Any]:
     ]
     rates: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = minilm_with_scalar_head(Path(folder))
+        checkpoint = measurement.with_scalar_head("minilm", Path(folder))
         annotator = Annotator.load(checkpoint, dtype="float32", device="cpu")
         annotator.annotate(triplets[:OFFLINE_REQUEST])
         serve = ("-m", "cwpo", "serve", "--annotator", str(checkpoint), "--dtype", "float32")
         with server(*serve, "--device", "cpu", "--port", "PORT") as (port, _):
             asyncio.run(shared_out(port, requests[:1], connections=1))
-            for _ in range(OFFLINE_ROUNDS):
-                begun = time.perf_counter()
-                annotator.annotate(triplets)
-                alone = time.perf_counter() - begun
+            for _ in range(rounds):
+                alone, _ = timed(lambda: annotator.annotate(triplets))
                 served = asyncio.run(shared_out(port, requests, connections=CONNECTIONS))
                 rates.append((pairs / alone, pairs / served))
     result = {
@@ -312,39 +210,7 @@ def offline(pairs: int) -> dict[str, Any]:
     return result
 
 
-def preference_pairs(count: int) -> list[Triplet]:
-    """The first pairs of hh_harmless that fit into MiniLM."""
-    data = os.environ.get("CWPO_DATA_DIR")
-    if data is None:
-        sys.exit("CWPO_DATA_DIR is not set: name the folder of hh_harmless.jsonl.gz")
-    names = ("prompt", "response_a", "response_b")
-    with gzip.open(Path(data) / "hh_harmless.jsonl.gz", "rt") as lines:
-        rows = (json.loads(line) for line in lines)
-        found = (Triplet(**{name: row[name] for name in names}) for row in rows)
-        short = (t for t in found if len(t.model_dump_json()) < 1500)
-        return [triplet for _, triplet in zip(range(count), short, strict=False)]
-
-
-def minilm_with_scalar_head(folder: Path) -> Path:
-    """A checkpoint of MiniLM whose head is random: what it says is of no matter here."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from cwpo_annotator.encoding import Encoder
-
-    sys.path.insert(0, str(HERE.parent / "examples"))
-    import models
-
-    torch.manual_seed(0)
-    backbone = models.unpacked("minilm", HERE.parent / "models")
-    AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1).save_pretrained(
-        folder
-    )
-    Encoder.create(backbone).save(folder)
-    return folder
-
-
-def memory(requests: int) -> dict[str, Any]:
+def memory(requests: int, results: Path) -> dict[str, Any]:
     """Resident memory of the service while it answers so many requests."""
     request = triplets(1, 600)
     samples: list[tuple[int, float]] = []
@@ -368,25 +234,16 @@ def memory(requests: int) -> dict[str, Any]:
         f"{result['middle_mib']} MiB after half, {result['end_mib']} MiB at the end "
         f"(at most {result['max_mib']})"
     )
-    draw_memory(samples)
+    draw_memory(samples, results / "service-memory.svg")
     return result
 
 
-def draw_memory(samples: list[tuple[int, float]]) -> None:
-    """Resident memory against the requests answered."""
-    figure, axes = plotting().subplots(figsize=(7, 3), layout="constrained")
-    axes.plot([count for count, _ in samples], [mib for _, mib in samples])
-    axes.set(xlabel="requests answered", ylabel="resident memory (MiB)", ylim=0)
-    axes.grid(alpha=0.3)
-    figure.savefig(RESULTS / "service-memory.svg", metadata={"Date": None})
-
-
-def throughputs() -> list[dict[str, Any]]:
+def throughputs(rounds: int) -> list[dict[str, Any]]:
     """Of both clients, with short and with long texts."""
     print(f"requests of {TRIPLETS} triplets (bar: ratio to bare >= {BAR_RATIO}):")
     return [
-        throughput(client, characters)
-        for client in ("httpx", "sockets")
+        throughput(client, characters, rounds)
+        for client in ("httpx2", "sockets")
         for characters in (60, 1200)
     ]
 
@@ -400,24 +257,28 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=parts, help="a part; may be repeated")
     parser.add_argument("--requests", type=int, default=200_000, help="of the memory part")
     parser.add_argument("--pairs", type=int, default=192, help="of the offline part")
+    parser.add_argument("--rounds", type=int, default=7, help="of what is compared")
+    parser.add_argument("--load-seconds", type=float, default=8.0, help="at each offered load")
+    parser.add_argument(
+        "--results", type=Path, default=measurement.RESULTS, help="folder to write to"
+    )
     arguments = parser.parse_args()
+    rounds, folder = arguments.rounds, arguments.results
     runs: dict[str, Callable[[], Any]] = {
-        "throughput": throughputs,
-        "latency": latency,
-        "load": load,
-        "offline": lambda: offline(arguments.pairs),
-        "memory": lambda: memory(arguments.requests),
+        "throughput": lambda: throughputs(rounds),
+        "latency": lambda: latency(rounds),
+        "load": lambda: load(arguments.load_seconds, folder),
+        "offline": lambda: offline(arguments.pairs, rounds),
+        "memory": lambda: memory(arguments.requests, folder),
     }
-    path = RESULTS / "service.json"
-    results = json.loads(path.read_text()) if path.is_file() else {}
-    results["machine"] = f"{platform.machine()}, {psutil.cpu_count()} cores"
-    results["versions"] = {
-        name: version(name) for name in ("fastapi", "uvicorn", "pydantic", "cwpo-service")
-    }
-    results["command"] = "python benchmarks/service.py"
+    path = folder / "service.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    record["command"] = "python benchmarks/service.py"
+    machine = measurement.machine(("fastapi", "uvicorn", "pydantic", "cwpo-service"))
     for part in arguments.only or parts:
-        results[part] = runs[part]()
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        # A part that was measured before, perhaps elsewhere, keeps its own.
+        record[part] = {"machine": machine, "results": runs[part]()}
+        measurement.write(path, record)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,26 @@ product. On a GPU that is the model FLOPs utilisation.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import measurement
 import torch
-from annotator import DATASETS, machine, matrix_ceilings, models, read, timed, utilisation
+from annotator import DATASETS, machine, read
+from flops import matrix_ceilings, utilisation
+from measurement import RESULTS, timed
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from cwpo import Triplet
 from cwpo_annotator import Annotator
-from cwpo_annotator.backends.base import EncodedPair
-from cwpo_annotator.encoding import Encoder
+from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.encoding.encoder import Encoder
 
-RESULTS = Path(__file__).parent / "results" / "utilisation.json"
 # Of SmolLM2 and Qwen2.5: layers, width, heads, key heads, and the feed-forward layer's width.
 SHAPES = {"135M": (30, 576, 9, 3, 1536), "0.5B": (24, 896, 14, 2, 4864)}
 # Operations of a profile that are named.
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default=DATASETS[0], choices=DATASETS)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()
     triplets = read(arguments.dataset, arguments.pairs)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,12 +56,12 @@ def main() -> None:
         ]
     show(results)
     record = {"command": " ".join(sys.argv), "machine": machine(), "results": results}
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"written to {RESULTS}")
+    measurement.write(arguments.results / "utilisation.json", record)
+    print(f"written to {arguments.results / 'utilisation.json'}")
 
 
 def with_random_weights(folder: Path, shape: str) -> Path:
-    encoder = Encoder.create(models.unpacked("smollm2", Path("models")))
+    encoder = Encoder.create(measurement.backbone("smollm2"))
     layers, width, heads, key_heads, wide = SHAPES[shape]
     config = LlamaConfig(
         num_hidden_layers=layers,
@@ -81,11 +83,11 @@ def measure(folder: Path, shape: str, triplets: list[Triplet], rounds: int) -> d
     annotator = Annotator.load(folder, dtype="bfloat16")
     pairs = [p for p in annotator.encode(triplets, "prompt_left") if isinstance(p, EncodedPair)]
     print(f"{shape}, {annotator.backend.dtype}", file=sys.stderr)
-    timed("cwpo", lambda *_: annotator.score_pairs(pairs), triplets, pairs)
+    annotator.score_pairs(pairs)
     seconds, ceilings = [], []
     for _ in range(rounds):
         ceilings.append(matrix_ceilings(annotator))
-        taken, _ = timed("cwpo", lambda *_: annotator.score_pairs(pairs), triplets, pairs)
+        taken, _ = timed(lambda: annotator.score_pairs(pairs))
         seconds.append(taken)
     with torch.profiler.profile(experimental_config=ALL_THREADS) as profile:
         annotator.score_pairs(pairs)

@@ -1,4 +1,4 @@
-"""The whole loop on real input: annotator, service, batch job, CW-DPO, evaluation, report.
+"""All steps of CW-PO on real input: annotator, service, batch job, CW-DPO, evaluation, report.
 
     python examples/demo.py --data examples/data/preferences.jsonl \
         --model models/minilm --policy models/smollm2 --run runs/demo
@@ -21,13 +21,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import models
 from rich.console import Console
 from rich.rule import Rule
 
-from cwpo import Client, datasets
-from cwpo.commands import follow
+from cwpo import Client
+from cwpo.annotated_file import follow_job
+from cwpo.datasets.triplets import NumberedTriplet, read_triplets
 from cwpo.errors import CwpoError
 from cwpo.process import free_port
 from cwpo.types import Job
@@ -71,13 +72,19 @@ def parse() -> argparse.Namespace:
         default="examples/data/preferences.jsonl",
         help="labelled pairs: a file or a Hub id such as Anthropic/hh-rlhf",
     )
-    parser.add_argument("--model", default="models/minilm", help="of the annotator")
+    parser.add_argument("--model", default="models/minilm", help="base model of the annotator")
     parser.add_argument("--policy", default="models/smollm2", help="the model to align")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="folder for results")
-    parser.add_argument("--max-pairs", type=int, default=2000, help="used at most, drawn at random")
-    parser.add_argument("--annotator-epochs", type=float, default=5, help="over the labelled pairs")
-    parser.add_argument("--steps", type=int, default=20, help="of SFT and of each alignment")
-    parser.add_argument("--prompts", type=int, default=16, help="to sample answers for")
+    parser.add_argument(
+        "--max-pairs", type=int, default=2000, help="maximum number of pairs, drawn at random"
+    )
+    parser.add_argument(
+        "--annotator-epochs", type=float, default=5, help="epochs over the labelled pairs"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="steps of SFT and of each alignment")
+    parser.add_argument(
+        "--prompts", type=int, default=16, help="number of prompts to sample answers for"
+    )
     return parser.parse_args()
 
 
@@ -148,9 +155,9 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
         if process.poll() is not None:
             raise DemoError(f"`cwpo up` ended: {log.read_text().strip().splitlines()[-1]}")
         try:
-            if httpx.get(f"{url}/health/ready").is_success:
+            if httpx2.get(f"{url}/health/ready").is_success:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             pass
         time.sleep(0.2)
     raise DemoError(f"the service was not ready within {STARTUP_SECONDS:.0f} s; see {log}")
@@ -158,12 +165,12 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
 
 def annotate_one(client: Client, triplets: Path) -> None:
     with triplets.open("rb") as stream:
-        rows = datasets.read_triplets(stream, "jsonl")
-        triplet = next(row.triplet for row in rows if isinstance(row, datasets.NumberedTriplet))
+        rows = read_triplets(stream, "jsonl")
+        triplet = next(row.triplet for row in rows if isinstance(row, NumberedTriplet))
     body = {"triplets": [triplet.model_dump(exclude_none=True)]}
     console.print("POST /annotate", style="bold")
     console.print_json(json.dumps(body))
-    answer = httpx.post(f"{client.url}/annotate", json=body)
+    answer = httpx2.post(f"{client.url}/annotate", json=body)
     console.print(f"{answer.status_code} {answer.reason_phrase}", style="bold")
     console.print_json(answer.text)
 
@@ -174,7 +181,7 @@ def annotate_rest(client: Client, run: Path) -> Job:
         style="bold",
     )
     file = client.files.upload(run / "splits" / "unlabelled.jsonl")
-    job = follow(client, client.jobs.create(file.id, truncation="prompt_left").id)
+    job = follow_job(client, client.jobs.create(file.id, truncation="prompt_left").id)
     if job.state not in ("completed", "completed_with_errors"):
         raise DemoError(f"job {job.id} {job.state}: {job.error}")
     for format in ("parquet", "jsonl"):

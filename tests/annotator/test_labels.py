@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from cwpo.types import Annotation, FailedAnnotation, ItemError
-from cwpo_annotator.backends.base import OUT_OF_MEMORY, EncodedPair
+from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.labels import Labels
+from cwpo_annotator.scores import Scores
 
 TOO_LONG = ItemError(code="too_long", detail="5 tokens")
 PAIR, CUT = EncodedPair([1], [2]), EncodedPair([1], [2], truncated=True)
 ENCODED = [TOO_LONG, PAIR, PAIR, TOO_LONG, CUT, PAIR, PAIR, TOO_LONG]
-SCORES = np.array([[1, 0], [np.nan, 0], [0, 2], [0, OUT_OF_MEMORY], [3, 3]], np.float32)
+VALUES = np.array([[1, 0], [np.nan, 0], [0, 2], [0, np.nan], [3, 3]], np.float32)
+SCORES = Scores(VALUES, np.array([False, False, False, True, False]))
 
 
 def labels(temperature=None):
@@ -45,6 +47,6 @@ def test_confidence_is_eq_8_and_calibrated_at_the_temperature():
 
 
 def test_there_may_be_nothing_to_label():
-    nothing = Labels.of(["x"], [TOO_LONG], np.empty((0, 2), np.float32))
+    nothing = Labels.of(["x"], [TOO_LONG], Scores(np.empty((0, 2), np.float32)))
     assert nothing.rows() == [{"id": "x", "error": TOO_LONG}]
     assert nothing.confidence.shape == (0,)

@@ -61,7 +61,8 @@ def quantized(clear_cut, calibration, tmp_path_factory):
     command += ["--calibration", str(calibration), "--output", str(output)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "150 labels are those of float32" in result.stdout
+    assert "of 150 triplets" in result.stdout
+    assert "compare: 150 of 150 triplets" in result.stderr
     return output
 
 
@@ -119,7 +120,7 @@ def test_an_annotator_whose_labels_turn_is_refused_and_nothing_is_written(
                 linear.weight[:, 0] = 0
                 linear.weight.mul_(10)
     model.save_pretrained(folder)
-    with pytest.raises(QuantizationError, match="99% are asked for; use bfloat16"):
+    with pytest.raises(QuantizationError, match="at least 99% are needed; use --dtype bfloat16"):
         quantize(folder, calibration, tmp_path / "out", 1000)
     assert not (tmp_path / "out").exists()
 
@@ -138,7 +139,7 @@ def test_int8_without_the_record_is_refused_with_the_way_to_get_it(clear_cut, qu
 def test_a_sample_that_is_too_small_and_a_folder_that_exists_are_refused(
     clear_cut, calibration, tmp_path
 ):
-    with pytest.raises(QuantizationError, match=r"99 pairs .* 100 are needed"):
+    with pytest.raises(QuantizationError, match=r"99 of its triplets .* at least 100"):
         quantize(clear_cut, calibration, tmp_path / "out", 99)
     with pytest.raises(QuantizationError, match="exists already"):
         quantize(clear_cut, calibration, tmp_path, 1000)
@@ -156,5 +157,5 @@ def test_int8_is_for_cpus_and_for_the_torch_backend(quantized, monkeypatch):
     monkeypatch.delenv("CWPO_VLLM_PYTHON", raising=False)
     with pytest.raises(ConfigError, match="int8 is for CPUs"):
         Annotator.load(quantized, dtype="int8", device="cuda")
-    with pytest.raises(ValidationError, match="int8 is for --backend torch"):
+    with pytest.raises(ValidationError, match="int8 needs --backend torch"):
         ServeSettings(annotator=str(quantized), backend="vllm", vllm_url="http://x", dtype="int8")

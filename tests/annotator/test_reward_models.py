@@ -240,7 +240,7 @@ BROKEN = {
     ),
     "no tokenizer": (
         lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
-        "no tokenizer",
+        "the tokenizer cannot be loaded",
     ),
 }
 

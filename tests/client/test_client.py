@@ -1,38 +1,33 @@
 """The SDK, sync and async: against a real service, and against a server that is busy at first."""
 
-import asyncio
-import inspect
+import io
 import json
-import os
-import subprocess
-import sys
 import threading
+import time
 from base64 import b64encode
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
-from cwpo import AsyncClient, Client, CwpoError, Triplet
+from cwpo import CwpoError, Triplet
 from cwpo.errors import (
     APIError,
     ConflictError,
     ConnectionFailedError,
     InvalidRequestError,
     JobFailedError,
+    ModelRevisionError,
     NotFoundError,
     OverloadedError,
     TooLargeError,
     UnauthorizedError,
 )
+from cwpo.process import free_port
+from cwpo.progress import Progress
 from cwpo.types import ScoreItem
-from cwpo_annotator import Annotator
-from cwpo_service.app import create_app
-from cwpo_service.server import Server, listen
-from cwpo_service.settings import ServeSettings
-from cwpo_worker.valkey import EmbeddedValkey
+from harness import furnished, labels_of
 
 KEY = "wonderland"
 TRIPLETS = [
@@ -41,72 +36,14 @@ TRIPLETS = [
 ]
 
 
-@pytest.fixture(params=["sync", "async"])
-def use(request):
-    """`use(url, lambda client: ...)`: the answer, or what an async client's coroutine gives."""
-
-    def run_sync(url, call, **options):
-        with Client(url, **options) as client:
-            return call(client)
-
-    def run_async(url, call, **options):
-        async def run():
-            async with AsyncClient(url, **options) as client:
-                result = call(client)
-                return await result if inspect.isawaitable(result) else result
-
-        return asyncio.run(run())
-
-    return {"sync": run_sync, "async": run_async}[request.param]
-
-
-class House:
-    """A service in a thread, with a queue, a store and one key."""
-
-    def __init__(self, folder, valkey):
-        keys = folder / "keys"
-        keys.write_text(f"alice:{sha256(KEY.encode()).hexdigest()}\n")
-        self.store_url = str(folder / "store")
-        self.redis_url = valkey.url
-        settings = ServeSettings(
-            backend="null",
-            port=0,
-            api_keys_file=keys,
-            redis_url=self.redis_url,
-            store_url=self.store_url,
-            max_triplets=5,
-        )
-        listener = listen(settings.host, settings.port)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._server = Server(create_app(settings, Annotator.null), settings)
-        self._thread = threading.Thread(target=self._server.serve_on, args=[listener])
-        self._thread.start()
-        with Client(self.url, KEY, max_retries=20) as client:
-            client.model()
-
-    def stop(self):
-        self._server.should_exit = True
-        self._thread.join()
-
-    def work(self):
-        """Let a worker do all that is queued."""
-        environment = {
-            "CWPO_URL": self.url,
-            "CWPO_API_KEY": KEY,
-            "CWPO_REDIS_URL": self.redis_url,
-            "CWPO_STORE_URL": self.store_url,
-        }
-        command = [sys.executable, "-m", "cwpo", "worker", "--burst"]
-        subprocess.run(command, env={**os.environ, **environment}, check=True)
-
-
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
+    """A service with a queue, a store and one key, and at most five triplets a request."""
     folder = tmp_path_factory.mktemp("house")
-    with EmbeddedValkey(folder / "valkey") as valkey:
-        house = House(folder, valkey)
+    keys = folder / "keys"
+    keys.write_text(f"alice:{sha256(KEY.encode()).hexdigest()}\n")
+    with furnished(folder, api_key=KEY, api_keys_file=keys, max_triplets=5) as house:
         yield house
-        house.stop()
 
 
 @pytest.fixture
@@ -117,16 +54,56 @@ def ask(use, house):
 
 def test_annotate_is_the_annotator_over_http(ask):
     answer = ask(lambda client: client.annotate(TRIPLETS[:5]))
-    assert answer.annotations == Annotator.null().annotate(TRIPLETS[:5])
+    assert answer.annotations == labels_of(TRIPLETS[:5])
     assert answer.usage.triplets == 5
     assert answer.model.name == "null"
 
 
 def test_a_long_input_goes_in_parts_and_comes_back_as_one(ask):
     answer = ask(lambda client: client.annotate(TRIPLETS, batch_size=3))
-    assert answer.annotations == Annotator.null().annotate(TRIPLETS)
+    assert answer.annotations == labels_of(TRIPLETS)
     assert [item.id for item in answer.annotations] == [str(n) for n in range(10)]
     assert answer.usage.triplets == 10
+
+
+def test_all_parts_are_asked_of_the_revision_that_answered_the_first(use):
+    def answered(number, revision):
+        label = {"id": str(number), "preferred": "a", "confidence": 0.5, "score_a": 1, "score_b": 0}
+        model = {"name": "m", "revision": revision}
+        usage = {"triplets": 1, "tokens": 1}
+        return 200, {}, {"annotations": [label], "model": model, "usage": usage}
+
+    one_at_a_time = [answered(0, "r1"), answered(1, "r1")]
+    with Script(*one_at_a_time) as server:
+        use(server.url, lambda client: client.annotate(TRIPLETS[:2], batch_size=1))
+        asked = [headers.get("x-model-revision") for headers, _ in server.requests]
+    assert asked == [None, "r1"]
+    # A service that does not know the header answers by whatever it hosts.
+    for answer, revision in (one_at_a_time[0], "r2"), (answered(0, "r2"), "r1"):
+        with Script(answer) as server, pytest.raises(CwpoError, match=r"revision r\d .* where r\d"):
+            use(
+                server.url,
+                lambda client, pin=revision: client.annotate(TRIPLETS[:1], revision=pin),
+            )
+
+
+def test_another_revision_is_waited_for_and_then_an_error_of_its_own(ask, use):
+    items = [ScoreItem(prompt="why", response="so")]
+    for call in (
+        lambda client: client.annotate(TRIPLETS[:1], revision="older"),
+        lambda client: client.score(items, revision="older"),
+    ):
+        with pytest.raises(
+            ModelRevisionError, match=r"at revision null,.* revision older"
+        ) as error:
+            ask(call, max_retries=0)
+        assert not isinstance(error.value, OverloadedError)
+    other = {**BUSY, "status": 503, "reason": "model_revision"}
+    score = {"scores": [], "model": {"name": "m", "revision": "r"}}
+    score["usage"] = {"triplets": 0, "tokens": 0}
+    with Script((503, {"Retry-After": 0}, other), (200, {}, score)) as server:
+        use(server.url, lambda client: client.score(items, revision="r"), max_retries=1)
+        assert [headers["x-model-revision"] for headers, _ in server.requests] == ["r", "r"]
 
 
 def test_nothing_to_ask_is_one_line_and_no_request(use):
@@ -136,7 +113,7 @@ def test_nothing_to_ask_is_one_line_and_no_request(use):
 
 
 def test_score_gives_raw_scores(ask):
-    annotation = Annotator.null().annotate(TRIPLETS[:1])[0]
+    annotation = labels_of(TRIPLETS[:1])[0]
     items = [ScoreItem(prompt=TRIPLETS[0].prompt, response=TRIPLETS[0].response_a)]
     answer = ask(lambda client: client.score(items))
     assert [item.score for item in answer.scores] == [annotation.score_a]
@@ -171,6 +148,7 @@ def triplets_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_job_from_upload_to_download(ask, house, triplets_file, tmp_path):
     file = ask(lambda client: client.files.upload(triplets_file))
     assert ask(lambda client: client.files.get(file.id)) == file
@@ -230,7 +208,7 @@ def test_what_a_job_that_has_not_ended_needs_is_not_deleted(ask, triplets_file):
 def test_an_input_on_the_service_s_side_is_for_its_operator_to_allow(ask):
     with pytest.raises(UnauthorizedError, match="--input-prefix"):
         ask(lambda client: client.jobs.create(input="rows.jsonl"))
-    with pytest.raises(CwpoError, match="name file_id of an upload, or input"):
+    with pytest.raises(CwpoError, match="either file_id, the id of an upload, or input"):
         ask(lambda client: client.jobs.create())
 
 
@@ -264,7 +242,11 @@ BUSY = {"title": "Too Many Requests", "status": 429, "detail": "come back"}
 
 
 class Script:
-    """A server that gives the answers of a list, one a request, and notes what it was sent."""
+    """A server that gives the answers of a list, one a request, and notes what it was sent.
+
+    Each is a status, headers and a body, or a function that gives these at the request. A status
+    None closes the connection.
+    """
 
     def __init__(self, *answers):
         script = self
@@ -275,7 +257,8 @@ class Script:
             def do_GET(self):
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 script.requests.append((headers, self.body()))
-                status, headers, body = script.answers.pop(0)
+                answer = script.answers.pop(0)
+                status, headers, body = answer() if callable(answer) else answer
                 if status is None:
                     self.close_connection = True
                     return
@@ -314,27 +297,19 @@ class Script:
         self._server.server_close()
 
 
-@pytest.fixture
-def slept(monkeypatch):
-    """The seconds that the clients wait, which then pass at once."""
-    seconds = []
+def test_a_busy_service_is_asked_again_when_it_says_and_not_before(use):
+    free_at = []
 
-    async def sleep(delay):
-        seconds.append(delay)
+    def busy():
+        free_at.append(time.monotonic() + 0.2)
+        return 429, {"Retry-After": 0.2}, BUSY
 
-    # Only as the clients see them: the service in this process goes by real time.
-    clock = SimpleNamespace(sleep=seconds.append)
-    monkeypatch.setattr("cwpo.client.time", clock)
-    loop = SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
-    monkeypatch.setattr("cwpo.async_client.asyncio", loop)
-    return seconds
+    def free_by_then():
+        is_free = time.monotonic() >= free_at[0]
+        return (200, {}, MODEL) if is_free else (503, {}, BUSY)
 
-
-def test_a_busy_service_is_asked_again_when_it_says(use, slept):
-    first, second = (429, {"Retry-After": 7}, BUSY), (503, {"Retry-After": 2}, BUSY)
-    with Script(first, second, (200, {}, MODEL)) as server:
-        assert use(server.url, lambda client: client.model()).name == "m"
-    assert slept == [7, 2]
+    with Script(busy, free_by_then) as server:
+        assert use(server.url, lambda client: client.model(), max_retries=1).name == "m"
 
 
 def events_of(use, url, **options):
@@ -364,14 +339,14 @@ def event(event_id, state):
     return f"id: {event_id}\nevent: job\ndata: {json.dumps(job)}\n\n"
 
 
-def test_events_that_break_off_go_on_behind_the_last_one(use, slept):
+def test_events_that_break_off_go_on_behind_the_last_one(use):
     def stream(*text):
         return 200, {"Content-Type": "text/event-stream"}, "".join(text).encode()
 
     cut = event("4.9", "running").rstrip("\n")
     with Script(
         stream(event("1.0", "validating"), ": still here\n\n", event("2.0", "queued"), cut),
-        (503, {}, BUSY),
+        (503, {"Retry-After": 0}, BUSY),
         (None, {}, None),
         stream(event("3.5", "running")),
         stream(event("5.9", "completed")),
@@ -380,10 +355,9 @@ def test_events_that_break_off_go_on_behind_the_last_one(use, slept):
         assert events_of(use, server.url) == (states, None)
         seen = [headers.get("last-event-id") for headers, _ in server.requests]
     assert seen == [None, "2.0", "2.0", "2.0", "3.5"]
-    assert len(slept) == 4
 
 
-def test_events_end_where_there_is_nothing_more_to_come_or_to_hope_for(use, slept):
+def test_events_end_where_there_is_nothing_more_to_come_or_to_hope_for(use):
     with Script((204, {}, b"")) as server:
         assert events_of(use, server.url) == ([], None)
     with Script((404, {}, {"title": "Not Found", "status": 404, "detail": "no job"})) as server:
@@ -393,40 +367,36 @@ def test_events_end_where_there_is_nothing_more_to_come_or_to_hope_for(use, slep
         assert (told, type(error)) == ([], ConnectionFailedError)
 
 
-def test_without_retry_after_the_waits_grow(use, slept):
-    with Script(*[(503, {}, BUSY)] * 4, (200, {}, MODEL)) as server:
-        use(server.url, lambda client: client.model())
-    for attempt, seconds in enumerate(slept):
-        assert 0.5 <= seconds / (0.25 * 2**attempt) <= 1
+def test_an_older_service_is_sent_no_field_that_was_not_asked_for(use):
+    job = {"id": "job-1", "state": "validating", "created_at": "2026-01-01T00:00:00Z"}
+    with Script((201, {}, job), (201, {}, job)) as server:
+        use(server.url, lambda client: client.jobs.create("file-1"))
+        use(server.url, lambda client: client.jobs.create("file-1", truncation="prompt_left"))
+        bodies = [json.loads(body) for _, body in server.requests]
+    assert bodies == [{"file_id": "file-1"}, {"file_id": "file-1", "truncation": "prompt_left"}]
 
 
-def test_no_service_waits_longer_than_half_a_minute(use, slept):
-    with Script((429, {"Retry-After": 86400}, BUSY), (200, {}, MODEL)) as server:
-        use(server.url, lambda client: client.model())
-    assert slept == [30]
-
-
-def test_a_lost_connection_is_tried_again(use, slept):
+def test_a_lost_connection_is_tried_again(use):
     with Script((None, {}, b""), (200, {}, MODEL)) as server:
         assert use(server.url, lambda client: client.model()).name == "m"
-    assert len(slept) == 1
 
 
-def test_a_service_that_stays_busy_is_an_error_at_last(use, slept):
-    with Script(*[(429, {"Retry-After": 1}, BUSY)] * 3) as server:
+def test_a_service_that_stays_busy_is_an_error_at_last(use):
+    with Script(*[(429, {"Retry-After": 0}, BUSY)] * 3) as server:
         with pytest.raises(OverloadedError, match="come back"):
             use(server.url, lambda client: client.model(), max_retries=2)
         assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500])
-def test_what_time_does_not_mend_is_not_tried_again(use, slept, status):
-    with Script((status, {}, {**BUSY, "status": status})) as server, pytest.raises(APIError):
-        use(server.url, lambda client: client.model())
-    assert slept == []
+def test_what_time_does_not_mend_is_not_tried_again(use, status):
+    with Script((status, {}, {**BUSY, "status": status})) as server:
+        with pytest.raises(APIError):
+            use(server.url, lambda client: client.model())
+        assert len(server.requests) == 1
 
 
-def test_all_tries_of_an_upload_have_one_key_and_the_whole_body(use, slept, triplets_file):
+def test_all_tries_of_an_upload_have_one_key_and_the_whole_body(use, triplets_file):
     busy = (503, {"Retry-After": 0}, BUSY)
     with Script(busy, busy, (201, {}, FILE)) as server:
         assert use(server.url, lambda client: client.files.upload(triplets_file)).id == "file_1"
@@ -437,11 +407,31 @@ def test_all_tries_of_an_upload_have_one_key_and_the_whole_body(use, slept, trip
     assert {headers["content-digest"] for headers, _ in server.requests} == {f"sha-256=:{digest}:"}
 
 
-def test_nobody_there_is_one_line_that_says_what_to_do(use, slept):
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
+def test_upload_and_download_show_how_far_they_are(use, triplets_file, tmp_path):
+    shown = io.StringIO()
+    with (
+        Script((201, {}, FILE), (200, {}, b"x" * 5000)) as server,
+        Progress("file", unit="bytes", seconds=0, stream=shown) as progress,
+    ):
+        use(server.url, lambda client: client.files.upload(triplets_file, progress=progress))
+        use(
+            server.url,
+            lambda client: client.jobs.download(
+                "job-1", tmp_path / "out", format="jsonl", progress=progress
+            ),
+        )
+    size = f"{triplets_file.stat().st_size:,}"
+    for told in (
+        f"checksum: {size} of {size} bytes",
+        f"upload: {size} of {size}",
+        "5,000 of 5,000",
+    ):
+        assert told in shown.getvalue()
+
+
+def test_nobody_there_is_one_line_that_says_what_to_do(use):
     with pytest.raises(ConnectionFailedError, match="cwpo up"):
-        use(f"http://127.0.0.1:{port}", lambda client: client.model(), max_retries=1)
+        use(f"http://127.0.0.1:{free_port()}", lambda client: client.model(), max_retries=1)
 
 
 def test_an_answer_of_something_else_is_said_to_be_that(use):

@@ -6,6 +6,7 @@ import typing
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import helm_python
 import kubernetes_validate
@@ -37,22 +38,14 @@ CASES: dict[str, dict] = {
             "endpoint": "https://s3.example",
             "inputPrefix": "s3://bucket/triplets",
             "retentionDays": 30,
+            "discardShards": True,
+            "presignedSeconds": 3600,
         },
         "redis": {"mode": "external", "existingSecret": "my-redis", "caSecret": "my-ca"},
         "service": {"replicas": 3, "image": {"digest": "sha256:" + "0" * 64}},
     },
     "scaled by cpu": {**MODEL, "worker": {"autoscaling": {"mode": "cpu", "maxReplicas": 4}}},
     "scaled by queue": {**MODEL, "worker": {"autoscaling": {"mode": "queue"}}},
-    "scaled by an external queue": {
-        **MODEL,
-        "redis": {"mode": "external", "existingSecret": "my-redis"},
-        "worker": {
-            "autoscaling": {
-                "mode": "queue",
-                "queue": {"address": "redis:6379", "passwordSecret": "my-redis", "tls": True},
-            }
-        },
-    },
     "everything on": {
         **MODEL,
         "imagePullSecrets": [{"name": "registry"}],
@@ -293,7 +286,9 @@ def test_the_store_s_settings_reach_those_that_read_them(chart):
     objects = rendered(chart, CASES["object store, external redis"])
     service, worker = env(objects, "demo-cwpo"), env(objects, "demo-cwpo-worker")
     assert service["CWPO_INPUT_PREFIX"]["value"] == "s3://bucket/triplets"
+    assert service["CWPO_PRESIGNED_SECONDS"]["value"] == "3600"
     assert worker["CWPO_RETENTION_DAYS"]["value"] == "30"
+    assert worker["CWPO_DISCARD_SHARDS"]["value"] == "true"
     for variables in (service, worker):
         assert variables["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
     for spec in pod_specs(objects):
@@ -301,6 +296,9 @@ def test_the_store_s_settings_reach_those_that_read_them(chart):
         assert mounts["redis-ca"]["mountPath"] == "/etc/cwpo-redis"
     plain = rendered(chart, MODEL)
     assert "CWPO_RETENTION_DAYS" not in env(plain, "demo-cwpo-worker")
+    assert "CWPO_DISCARD_SHARDS" not in env(plain, "demo-cwpo-worker")
+    assert "CWPO_PRESIGNED_SECONDS" not in env(plain, "demo-cwpo")
+    assert float(env(plain, "demo-cwpo-worker")["CWPO_MODEL_WAIT"]["value"]) == 3600
     assert not any("ca.crt" in str(spec) for spec in pod_specs(plain))
 
 
@@ -322,20 +320,23 @@ def test_autoscaled_workers_have_no_fixed_number(chart, mode):
     assert scaler["spec"]["scaleTargetRef"]["name"] == "demo-cwpo-worker"
 
 
-def test_queue_scaling_reads_the_password_from_a_secret(chart):
-    for case, secret in (
-        ("scaled by queue", "demo-cwpo-redis"),
-        ("scaled by an external queue", "my-redis"),
-    ):
-        objects = rendered(chart, CASES[case])
-        (scaler,) = of_kind(objects, "ScaledObject")
-        (trigger,) = scaler["spec"]["triggers"]
-        (source,) = of_kind(objects, "TriggerAuthentication")
-        assert trigger["authenticationRef"]["name"] == source["metadata"]["name"]
-        assert source["spec"]["secretTargetRef"] == [
-            {"parameter": "password", "name": secret, "key": "password"}
-        ]
-        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+def test_queue_scaling_reads_the_tasks_that_the_service_reports(chart):
+    objects = rendered(chart, CASES["scaled by queue"])
+    (scaler,) = of_kind(objects, "ScaledObject")
+    (trigger,) = scaler["spec"]["triggers"]
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    url = urlsplit(trigger["metadata"]["url"])
+    service = named(objects, "Service", "demo-cwpo")
+    assert url.hostname == "demo-cwpo.team.svc"
+    assert {"name": "health", "port": url.port, "targetPort": "health"} in service["spec"]["ports"]
+    # tests/service/telemetry/test_job_metrics.py says what this counts.
+    assert trigger["metadata"]["valueLocation"] == "cwpo_tasks_unfinished"
+    policy = named(objects, "NetworkPolicy", "demo-cwpo")
+    assert any(
+        peer.get("podSelector") == {"matchLabels": {"app": "keda-operator"}}
+        for rule in policy["spec"]["ingress"]
+        for peer in rule["from"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -380,14 +381,6 @@ def test_schema_closes_every_object_and_describes_every_value(chart):
         ({**MODEL, "redis": {"mode": "external"}}, "set redis.existingSecret"),
         ({**MODEL, "service": {"replicas": 2}}, "set store.url"),
         ({**MODEL, "ingress": {"enabled": True}}, "set ingress.host"),
-        (
-            {
-                **MODEL,
-                "redis": {"mode": "external", "existingSecret": "r"},
-                "worker": {"autoscaling": {"mode": "queue"}},
-            },
-            "queue.address",
-        ),
     ],
 )
 def test_what_cannot_run_is_not_rendered(chart, values, message):

@@ -74,7 +74,7 @@ def test_worker_image_has_no_torch(stages):
     worker = build_of(stages, "worker")
     assert not any("TORCH" in value for stage in worker for _, value in stage.instructions)
     copied = {value.split()[0] for stage in worker for value in stage.all("COPY")}
-    assert copied == {"constraints.txt", "client", "worker"}
+    assert copied == {"locks", "client", "worker"}
 
 
 def test_torch_can_be_chosen_and_is_pinned(stages):

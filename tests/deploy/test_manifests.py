@@ -130,7 +130,7 @@ def test_training_pods_run_without_privileges(training):
 
 
 def test_dashboard_asks_only_for_metrics_that_the_service_has():
-    metrics = pytest.importorskip("cwpo_service.metrics").Metrics()
+    metrics = pytest.importorskip("cwpo_service.telemetry.metrics").Metrics()
     metrics.watch_queue(lambda: 0.0, lambda: 0.0)
     metrics.watch_padding(lambda: 0.0)
     metrics.drift.expect([0.0, 1.0])

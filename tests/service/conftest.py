@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
-from fastapi import FastAPI
 
 from cwpo.types import ModelRef
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
-from cwpo_service.app import create_app
-from cwpo_service.server import Server, listen_all
-from cwpo_service.settings import ServeSettings
-
-TIMEOUT = 30.0
+from harness import TIMEOUT, RunningService, furnished, serving
 
 
 class GatedBackend(NullBackend):
@@ -37,63 +30,23 @@ class GatedBackend(NullBackend):
         return super().score_pairs(pairs)
 
 
-@dataclass
-class Running:
-    """A service that listens."""
-
-    url: str
-    app: FastAPI
-    server: Server
-    thread: threading.Thread
-    http: httpx.Client
-
-    def annotate(self, *triplets: dict[str, Any], **body: Any) -> httpx.Response:
-        return self.http.post("/annotate", json={"triplets": list(triplets), **body})
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(TIMEOUT)
-        assert not self.thread.is_alive()
-
-
-@contextmanager
-def running(
-    factory: Callable[[], Annotator] = Annotator.null,
-    *,
-    loader: Callable[[str], Annotator] | None = None,
-    traces: Any = None,
-    wait: bool = True,
-    **settings: Any,
-) -> Iterator[Running]:
-    chosen = ServeSettings(backend="null", port=0, **settings)
-    listeners = listen_all(chosen)
-    app = create_app(chosen, factory, loader, traces)
-    server = Server(app, chosen)
-    thread = threading.Thread(target=server.serve_on, args=listeners, daemon=True)
-    thread.start()
-    with httpx.Client(base_url=chosen.url, timeout=TIMEOUT) as http:
-        service = Running(chosen.url, app, server, thread, http)
-        try:
-            while wait and http.get(f"{chosen.health_url}/health/ready").status_code != 200:
-                assert thread.is_alive()
-            yield service
-        finally:
-            service.stop()
-            for listener in listeners:
-                listener.close()
-
-
 @pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
+def service() -> Iterator[RunningService]:
     """A service with the null annotator."""
-    with running() as service:
+    with serving() as service:
         yield service
 
 
 @pytest.fixture(scope="session")
 def serve():
     """`with serve(factory, **settings) as service`: a service of one's own."""
-    return running
+    return serving
+
+
+@pytest.fixture(scope="session")
+def furnish():
+    """`with furnish(folder, factory, **settings) as house`: a service that takes jobs."""
+    return furnished
 
 
 @pytest.fixture
@@ -133,7 +86,7 @@ def triplet():
 def problem():
     """`problem(response)`: the problem in an error answer, which is checked to be one."""
 
-    def read(response: httpx.Response) -> dict[str, Any]:
+    def read(response: httpx2.Response) -> dict[str, Any]:
         assert response.headers["content-type"] == "application/problem+json"
         body = response.json()
         assert body["status"] == response.status_code

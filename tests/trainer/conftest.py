@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cwpo.cli import run as run_command
+from cwpo import cli
 
 
 @pytest.fixture
@@ -10,7 +10,7 @@ def command():
     """Runs a Command with flags, as `cwpo NAME` does."""
 
     def run(kind, *arguments):
-        run_command(kind, [str(argument) for argument in arguments], f"cwpo {kind.__name__}")
+        cli.run(kind, [str(argument) for argument in arguments], f"cwpo {kind.__name__}")
 
     return run
 

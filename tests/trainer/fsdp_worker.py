@@ -16,10 +16,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from cwpo_trainer import losses, policy
-from cwpo_trainer.formatting import Formatter
-from cwpo_trainer.launch import leave
-from cwpo_trainer.weighted import read_weighted, weights_of
+from cwpo_trainer import losses
+from cwpo_trainer.data.weighted import read_weighted, weights_of
+from cwpo_trainer.policy.formatting import Formatter
+from cwpo_trainer.policy.loading import load_tokenizer
+from cwpo_trainer.run.launch import leave
 
 
 def log_probs(model, formatter, pairs, texts):
@@ -51,7 +52,7 @@ def main(model_folder: Path, data: Path, out: Path) -> None:
         fully_shard(each, mesh=mesh)
     pairs = read_weighted(data)
     weights = torch.from_numpy(np.asarray(weights_of(pairs, "confidence", normalise=True)))
-    formatter = Formatter(policy.load_tokenizer(model_folder))
+    formatter = Formatter(load_tokenizer(model_folder))
     mine = slice(rank * len(pairs) // world, (rank + 1) * len(pairs) // world)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
     total = []

@@ -11,9 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cwpo_trainer.commands import Align
-from cwpo_trainer.record import read_lines
+from cwpo_trainer.run.folder import read_lines
 
 from .samples import weighted, write_lines
+
+pytestmark = pytest.mark.slow
 
 
 def launched(processes, *arguments):

@@ -10,10 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cwpo_trainer.commands import Align, Sft
-from cwpo_trainer.interruption import EXIT_CODE
-from cwpo_trainer.record import last_checkpoint, read_lines
+from cwpo_trainer.run.folder import last_checkpoint, read_lines
+from cwpo_trainer.run.termination import EXIT_CODE
 
 from .samples import weighted, write_lines
+
+pytestmark = pytest.mark.slow
 
 STEPS = 20
 
@@ -75,7 +77,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(kind, more, flags, tmp_path, com
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     assert 2 <= interrupted(module, stopped, *flags, *more) < STEPS
     again = (kind, *flags, *more, "--output", stopped)
-    assert "go on with --resume" in failure(*again)
+    assert "continue with --resume" in failure(*again)
     assert "weight_decay was 0.05" in failure(*again, "--resume", "--weight-decay", 0.1)
     command(*again, "--resume")
     command(kind, *flags, *more, "--output", whole)

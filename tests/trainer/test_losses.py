@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import inspect
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
-from cwpo_trainer import losses
+from cwpo_trainer import ConfidenceDPOConfig, losses
+from cwpo_trainer.losses import LOSSES
+from cwpo_trainer.settings.policy_training import Alignment
 
 # Two pairs, worked by hand: h = (-10 + 12) - (-8 + 7) = 3 and h = (-5 + 4) - (-6 + 9) = -4.
 POLICY_CHOSEN = torch.tensor([-10.0, -5.0])
@@ -124,3 +129,20 @@ def test_pairwise():
     )
     smoothed = 0.9 * torch.tensor(plain) + 0.1 * flipped
     torch.testing.assert_close(losses.pairwise(forth, back, label_smoothing=0.1), smoothed)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_the_constants_of_a_loss_are_flags_and_fields_of_the_config(loss):
+    for constant in loss.constants:
+        setting = Alignment.model_fields[constant.flag]
+        assert setting.default == constant.default
+        assert setting.description.startswith(constant.meaning)
+        assert constant.config_field in ConfidenceDPOConfig.__dataclass_fields__
+        assert constant.argument in inspect.signature(loss.function).parameters
+
+
+@pytest.mark.parametrize("page", ["method.md", "training.md"])
+def test_the_tables_in_the_docs_are_those_of_the_losses_and_weights(page):
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / page).read_text()
+    assert runpy.run_path(str(docs / "tables.py"))["with_tables"](text) == text

@@ -13,13 +13,20 @@ from accelerate.commands.config.config_args import load_config_from_file
 from transformers import LlamaConfig, OPTConfig, Qwen2Config
 
 from cwpo_trainer.commands import Align, Sft, TrainAnnotator
-from cwpo_trainer.sharding import FSDP2, ZERO3
+from cwpo_trainer.policy.sharding import FSDP2, ZERO3
 
 from .samples import weighted, write_lines
 
 RECIPES = Path(__file__).parents[2] / "trainer" / "recipes"
 KINDS = {"align": Align, "sft": Sft, "annotator": TrainAnnotator}
-FILES = sorted(RECIPES.glob("*/*.yaml"))
+SHARED = sorted((RECIPES / "paper").glob("*.yaml"))
+FILES = [
+    path
+    for path in sorted(RECIPES.glob("*/*.yaml"))
+    if path.parent.name not in ("accelerate", "paper")
+]
+# Settings that a size gives for itself.
+SIZES_OWN = {"model", "data", "output", "splits"}
 # Layers, width and width of the feed-forward part, as the models' own configurations have them.
 SHAPES = {
     "opt-1.3b": (OPTConfig, 24, 2048, 8192),
@@ -32,6 +39,10 @@ SHAPES = {
     "qwen2.5-14b": (Qwen2Config, 48, 5120, 13824),
     "llama-3.1-8b": (LlamaConfig, 32, 4096, 14336),
 }
+
+
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
 
 
 def config(name):
@@ -55,19 +66,32 @@ def config(name):
     )
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_setting_is_known_and_its_origin_said(path):
-    if path.parent.name == "accelerate":
-        assert load_config_from_file(str(path)).num_processes == 8
-        return
-    settings = yaml.safe_load(path.read_text())
-    KINDS[path.stem](**settings)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_setting_is_known(path):
+    command = KINDS[path.stem](config=path)
+    shared = yaml.safe_load((RECIPES / "paper" / path.name).read_text())
+    own = yaml.safe_load(path.read_text())
+    assert {"extends", "model", "data", "output"} <= own.keys() <= {"extends", *SIZES_OWN}
+    for name, value in {**shared, **own}.items():
+        if name != "extends":
+            found = getattr(command, name)
+            assert (str(found) if isinstance(found, Path) else found) == value
+
+
+@pytest.mark.parametrize("path", SHARED, ids=name_of)
+def test_the_origin_of_every_shared_setting_is_said(path):
     for line in path.read_text().splitlines():
-        name = line.split(":")[0]
-        if not line.startswith("#") and name not in ("model", "data", "output", "splits"):
+        if not line.startswith("#"):
+            assert line.partition(":")[0] not in SIZES_OWN
             assert re.search(r"# (paper|chosen)\b", line), line
 
 
+def test_the_configurations_of_accelerate_load():
+    for path in (RECIPES / "accelerate").glob("*.yaml"):
+        assert load_config_from_file(str(path)).num_processes == 8
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_size_can_be_planned(name, tiny_tokenizer, tmp_path, command, capsys):
     model = tmp_path / "model"

@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from cwpo import Client, Triplet
 from cwpo.errors import CwpoError
 from cwpo_annotator import Annotator
-from cwpo_annotator.backends.vllm_server import VllmServer
+from cwpo_annotator.backends.vllm.server import VllmServer
 
 PYTHON = os.environ.pop("CWPO_VLLM_PYTHON", None)
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
@@ -26,6 +26,7 @@ TRIPLETS = [
 ]
 
 pytestmark = [
+    pytest.mark.vllm,
     pytest.mark.skipif(PYTHON is None, reason="CWPO_VLLM_PYTHON is not set: make test-vllm"),
     pytest.mark.timeout(600),
 ]
@@ -83,8 +84,8 @@ def test_serve_starts_vllm_and_starts_it_again_when_it_dies(scalar_head):
             children = psutil.Process(service.pid).children(recursive=True)
             for child in children:
                 child.send_signal(signal.SIGKILL)
-            assert httpx.get(f"{url}/health/ready").status_code == 503
-            while not httpx.get(f"{url}/health/ready").is_success:
+            assert httpx2.get(f"{url}/health/ready").status_code == 503
+            while not httpx2.get(f"{url}/health/ready").is_success:
                 assert service.poll() is None
             assert client.annotate([triplet]).annotations == first
             children = psutil.Process(service.pid).children(recursive=True)

@@ -1,13 +1,11 @@
 """Jobs on real processes that are killed at random: what comes out is what would have come out.
 
-`make chaos` runs the same at 200,000 rows a job and with 50 kills.
+`make chaos` runs the same at 200,000 rows a job and with 100 kills.
 """
 
 import json
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -21,38 +19,24 @@ import redis
 
 from cwpo import Client
 from cwpo.errors import APIError, ConnectionFailedError
+from cwpo.process import free_port
 from cwpo.types import FINAL_STATES
+from harness import Up
+
+pytestmark = pytest.mark.chaos
 
 TIMEOUT = 240
 KILLS_A_JOB = 10
 VICTIMS = {"task": 6, "worker": 4, "service": 3, "valkey": 2, "supervisor": 1}
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Up:
+class FragileUp(Up):
     """A `cwpo up` that is started again where it is killed."""
 
     def __init__(self, folder):
-        self.folder = folder
-        self.port = free_port()
-        self.client = Client(f"http://127.0.0.1:{self.port}", max_retries=8)
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cwpo", "up", "--backend", "null", "--workers", "2"),
-                *("--port", str(self.port), "--data-dir", str(self.folder)),
-            ],
-            env={**os.environ, "CWPO_HEARTBEAT_SECONDS": "3"},
-            stdout=subprocess.PIPE,
-        )
-        assert self.process.stdout.readline().startswith(b"cwpo up: ")
+        flags = ("--backend", "null", "--workers", "2")
+        super().__init__(folder, *flags, CWPO_HEARTBEAT_SECONDS="3")
+        self.client = Client(self.url, max_retries=8)
 
     def kinds(self):
         """The processes that live, by what they are."""
@@ -84,7 +68,7 @@ class Up:
 
     def wipe(self):
         """Let Redis forget everything."""
-        lines = (self.folder / "valkey" / "valkey.conf").read_text().splitlines()
+        lines = (self.data_dir / "valkey" / "valkey.conf").read_text().splitlines()
         settings = dict(line.split(" ", 1) for line in lines)
         url = f"redis://:{settings['requirepass']}@127.0.0.1:{settings['port']}/0"
         with redis.Redis.from_url(url) as client:
@@ -112,7 +96,7 @@ class Up:
 
 @pytest.fixture
 def up(tmp_path):
-    up = Up(tmp_path / "data")
+    up = FragileUp(tmp_path / "data")
     yield up
     up.close()
 
@@ -136,7 +120,7 @@ def lines_of(house, count):
 
 def test_kills_and_a_wiped_redis_change_nothing_in_the_dataset(up, open_house, scale, dice):
     rows, kills = scale
-    path = up.folder / "rows.jsonl"
+    path = up.data_dir / "rows.jsonl"
     path.write_text(lines_of(open_house, rows))
     file = up.client.files.upload(path)
 
@@ -144,8 +128,8 @@ def test_kills_and_a_wiped_redis_change_nothing_in_the_dataset(up, open_house, s
         job = up.client.jobs.wait(job.id)
         assert job.state == "completed_with_errors", job.error
         assert (job.progress.rows_annotated, job.progress.rows_failed) == (rows - 1, 1)
-        result = up.client.jobs.download(job.id, up.folder / "out.jsonl", format="jsonl")
-        errors = up.client.jobs.download_errors(job.id, up.folder / "errors.jsonl")
+        result = up.client.jobs.download(job.id, up.data_dir / "out.jsonl", format="jsonl")
+        errors = up.client.jobs.download_errors(job.id, up.data_dir / "errors.jsonl")
         return result.read_bytes(), errors.read_bytes()
 
     undisturbed = outcome(up.client.jobs.create(file.id))
@@ -207,7 +191,7 @@ def test_a_network_that_is_cut_changes_nothing_in_the_dataset(house, scale, dice
         house.wait_for(job_id, lambda _: house.service.requests >= asked, TIMEOUT)
         proxy.kill()
         proxy.wait()
-        house.wait_for(job_id, lambda _: len(house.ledger.queue.rq.scheduled_job_registry), TIMEOUT)
+        house.wait_for(job_id, lambda _: len(house.queue.rq.scheduled_job_registry), TIMEOUT)
         assert house.ledger.get(job_id, owner=None).state == "running"
         proxy = connect()
         job = house.wait(job_id, TIMEOUT)
@@ -243,7 +227,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing_in_the_dataset(house, s
                 sink.write(bytes(1 << 16))
                 sink.flush()
         # Until a task has failed for it.
-        house.wait_for(job_id, lambda _: len(house.ledger.queue.rq.scheduled_job_registry), TIMEOUT)
+        house.wait_for(job_id, lambda _: len(house.queue.rq.scheduled_job_registry), TIMEOUT)
         threading.Timer(2.0, ballast.unlink).start()
         job = house.wait(job_id, TIMEOUT)
         assert job.state == undisturbed.state == "completed_with_errors", job.error

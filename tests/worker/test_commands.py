@@ -3,6 +3,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 CWPO = [sys.executable, "-c", "from cwpo.cli import main; main()"]
 
 
@@ -41,11 +43,12 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_burst_begins_with_what_the_queue_has_lost(house):
     job_id = house.submit(house.rows(3))
-    house.ledger.queue.rq.empty()
+    house.queue.rq.empty()
     assert house.start_worker("--burst").wait() == 0
     assert house.ledger.get(job_id, owner=None).state == "completed"
 
 
+@pytest.mark.slow
 def test_settings_come_from_the_environment_too(house):
     job_id = house.submit(house.rows(3))
     done = run(
@@ -58,6 +61,7 @@ def test_settings_come_from_the_environment_too(house):
     assert house.ledger.get(job_id, owner=None).state == "completed"
 
 
+@pytest.mark.slow
 def test_the_end_is_warm_the_task_at_hand_is_finished_first(house):
     job_id = house.submit(house.rows(5000))
     house.service.gate.clear()
@@ -78,6 +82,7 @@ def test_a_worker_that_loses_its_queue_ends_with_one(house):
     assert worker.wait(30) in (0, 1)
 
 
+@pytest.mark.slow
 def test_the_reconciler_of_a_worker_deletes_what_is_too_old(house):
     job_id = house.submit(house.rows(3))
     assert house.start_worker("--burst").wait() == 0

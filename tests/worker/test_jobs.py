@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cwpo import Message, Triplet
+from cwpo.types import JobRequest
 
 
 @pytest.mark.parametrize("format", ["jsonl", "jsonl.gz", "parquet"])
@@ -26,6 +27,50 @@ def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, encoded
     assert job.created_at <= job.started_at <= job.finished_at
 
 
+def submit_files(house, *files):
+    """Submit a job for several files, each its bytes and its format."""
+    file_ids = [house.upload(data, format) for data, format in files]
+    request = JobRequest(file_ids=file_ids)
+    return house.ledger.submit(request, owner=None, idempotency_key=None).id
+
+
+def test_several_files_are_annotated_as_one(open_house, encoded):
+    rows = open_house.rows(5000)
+    bad = [*rows[1000:3000], {"prompt": "alone"}]
+    files = [
+        (encoded(rows[:1000], "jsonl"), "jsonl"),
+        (b"", "jsonl"),
+        (encoded(bad, "jsonl.gz"), "jsonl.gz"),
+        (encoded(rows[3000:], "parquet"), "parquet"),
+    ]
+    job = open_house.wait(submit_files(open_house, *files))
+    assert job.state == "completed_with_errors", job.error
+    assert open_house.results(job.id) == open_house.expected(rows)
+    assert [error["row"] for error in open_house.errors(job.id)] == [3001]
+
+
+def test_rows_without_id_are_numbered_through_all_files(open_house):
+    row = b'{"prompt": "p", "response_a": "a", "response_b": "b"}\n'
+    job = open_house.wait(submit_files(open_house, (row * 2, "jsonl"), (row, "jsonl")))
+    assert [row["id"] for row in open_house.results(job.id)] == ["1", "2", "3"]
+
+
+def test_a_damaged_file_among_several_is_named(open_house, encoded):
+    good = (encoded(open_house.rows(3), "jsonl"), "jsonl")
+    job = open_house.wait(submit_files(open_house, good, (b"no parquet", "parquet")))
+    assert job.state == "failed"
+    assert f"{job.file_ids[1]}: not a readable Parquet file" in job.error
+
+
+def test_the_prompts_of_all_files_are_of_one_kind(open_house, encoded):
+    text = open_house.rows(3)
+    chat = [{**row, "prompt": [{"role": "user", "content": "p"}]} for row in text]
+    files = [(encoded(rows, "jsonl"), "jsonl") for rows in (text, chat)]
+    job = open_house.wait(submit_files(open_house, *files))
+    assert open_house.results(job.id) == open_house.expected(text)
+    assert [error["row"] for error in open_house.errors(job.id)] == [4, 5, 6]
+
+
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_extra_columns_have_one_type_in_all_shards(open_house, encoded, format):
     rows = open_house.rows(2100)  # Two shards.
@@ -35,23 +80,27 @@ def test_extra_columns_have_one_type_in_all_shards(open_house, encoded, format):
     given = [row | extra for row, extra in zip(rows, extras, strict=True)]
     job = open_house.wait(open_house.submit(encoded(given, format), format))
     assert job.state == "completed", job.error
-    with open_house.ledger.open_results(job.id, "jsonl", owner=None)[0] as stream:
+    with open_house.ledger.open_results(job.id, "jsonl", owner=None).stream as stream:
         got = [json.loads(line) for line in stream]
     names = ("n", "tags", "late") if format == "jsonl" else ("n", "tags")
     expected = [row | {name: None for name in names} for row in open_house.expected(rows)]
     assert got == [row | extra for row, extra in zip(expected, extras, strict=True)]
-    with open_house.ledger.open_results(job.id, "parquet", owner=None)[0] as stream:
+    with open_house.ledger.open_results(job.id, "parquet", owner=None).stream as stream:
         table = pq.read_table(stream)
     assert table.column("n").type == (pa.float64() if format == "jsonl" else pa.int64())
     assert table.column("tags")[0].as_py() == '["t", "0"]'
 
 
-def test_a_column_that_would_be_written_over_fails_the_job_by_name(open_house):
+def test_a_row_whose_column_would_be_written_over_is_rejected_by_name(open_house):
     rows = open_house.rows(3)
+    good = [rows[0], dict(rows[2])]
     rows[1]["score_chosen"] = 1.0
     job = open_house.wait(open_house.submit(rows))
-    assert job.state == "failed"
-    assert job.error.startswith("row 2: the column 'score_chosen' has a name")
+    assert job.state == "completed_with_errors"
+    assert open_house.results(job.id) == open_house.expected(good)
+    (error,) = open_house.errors(job.id)
+    assert (error["row"], error["code"]) == (2, "invalid_row")
+    assert error["detail"].startswith("the column name 'score_chosen' is reserved")
 
 
 def test_bad_rows_are_named_with_their_lines_and_the_others_are_unharmed(open_house):
@@ -121,7 +170,7 @@ def test_a_job_without_a_single_good_row_completes_with_errors(open_house):
         (b"", "jsonl", "no rows"),
         (b"\n\n", "jsonl", "no rows"),
         (b"PAR1 or so", "parquet", "Parquet"),
-        (gzip.compress(b'{"prompt": "p"}\n' * 99)[:-9], "jsonl.gz", "breaks off"),
+        (gzip.compress(b'{"prompt": "p"}\n' * 99)[:-9], "jsonl.gz", "ends too early"),
     ],
 )
 def test_an_unreadable_input_fails_the_job_with_the_reason(open_house, data, format, reason):

@@ -9,15 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cwpo.types import FINAL_STATES, JobRequest
-from cwpo_worker import merge, planner, shard
 from cwpo_worker.errors import IllegalTransitionError, IncompleteJobError, JobStoppedError
-from cwpo_worker.job import TRANSITIONS
-from cwpo_worker.manifest import JobFolder
-from cwpo_worker.reconciler import reconcile
+from cwpo_worker.jobs.manifest import JobFolder
+from cwpo_worker.jobs.record import TRANSITIONS
 
 few = settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -29,13 +26,13 @@ def planned(house, monkeypatch):
     """`planned(is_good, shard_rows)`: a planned job of such rows, its shards of that many."""
 
     def plan(is_good, shard_rows):
-        monkeypatch.setattr("cwpo_worker.ledger.SHARD_ROWS", shard_rows)
+        monkeypatch.setattr("cwpo_worker.jobs.ledger.SHARD_ROWS", shard_rows)
         rows = [
             row if good else {"prompt": "alone"}
             for row, good in zip(house.rows(len(is_good)), is_good, strict=True)
         ]
         job_id = house.submit(rows)
-        planner.plan(house.ledger, job_id)
+        house.plan(job_id)
         return job_id, [row for row in rows if len(row) > 1]
 
     return plan
@@ -47,14 +44,14 @@ def test_any_partition_in_any_order_with_any_duplicate_is_the_input(
     house, planned, is_good, shard_rows, seed, twice
 ):
     job_id, good = planned(is_good, shard_rows)
-    manifest = JobFolder(job_id).read_manifest(house.ledger.store)
+    manifest = JobFolder(job_id).read_manifest(house.store)
     dice = random.Random(seed)
-    indices = [cut.index for cut in manifest.shards]
+    indices = list(manifest.numbers)
     order = dice.sample(indices, len(indices))
     for index in [*order, *dice.choices(order, k=twice if order else 0)]:
         with suppress(JobStoppedError):  # A duplicate that comes when all are finished.
-            shard.annotate(house.ledger, house.client, job_id, index)
-    merge.merge(house.ledger, job_id)
+            house.annotate(job_id, index)
+    house.merge(job_id)
     assert house.results(job_id) == house.expected(good)
     failed = [number for number, ok in enumerate(is_good, 1) if not ok]
     assert [error["row"] for error in house.errors(job_id)] == failed
@@ -62,20 +59,24 @@ def test_any_partition_in_any_order_with_any_duplicate_is_the_input(
     assert house.ledger.get(job_id, owner=None).state == state
 
 
+@pytest.mark.slow
 @few
 @given(st.integers(2, 6), st.data())
 def test_parts_that_do_not_tile_the_input_are_never_merged(house, planned, shards, data):
     job_id, _ = planned([True] * shards * 2, 2)
     for index in range(shards):
-        shard.annotate(house.ledger, house.client, job_id, index)
-    store, folder = house.ledger.store, JobFolder(job_id)
+        house.annotate(job_id, index)
+    store, folder = house.store, JobFolder(job_id)
     index = data.draw(st.integers(0, shards - 1))
     if data.draw(st.booleans()):
         store.delete(folder.part(index))
     else:
-        store.put(folder.part(shards + index), store.read(folder.part(index)))
+        # Of one row: each shard has two.
+        other, _ = planned([True], 2)
+        house.annotate(other, 0)
+        store.put(folder.part(index), store.read(JobFolder(other).part(0)))
     with pytest.raises(IncompleteJobError):
-        merge.merge(house.ledger, job_id)
+        house.merge(job_id)
     assert not store.exists(folder.results("jsonl"))
 
 
@@ -93,12 +94,12 @@ def test_after_any_steps_in_any_order_a_job_still_comes_to_its_dataset(house, st
     actions = {
         "cancel": lambda: ledger.cancel(job_id, owner=None),
         "resume": lambda: ledger.resume(job_id, owner=None),
-        "fail": lambda: ledger.records.fail(job_id, "a reason"),
-        "plan": lambda: planner.plan(ledger, job_id),
-        "shard 0": lambda: shard.annotate(ledger, house.client, job_id, 0),
-        "merge": lambda: merge.merge(ledger, job_id),
-        "reconcile": lambda: reconcile(ledger),
-        "wipe": lambda: (house.redis.flushall(), reconcile(ledger)),
+        "fail": lambda: house.lifecycle.fail(job_id, "a reason"),
+        "plan": lambda: house.plan(job_id),
+        "shard 0": lambda: house.annotate(job_id, 0),
+        "merge": lambda: house.merge(job_id),
+        "reconcile": house.reconcile,
+        "wipe": lambda: (house.redis.flushall(), house.reconcile()),
     }
     state = "validating"
 

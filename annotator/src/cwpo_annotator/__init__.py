@@ -1,4 +1,4 @@
-"""The annotator as a model: encode, score, label and confidence."""
+"""The annotator: encoding, scores, labels and confidence."""
 
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.checkpoint import CheckpointError

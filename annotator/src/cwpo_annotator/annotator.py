@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cwpo.texts import text_problems
 from cwpo.types import (
@@ -20,12 +19,14 @@ from cwpo.types import (
     Triplet,
     Truncation,
 )
-from cwpo_annotator.backends.base import Backend, EncodedPair, EncodedText
+from cwpo_annotator.backends.base import Backend
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
+from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.labels import Labels
+from cwpo_annotator.scores import Scores
 
 if TYPE_CHECKING:
-    from cwpo_annotator.backends.vllm_server import VllmServer
+    from cwpo_annotator.backends.vllm.server import VllmServer
 
 # Triplets that are tokenised at a time: several forward passes even on a large GPU.
 _CHUNK = 4096
@@ -34,11 +35,16 @@ DType = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class TextEncoder(Protocol):
-    """Turns texts into token ids, or says what is wrong with them."""
+    """Converts texts to token ids, or to errors."""
 
     @property
     def max_length(self) -> int:
-        """Tokens a text may have."""
+        """Maximum number of tokens of a text."""
+        ...
+
+    @property
+    def compares_only(self) -> bool:
+        """Whether it encodes pairs only, because a single response has no score."""
         ...
 
     def encode_pairs(
@@ -57,8 +63,8 @@ class TextEncoder(Protocol):
 class Annotator:
     """A loaded annotator.
 
-    `annotate` does it all in one call. A server takes the steps apart: `encode` on one thread,
-    `score_pairs` on batches of many requests on another, `label` at the end.
+    `annotate` does everything in one call. A server runs the steps separately: `encode` on one
+    thread, `score_pairs` with batches of many requests on another, and finally `label`.
     """
 
     def __init__(
@@ -68,10 +74,12 @@ class Annotator:
         model: ModelRef,
         temperature: float | None = None,
         confidence_quantiles: Sequence[float] | None = None,
+        former_revision: str | None = None,
     ) -> None:
         self.encoder = encoder
         self.backend = backend
         self.model = model
+        self.former_revision = former_revision
         self.temperature = temperature
         self.confidence_quantiles = confidence_quantiles
 
@@ -87,22 +95,23 @@ class Annotator:
     ) -> Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
-        Any reward model of one output is one; without annotator.json it gets the defaults of
-        `Encoder.create`.
+        Any reward model with one output can be loaded; without annotator.json, the defaults of
+        `Encoder.create` apply.
 
         Args:
-            dtype: of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU,
-                and float32 on both for implicit rewards. int8 is for CPUs, and for checkpoints
-                that `cwpo quantize` has written.
-            device: cuda, mps, cpu, or auto for the best there is.
-            token_budget: tokens a forward pass, padding included; None chooses by the device.
-            threads: on a CPU, of the whole process; None takes the physical cores there are.
-        Raises: CheckpointError for what is no annotator.
+            dtype: number format of weights and activations; auto is bfloat16 on a GPU and float32
+                on a CPU, and float32 on both for implicit rewards. int8 works on CPUs only, with
+                checkpoints that `cwpo quantize` has written.
+            device: cuda, mps, cpu, or auto for the fastest available device.
+            token_budget: maximum number of tokens in a forward pass, padding included; None
+                chooses by the device.
+            threads: CPU threads of the whole process; None uses one per physical core.
+        Raises: CheckpointError for a folder or Hub id that holds no annotator.
         """
         from cwpo_annotator import checkpoint
-        from cwpo_annotator.backends.implicit import ImplicitBackend
-        from cwpo_annotator.backends.torch import TorchBackend
-        from cwpo_annotator.responses import encoder_of
+        from cwpo_annotator.backends.torch.implicit import ImplicitBackend
+        from cwpo_annotator.backends.torch.scalar import ScalarHeadBackend
+        from cwpo_annotator.encoding.responses import encoder_of
 
         folder = checkpoint.resolve(path)
         checkpoint.check(folder)
@@ -121,7 +130,7 @@ class Annotator:
                 threads=threads,
             )
         else:
-            backend = TorchBackend(
+            backend = ScalarHeadBackend(
                 folder,
                 pad_token_id=encoder.pad_token_id,
                 dtype=dtype,
@@ -135,17 +144,22 @@ class Annotator:
     def over_vllm(
         cls, path: str | Path, url: str, *, dtype: DType = "auto", server: VllmServer | None = None
     ) -> Annotator:
-        """An annotator whose checkpoint a vLLM server at `url` serves; `server` if it is ours.
+        """An annotator whose checkpoint is served by a vLLM server at `url`.
 
-        Texts are encoded here; some are scored here too, with the torch backend in float32, to be
-        sure that the server scores the same.
-        Raises: CheckpointError; BackendUnavailableError without a server; CwpoError for one that
-        scores otherwise.
+        Texts are encoded in this process. A few known texts are also scored here by the torch
+        backend in float32, to check that the server gives the same scores.
+
+        Args:
+            dtype: number format that the server computes in.
+            server: the process of the server, if it is to be stopped with the annotator.
+        Raises: CheckpointError for a folder or Hub id that holds no annotator, or one that vLLM
+            cannot serve; BackendUnavailableError if no server answers; CwpoError for a server
+            whose scores differ.
         """
         from cwpo_annotator import checkpoint
-        from cwpo_annotator.backends.torch import TorchBackend
-        from cwpo_annotator.backends.vllm import VllmBackend
-        from cwpo_annotator.encoding import Encoder
+        from cwpo_annotator.backends.torch.scalar import ScalarHeadBackend
+        from cwpo_annotator.backends.vllm.backend import VllmBackend
+        from cwpo_annotator.encoding.encoder import Encoder
 
         folder = checkpoint.resolve(path)
         card = checkpoint.read_card(folder)
@@ -156,22 +170,28 @@ class Annotator:
         checkpoint.check(folder)
         encoder = Encoder.load(folder)
         backend = VllmBackend(url, dtype=dtype, server=server)
-        texts = [text for text in encoder.encode_texts(GOLDEN) if isinstance(text, EncodedText)]
-        reference = TorchBackend(
+        texts = [
+            text for text in encoder.encode_texts(GOLDEN_ITEMS) if isinstance(text, EncodedText)
+        ]
+        reference = ScalarHeadBackend(
             folder, pad_token_id=encoder.pad_token_id, dtype="float32", device="cpu"
         )
-        backend.verify(texts, reference.score_texts(texts))
+        backend.verify(texts, reference.score_texts(texts).values)
         return cls(encoder, backend, *_identity(path, folder))
 
     @classmethod
     def null(cls) -> Annotator:
-        """An annotator that scores by a hash, without a model; torch is never imported."""
+        """An annotator without a model, whose scores come from a hash; torch is not imported."""
         return cls(NullEncoder(), NullBackend(), ModelRef(name="null", revision="null"))
+
+    def has_revision(self, revision: str) -> bool:
+        """Whether this is its revision, or the one by which version 0.2 and earlier knew it."""
+        return revision in (self.model.revision, self.former_revision)
 
     def annotate(
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[Annotation | FailedAnnotation]:
-        """Label the triplets, in order; a triplet without id is named by its position."""
+        """Label the triplets, in order; the id of a triplet without one is its position."""
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
         labels: list[Annotation | FailedAnnotation] = []
         for encoded in self._encode_ahead(triplets, truncation):
@@ -183,7 +203,7 @@ class Annotator:
     def encode(
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[EncodedPair | ItemError]:
-        """The token ids of each triplet, or what is wrong with it."""
+        """The token ids of each triplet, or its error."""
         problems = text_problems(
             [t.prompt for t in triplets],
             response_a=[t.response_a for t in triplets],
@@ -214,7 +234,7 @@ class Annotator:
     def encode_texts(
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
     ) -> list[EncodedText | ItemError]:
-        """The token ids of each item, or what is wrong with it."""
+        """The token ids of each item, or its error."""
         problems = text_problems(
             [item.prompt for item in items], response=[item.response for item in items]
         )
@@ -224,46 +244,52 @@ class Annotator:
         encoded = iter(self.encoder.encode_texts(good, truncation))
         return [problem or next(encoded) for problem in problems]
 
-    def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
-        """Raw scores of a and b, shape (n, 2)."""
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
+        """Raw scores of responses a and b of each pair: values of shape (n, 2)."""
         if not pairs:
-            return np.empty((0, 2), np.float32)
+            return Scores(np.empty((0, 2), np.float32))
         return self.backend.score_pairs(pairs)
 
     def check_scores_single(self) -> None:
-        """Raises: PairwiseError for an annotator that has no score of one response."""
-        self.encoder.encode_texts([], "error")
+        """Raises: PairwiseError for an annotator that cannot score a single response."""
+        from cwpo_annotator.encoding.responses import PairwiseError
 
-    def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
-        """Raw scores, shape (n,)."""
+        if self.encoder.compares_only:
+            raise PairwiseError
+
+    def score_texts(self, texts: Sequence[EncodedText]) -> Scores:
+        """Raw scores of single texts: values of shape (n,)."""
         if not texts:
-            return np.empty(0, np.float32)
+            return Scores(np.empty(0, np.float32))
         return self.backend.score_texts(texts)
 
     def label(
         self,
         ids: Sequence[str],
         encoded: Sequence[EncodedPair | ItemError],
-        scores: NDArray[np.float32],
+        scores: Scores,
     ) -> Labels:
-        """Put scores, shape (pairs among encoded, 2), and errors together, in the order of ids."""
+        """The labels of all items in the order of ids, from their errors or their pairs' scores."""
         return Labels.of(ids, encoded, scores, self.temperature)
 
 
-def _identity(path: str | Path, folder: Path) -> tuple[ModelRef, float | None, list[float] | None]:
-    """What tells the checkpoint from others, its temperature and its held-out confidence."""
+def _identity(
+    path: str | Path, folder: Path
+) -> tuple[ModelRef, float | None, list[float] | None, str]:
+    """The checkpoint's name and revision, temperature, confidence quantiles, former revision."""
     from cwpo_annotator import checkpoint
 
     name = folder.resolve().name if Path(path).is_dir() else str(path)
     card = checkpoint.read_card(folder)
-    model = ModelRef(name=name, revision=checkpoint.revision(folder))
+    revision, former = checkpoint.revisions(folder)
+    model = ModelRef(name=name, revision=revision)
     if card is None:
-        return model, None, None
-    return model, card.temperature, card.confidence_quantiles
+        return model, None, None, former
+    return model, card.temperature, card.confidence_quantiles, former
 
 
-# Texts by which two backends are compared.
-GOLDEN = (
+# What a vLLM server scores first, to be compared with the scores of the torch backend.
+GOLDEN_ITEMS = (
     ScoreItem(prompt="Why is the sky blue?", response="Air scatters blue light more than red."),
     ScoreItem(prompt="Why is the sky blue?", response="no idea"),
     ScoreItem(prompt="2 + 2", response="5, as everybody knows; do not ask again."),

@@ -11,14 +11,14 @@ _BISECTIONS = 80
 def fit_temperature(margins: ArrayLike) -> float | None:
     """The temperature T under which sigmoid(margin / T) best predicts the labels.
 
-    Maximises the Bradley-Terry likelihood (eq. 4), which is concave in 1 / T. As in Platt scaling
-    the labels count as right with probability (n + 1) / (n + 2) only, so that T stays above 0 where
-    a few margins happen to be all positive.
+    Maximises the Bradley-Terry likelihood (eq. 4), which is concave in 1 / T. As in Platt scaling,
+    labels are taken to be right with probability (n + 1) / (n + 2), so that T stays above 0 even if
+    all of a few margins happen to be positive.
 
     Args:
         margins: score of the chosen less that of the rejected response, on labelled pairs that the
             annotator was not trained on, shape (n,).
-    Returns: T > 0; None where no T can help, the annotator being no better than chance.
+    Returns: T > 0; None if the annotator is no better than chance, so that no T can help.
     """
     values = np.asarray(margins, dtype=np.float64)
     scale = float(np.abs(values).mean()) if values.size else 0.0

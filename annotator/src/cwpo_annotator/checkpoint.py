@@ -1,7 +1,8 @@
 """The annotator checkpoint: a Hugging Face model folder plus annotator.json.
 
-With the objectives bt and pairrm the model is a sequence-classification one of one output. With
-dpo and sft+dpo it is a causal language model, and its reference stands in the folder `reference`.
+With the objectives bt and pairrm, the model is a sequence-classification model with one output.
+With dpo and sft+dpo, it is a causal language model, with its reference in the subfolder
+`reference`.
 """
 
 from __future__ import annotations
@@ -9,83 +10,104 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cwpo.errors import CwpoError
+from cwpo.errors import CwpoError, first_line, mistake_in
 
 CARD_NAME = "annotator.json"
 REFERENCE_NAME = "reference"
 ADAPTER_NAME = "adapter_config.json"
 INT8_AGREEMENT = 0.99
 _CHUNK = 1 << 22
+# What transformers' tokenizers read from a folder.
+_TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+)
 
 Objective = Literal["bt", "dpo", "sft+dpo", "pairrm"]
 IMPLICIT: tuple[Objective, ...] = ("dpo", "sft+dpo")
 
 
 class CheckpointError(CwpoError):
-    """A folder or Hub id is no annotator that can be loaded; says why and what would be."""
+    """A folder or Hub id is not a usable annotator; the message says why, and what to do."""
 
 
 class HeldOut(BaseModel):
-    """How the annotator did on pairs that it was neither trained nor calibrated on."""
+    """Accuracy and confidence on pairs that the annotator was neither trained nor calibrated on."""
 
     model_config = ConfigDict(extra="forbid")
 
     pairs: int
     accuracy: float
     mean_confidence: float
-    ece: float | None = Field(None, description="expected calibration error of confidence")
-    calibrated_ece: float | None = Field(None, description="the same of calibrated confidence")
+    ece: float | None = Field(None, description="Expected calibration error of confidence.")
+    calibrated_ece: float | None = Field(
+        None, description="Expected calibration error of calibrated confidence."
+    )
 
 
 class EncodingSpec(BaseModel):
-    """What fixes how prompt and response become token ids, beside the tokenizer itself."""
+    """How prompt and response become token ids, where the tokenizer does not determine it."""
 
     model_config = ConfigDict(extra="forbid")
 
-    join: str = Field("\n\n", description="put between a text prompt and its response")
-    max_length: int = Field(gt=1, description="tokens a text, prompt and response together")
-    pad_token: str = Field(description="a token of its own, never the end of sequence")
+    join: str = Field("\n\n", description="Text between a text prompt and its response.")
+    max_length: int = Field(
+        gt=1, description="Maximum number of tokens of a prompt together with its response."
+    )
+    pad_token: str = Field(
+        description="Token that fills batches up; never the end-of-sequence token."
+    )
     eos: bool = Field(
         True,
-        description="texts end with EOS; false for a reward model whose head was padded with EOS, "
-        "and so learnt to read the token before it",
+        description="Whether the end-of-sequence token follows each text. Not for a reward model "
+        "that was trained with it as padding, and so reads its score at the token before.",
     )
 
 
 class Int8Check(BaseModel):
-    """How far int8 gave the labels of float32, found out before it is offered."""
+    """How often int8 and float32 give the same label, measured before int8 is allowed."""
 
     model_config = ConfigDict(extra="forbid")
 
-    agreement: float = Field(ge=0, le=1, description="share of the pairs with the same label")
-    pairs: int = Field(description="of the calibration sample")
+    agreement: float = Field(ge=0, le=1, description="Share of pairs with the same label.")
+    pairs: int = Field(description="Number of pairs that were compared.")
     sample_sha256: str
 
 
 class Card(BaseModel):
-    """annotator.json: how texts were encoded in training, and what is known of the result."""
+    """annotator.json: how texts were encoded in training, and measurements of the annotator."""
 
     model_config = ConfigDict(extra="forbid")
 
     format_version: Literal[1] = 1
     base_model: str | None = None
-    objective: Objective | None = Field(None, description="none is a scalar head, as of bt")
-    beta: float | None = Field(None, gt=0, description="of the implicit reward, eq. 17")
+    objective: Objective | None = Field(
+        None, description="Training objective; without one, a scalar head as of bt."
+    )
+    beta: float | None = Field(None, gt=0, description="Strength of the implicit reward, eq. 17.")
     encoding: EncodingSpec
     data_fingerprint: str | None = None
     labelled_pairs: int | None = None
     held_out: HeldOut | None = None
-    temperature: float | None = Field(None, gt=0, description="calibration temperature")
+    temperature: float | None = Field(
+        None, gt=0, description="Calibration temperature T of confidence."
+    )
     calibration_pairs: int | None = Field(
-        None, description="labelled pairs kept out of training to fit the temperature on"
+        None, description="Number of labelled pairs kept out of training to fit T on."
     )
     int8: Int8Check | None = None
     confidence_quantiles: list[float] | None = Field(
-        None, description="of held-out confidence at 0, 0.1, ..., 1"
+        None, description="Quantiles of held-out confidence at 0, 0.1, ..., 1."
     )
 
     @model_validator(mode="after")
@@ -96,9 +118,9 @@ class Card(BaseModel):
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card in the folder, None where there is none.
+    """The card in the folder; None if there is none.
 
-    Raises: CheckpointError for one that this version cannot read.
+    Raises: CheckpointError for a card that this version cannot read.
     """
     path = folder / CARD_NAME
     if not path.is_file():
@@ -106,9 +128,7 @@ def read_card(folder: Path) -> Card | None:
     try:
         return Card.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        raise CheckpointError(f"{path}: {place}: {first['msg']}") from error
+        raise CheckpointError(f"{path}: {mistake_in(error)}") from error
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -117,15 +137,15 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def require_int8(folder: Path) -> None:
-    """Make sure that the checkpoint's labels in int8 were found to be those of float32.
+    """Check that the checkpoint's labels in int8 were compared with those in float32.
 
-    Raises: CheckpointError, with the way to do that.
+    Raises: CheckpointError, with the command that does so.
     """
     card = read_card(folder)
     if card is None or card.int8 is None or card.int8.agreement < INT8_AGREEMENT:
         raise CheckpointError(
-            f"{folder}: its labels in int8 have not been compared with those of float32; `cwpo "
-            f"quantize --annotator {folder} --calibration FILE --output DIR` does that, and "
+            f"{folder}: whether int8 keeps this annotator's labels has not been checked; `cwpo "
+            f"quantize --annotator {folder} --calibration FILE --output DIR` checks it, and "
             "writes the folder to load in int8"
         )
 
@@ -135,12 +155,12 @@ def resolve(model: str | Path, *, weights: bool = True) -> Path:
 
     Args:
         weights: download them too, not only configuration and tokenizer.
-    Raises: CheckpointError when there is no such folder and the Hub has or gives none.
+    Raises: CheckpointError if there is no such folder, and none can be downloaded from the Hub.
     """
     folder = Path(model)
     if folder.is_dir():
         if not ((folder / "config.json").is_file() or is_adapter(folder)):
-            raise CheckpointError(f"{model}: the folder has no config.json, so it is no model")
+            raise CheckpointError(f"{model}: the folder holds no model: it has no config.json")
         return folder
     name = str(model)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -149,14 +169,14 @@ def resolve(model: str | Path, *, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.txt", "*.model", "*.jinja"]
+    if weights:
+        patterns.append("*.safetensors")
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=[*patterns, *["*.safetensors"] * weights])
-        )
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
-            f"{model}: neither a folder nor a model that the Hub gives: {reason}"
+            f"{model}: no such folder, and no such model on the Hub: {reason}"
         ) from error
 
 
@@ -165,10 +185,10 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_NAME).is_file() and not (folder / "config.json").is_file()
 
 
-def base(folder: Path) -> Path:
+def base_folder(folder: Path) -> Path:
     """The folder of the model itself: of the adapter's base model, or the same folder.
 
-    Raises: CheckpointError where the adapter's base model is not to be found.
+    Raises: CheckpointError if the adapter's base model cannot be found.
     """
     if not is_adapter(folder):
         return folder
@@ -179,29 +199,48 @@ def base(folder: Path) -> Path:
         raise CheckpointError(f"{folder}: the adapter's base model: {error}") from error
 
 
-def revision(folder: Path) -> str:
-    """What tells this checkpoint from any other: 12 hex digits over its weights and its card."""
+class Revisions(NamedTuple):
+    """What identifies a checkpoint by its content, wherever its folder is: 12 hex digits.
+
+    current: of its weights, its card and its tokenizer with the chat template.
+    former: of its weights and its card, as versions up to 0.2 wrote it into datasets and jobs.
+    """
+
+    current: str
+    former: str
+
+
+def revisions(folder: Path) -> Revisions:
+    """The revisions of the checkpoint; this reads all of its weights."""
+    base = base_folder(folder)
     digest = hashlib.sha256()
-    names = (CARD_NAME, "config.json", ADAPTER_NAME)
-    for part in dict.fromkeys((folder, base(folder), folder / REFERENCE_NAME)):
-        for path in sorted([*part.glob("*.safetensors"), *(part / name for name in names)]):
-            if path.is_file():
-                digest.update(path.name.encode())
-                with path.open("rb") as stream:
-                    while chunk := stream.read(_CHUNK):
-                        digest.update(chunk)
-    return digest.hexdigest()[:12]
+    for part in dict.fromkeys((folder, base, folder / REFERENCE_NAME)):
+        _add_files(digest, part, "*.safetensors", CARD_NAME, "config.json", ADAPTER_NAME)
+    former = digest.hexdigest()
+    for part in dict.fromkeys((folder, base)):
+        _add_files(digest, part, *_TOKENIZER_FILES)
+    return Revisions(digest.hexdigest()[:12], former[:12])
+
+
+def _add_files(digest: hashlib._Hash, folder: Path, *patterns: str) -> None:
+    """Add the names and contents of the files that match."""
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        if path.is_file():
+            digest.update(path.name.encode())
+            with path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
 
 
 def check(folder: Path) -> None:
-    """Make sure, before anything is loaded, that the folder can hold an annotator.
+    """Check, before anything is loaded, that the folder can hold an annotator.
 
-    Raises: CheckpointError for a model that needs code of its own, weights in pickle, a model
-        without a scalar head or with more than one output; a language model without reference.
+    Raises: CheckpointError for a model that needs its own code, weights in pickle, a model without
+        a scalar head or with more than one output, and a language model without a reference.
     """
     card = read_card(folder)
     is_implicit = card is not None and card.objective in IMPLICIT
-    other = folder / REFERENCE_NAME if is_implicit else base(folder)
+    other = folder / REFERENCE_NAME if is_implicit else base_folder(folder)
     for part in dict.fromkeys((folder, other)):
         _refuse_remote_code(part)
         _refuse_pickle(part)

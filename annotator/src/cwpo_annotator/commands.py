@@ -10,27 +10,34 @@ from cwpo.cli import Command
 
 
 class Quantize(Command):
-    """Allow an annotator to be served in int8 on a CPU, where its labels stay the same.
+    """Write a copy of an annotator for int8 on a CPU, if its labels stay the same.
 
-    The labels of int8 and of float32 are compared on a sample of triplets. Where at least 99 %
-    agree, OUTPUT becomes a copy whose annotator.json records that, and `--dtype int8` takes it.
+    Compares the labels of int8 and float32 on a sample of triplets. If at least 99 % agree, writes
+    a copy of the annotator whose annotator.json records the agreement. `cwpo serve --dtype int8`
+    accepts only such copies.
 
     Example:
         cwpo quantize --annotator runs/annotator --calibration triplets.jsonl -o runs/annotator-int8
     """
 
-    annotator: str = Field(description="annotator checkpoint: a folder, or a Hub id (owner/name)")
+    annotator: str = Field(description="Folder or Hub id (owner/name) of the annotator to copy.")
     calibration: Path = Field(
-        description=".jsonl, .jsonl.gz or .parquet of triplets like those to be annotated"
+        description="File of triplets like those to be annotated: .jsonl, .jsonl.gz or .parquet. "
+        "No labels are needed."
     )
-    output: Path = Field(description="folder to create")
-    max_pairs: int = Field(1000, ge=1, description="triplets to compare, the first of the file")
+    output: Path = Field(description="Folder to create for the copy of the annotator.")
+    max_pairs: int = Field(
+        1000,
+        ge=1,
+        description="Maximum number of triplets to compare, from the start of --calibration.",
+    )
 
     def cli_cmd(self) -> None:
-        """Compare, and write the copy."""
+        """Compare the labels, and write the copy."""
         from cwpo_annotator.quantization import quantize
 
         check = quantize(self.annotator, self.calibration, self.output, self.max_pairs)
         print(
-            f"{self.output}: {check.agreement:.2%} of {check.pairs:,} labels are those of float32"
+            f"{self.output}: int8 gives the same label as float32 to {check.agreement:.2%} of "
+            f"{check.pairs:,} triplets"
         )

@@ -12,7 +12,7 @@ from cwpo.types import Preference
 
 
 class NonFiniteScoreError(CwpoError):
-    """A score is NaN or infinite; it can carry no label."""
+    """A score is NaN or infinite, so there is no label."""
 
 
 def confidence(
@@ -22,8 +22,8 @@ def confidence(
 
     Args:
         score_a, score_b: raw annotator scores (logits), shape (n,), any float dtype.
-        temperature: T > 0; 1 is the paper's, a calibrated one comes from the checkpoint.
-    Returns: float32, shape (n,), in [0, 1]; 0 for a tie. (1 only by rounding: margins over 18.)
+        temperature: T > 0; 1 as in the paper, or the checkpoint's calibration temperature.
+    Returns: float32, shape (n,), in [0, 1]; 0 for a tie, and 1 by rounding for margins over 18.
     Raises: NonFiniteScoreError where a score is NaN or infinite.
     """
     a = np.asarray(score_a, dtype=np.float32)
@@ -35,25 +35,26 @@ def confidence(
 
 
 def drift(confidences: NDArray[np.floating], quantiles: Sequence[float]) -> float:
-    """How far confidences are from those with the given quantiles: silent failure shows here.
+    """First Wasserstein distance between the confidences and a distribution given by quantiles.
 
-    With Q(u) the quantile function of the confidences, shape (n,), and R(u) the given one it is the
-    first Wasserstein distance, the integral of |Q(u) - R(u)| over u in [0, 1], by the trapezoid
-    rule over an even grid (that of annotator.json is u = 0, 0.1, ..., 1). It is in units of
-    confidence: 0 for the same distribution, 0.1 if confidence has moved by 0.1 on average, at
-    most 1.
+    A large value shows that the data differs from what the annotator was trained on. With Q(u) the
+    quantile function of the confidences, shape (n,), and R(u) the given one, it is the integral of
+    |Q(u) - R(u)| over u in [0, 1], by the trapezoid rule on an even grid (u = 0, 0.1, ..., 1 in
+    annotator.json). Its unit is confidence: 0 for equal distributions, 0.1 if confidence has moved
+    by 0.1 on average, at most 1.
     """
     gaps = np.abs(np.quantile(confidences, np.linspace(0, 1, len(quantiles))) - quantiles)
     return float((gaps[:-1] + gaps[1:]).mean() / 2)
 
 
 def preferred(score_a: NDArray[np.floating], score_b: NDArray[np.floating]) -> list[Preference]:
-    """The label of each row, eq. 6: the response with the higher score, or a tie.
+    """The label of each pair, eq. 6: the response with the higher score, or a tie.
 
     Args:
         score_a, score_b: raw annotator scores (logits), shape (n,).
     """
     is_a, is_b = score_a > score_b, score_a < score_b
+    # Indexing one array is several times as fast as choosing in Python.
     labels: list[Preference] = _LABELS[is_a + 2 * is_b].tolist()
     return labels
 

@@ -1,4 +1,4 @@
-"""Labels with confidence from raw scores: of many triplets at once, as columns."""
+"""Labels and confidences from raw scores, computed for many triplets at once, by column."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwpo.types import Annotation, FailedAnnotation, ItemError, Preference
-from cwpo_annotator.backends.base import EncodedPair, is_out_of_memory
 from cwpo_annotator.confidence import confidence, preferred
+from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.scores import Scores
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """The labels of some triplets, and what is wrong with those that have none.
+    """The labels of some triplets, and the errors of those that have none.
 
     Args:
         named: id, and whether the prompt was cut, of each of the n labelled triplets.
         preferred: their labels.
-        confidence: theirs, shape (n,).
-        calibrated_confidence: the same at the checkpoint's temperature; None without one.
+        confidence: confidence of each label, shape (n,).
+        calibrated_confidence: confidence at the checkpoint's temperature, shape (n,); None for a
+            checkpoint without one.
         scores: raw scores of a and b, shape (n, 2), all finite.
         failed: position, id and error of every other triplet, in order.
     """
@@ -39,18 +41,19 @@ class Labels:
         cls,
         ids: Sequence[str],
         encoded: Sequence[EncodedPair | ItemError],
-        scores: NDArray[np.float32],
+        scores: Scores,
         temperature: float | None = None,
     ) -> Labels:
-        """Put ids, what was encoded, and scores, shape (pairs among encoded, 2), together."""
-        finite = np.isfinite(scores).all(axis=1)
+        """Combine the ids, the encoded items or their errors, and the scores of encoded pairs."""
+        values = scores.values
+        finite: NDArray[np.bool_] = np.isfinite(values[:, 0]) & np.isfinite(values[:, 1])
         if not finite.all():
-            of_pairs = iter(scores)
+            of_pairs = zip(finite, scores.too_large, strict=True)
             encoded = [
-                _scored(item, next(of_pairs)) if isinstance(item, EncodedPair) else item
+                _scored(item, *next(of_pairs)) if isinstance(item, EncodedPair) else item
                 for item in encoded
             ]
-            scores = scores[finite]
+            values = values[finite]
         named = [
             (item_id, item.truncated)
             for item_id, item in zip(ids, encoded, strict=True)
@@ -63,9 +66,9 @@ class Labels:
                 for at, item in enumerate(encoded)
                 if not isinstance(item, EncodedPair)
             ]
-        a, b = scores.T
+        a, b = values.T
         calibrated = None if temperature is None else confidence(a, b, temperature)
-        return cls(named, preferred(a, b), confidence(a, b), calibrated, scores, failed)
+        return cls(named, preferred(a, b), confidence(a, b), calibrated, values, failed)
 
     def rows(self) -> list[dict[str, Any]]:
         """The fields of an Annotation or FailedAnnotation for each triplet, in input order."""
@@ -98,13 +101,17 @@ class Labels:
         ]
 
 
-def no_score(scores: NDArray[np.float32]) -> ItemError:
-    """Why an item's scores, shape (1,) or (2,), are not finite."""
-    return _OUT_OF_MEMORY if is_out_of_memory(scores) else _NON_FINITE
+def no_score(too_large: bool) -> ItemError:
+    """The error of an item that has no finite score.
+
+    Args:
+        too_large: whether the device's memory could not hold it.
+    """
+    return _OUT_OF_MEMORY if too_large else _NON_FINITE
 
 
-def _scored(pair: EncodedPair, scores: NDArray[np.float32]) -> EncodedPair | ItemError:
-    return pair if np.isfinite(scores).all() else no_score(scores)
+def _scored(pair: EncodedPair, is_finite: bool, too_large: bool) -> EncodedPair | ItemError:
+    return pair if is_finite else no_score(too_large)
 
 
 _NON_FINITE = ItemError(code="non_finite_score", detail="the model's score is NaN or infinite")

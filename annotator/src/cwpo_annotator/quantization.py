@@ -1,40 +1,45 @@
-"""The gate before int8: its labels on a calibration sample have to be those of float32."""
+"""The check before int8 is allowed: on a sample, its labels must be those of float32."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cwpo.datasets import NumberedTriplet, file_format, read_triplets
+from cwpo.datasets.triplets import NumberedTriplet, file_format, read_triplets
 from cwpo.errors import CwpoError, DatasetError
+from cwpo.progress import Progress
 from cwpo.types import Triplet
 from cwpo_annotator import checkpoint
 from cwpo_annotator.annotator import Annotator
-from cwpo_annotator.backends.base import EncodedPair
-from cwpo_annotator.backends.torch import TorchBackend
+from cwpo_annotator.backends.base import Backend
+from cwpo_annotator.backends.torch.scalar import ScalarHeadBackend
 from cwpo_annotator.checkpoint import Card, Int8Check
-from cwpo_annotator.encoding import Encoder
+from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.encoding.encoder import Encoder
+from cwpo_annotator.scores import Scores
 
 FEWEST_PAIRS = 100
+# Between two signs of progress: a few forward passes.
+_COMPARED_PAIRS = 64
 
 
 class QuantizationError(CwpoError):
-    """int8 would label otherwise than float32 does, or that cannot be found out."""
+    """int8 gives different labels than float32, or the two cannot be compared."""
 
 
 def quantize(annotator: str | Path, calibration: Path, output: Path, pairs: int) -> Int8Check:
-    """Copy an annotator to `output`, allowed to be loaded in int8, if its labels stay the same.
+    """Write a copy of an annotator that can be loaded in int8, if its labels stay the same.
 
     Args:
-        calibration: triplets like those to be annotated, labels are not needed.
-        pairs: of the calibration sample that are compared, at most.
-    Raises: QuantizationError below the agreement that is asked for, and then nothing is written.
+        calibration: triplets like those to be annotated; labels are not needed.
+        pairs: maximum number of triplets of the calibration file to compare.
+    Raises: QuantizationError if fewer labels agree than INT8_AGREEMENT; then nothing is written.
     """
     if output.exists():
         raise QuantizationError(f"--output {output}: exists already; name a folder to create")
@@ -51,19 +56,22 @@ def quantize(annotator: str | Path, calibration: Path, output: Path, pairs: int)
     kept = [item for item in encoded if isinstance(item, EncodedPair)]
     if len(kept) < FEWEST_PAIRS:
         raise QuantizationError(
-            f"--calibration {calibration}: {len(kept)} pairs can be annotated, and at least "
-            f"{FEWEST_PAIRS} are needed"
+            f"--calibration {calibration}: only {len(kept)} of its triplets can be annotated, and "
+            f"the comparison needs at least {FEWEST_PAIRS}"
         )
-    rounded = TorchBackend(folder, pad_token_id=encoder.pad_token_id, dtype="int8", device="cpu")
-    same = _labels(loaded.score_pairs(kept)) == _labels(rounded.score_pairs(kept))
+    rounded = ScalarHeadBackend(
+        folder, pad_token_id=encoder.pad_token_id, dtype="int8", device="cpu"
+    )
+    with Progress("compare", unit="triplets", total=len(kept)) as progress:
+        same = np.concatenate(list(_agreement(loaded, rounded, kept, progress)))
     check = Int8Check(
         agreement=float(same.mean()), pairs=len(kept), sample_sha256=_fingerprint(triplets)
     )
     if check.agreement < checkpoint.INT8_AGREEMENT:
         raise QuantizationError(
-            f"{annotator}: int8 gives the label of float32 to {check.agreement:.2%} of "
-            f"{check.pairs:,} pairs, and {checkpoint.INT8_AGREEMENT:.0%} are asked for; use "
-            "bfloat16 for this annotator"
+            f"{annotator}: int8 and float32 give the same label to only {check.agreement:.2%} of "
+            f"{check.pairs:,} triplets, and at least {checkpoint.INT8_AGREEMENT:.0%} are needed; "
+            "use --dtype bfloat16 for this annotator"
         )
     shutil.copytree(folder, output)
     checkpoint.write_card(output, card.model_copy(update={"int8": check}))
@@ -80,8 +88,18 @@ def _sample(path: Path, pairs: int) -> list[Triplet]:
         raise DatasetError(f"--calibration {path}: {error.strerror}") from error
 
 
-def _labels(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    margins: NDArray[np.float32] = scores[:, 0] - scores[:, 1]
+def _agreement(
+    loaded: Annotator, rounded: Backend, pairs: Sequence[EncodedPair], progress: Progress
+) -> Iterator[NDArray[np.bool_]]:
+    """Which pairs get the same label from both, some pairs at a time."""
+    for at in range(0, len(pairs), _COMPARED_PAIRS):
+        compared = pairs[at : at + _COMPARED_PAIRS]
+        yield _labels(loaded.score_pairs(compared)) == _labels(rounded.score_pairs(compared))
+        progress.advance(len(compared))
+
+
+def _labels(scores: Scores) -> NDArray[np.float32]:
+    margins: NDArray[np.float32] = scores.values[:, 0] - scores.values[:, 1]
     return np.sign(margins)
 
 

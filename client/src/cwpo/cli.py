@@ -1,17 +1,18 @@
-"""The `cwpo` command: a subcommand is a settings class that an installed distribution offers.
+"""The `cwpo` command, whose subcommands come from the distributions that are installed.
 
 Each distribution lists its commands under the entry point group `cwpo.commands`. A command is a
-subclass of Command: its fields are the flags (`--like-this`), each with a CWPO_ environment twin;
-what it does is `cli_cmd`.
+subclass of Command: its fields are the flags (`--like-this`), which can also be set as environment
+variables (`CWPO_LIKE_THIS`), and its method `cli_cmd` does the work.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+from argparse import Action, RawDescriptionHelpFormatter
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -29,30 +30,83 @@ from cwpo.errors import ConfigError, CwpoError
 
 GROUP = "cwpo.commands"
 
+# Words for the values of flags, by the Python type that pydantic-settings names them after.
+_VALUES = {
+    "str": "TEXT",
+    "SecretStr": "TEXT",
+    "list[str]": "TEXT",
+    "Path": "PATH",
+    "list[Path]": "PATH",
+    "int": "INT",
+    "float": "NUMBER",
+    "datetime": "TIME",
+}
+# Of a flag that need not be given, and whose text says what happens without it.
+_NO_DEFAULTS = (" (default: None)", " (default: )", " (default: [])")
+
+
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Help for readers who do not know Python: types are words, and empty defaults are left out."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        told = action.help
+        for nothing in _NO_DEFAULTS:
+            told = told and told.removesuffix(nothing)
+        return told
+
+    def _format_args(self, action: Action, default_metavar: str) -> str:
+        if isinstance(action.metavar, str):
+            action.metavar = _VALUES.get(action.metavar, action.metavar)
+        return super()._format_args(action, default_metavar)
+
 
 class ConfigFile(PydanticBaseSettingsSource):
-    """Values from the YAML file that --config names; unknown keys are refused by the model."""
+    """Values from the YAML file that --config names; the model refuses unknown keys.
+
+    A file may say `extends: other.yaml` and give only what differs.
+    """
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Unused: a file is read as a whole."""
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """The mapping in the file, none without --config."""
+        """The settings in the file; none without --config."""
         path = self.current_state.get("config")
         if path is None:
             return {}
-        try:
-            values = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"--config {path}: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"--config {path}: a mapping of setting: value is wanted")
-        return {str(key).replace("-", "_"): value for key, value in values.items()}
+        return settings_in(Path(path), "--config")
+
+
+def settings_in(path: Path, flag: str, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a YAML file, which override those of the file that its key `extends` names.
+
+    The path in `extends` is relative to the folder of this file.
+
+    Args:
+        flag: the flag that names the file, for error messages.
+        extending: the files that extend this one, directly or not.
+    Raises: ConfigError for a file that holds no settings, or that extends itself.
+    """
+    if path.resolve() in extending:
+        raise ConfigError(f"{flag} {path}: this file extends itself")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{flag} {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{flag} {path}: the file is not a mapping of settings to values")
+    settings = {str(key).replace("-", "_"): value for key, value in values.items()}
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ConfigError(f"{flag} {path}: extends takes the path of one file, not {base!r}")
+    return {**settings_in(path.parent / base, flag, (*extending, path.resolve())), **settings}
 
 
 class Command(BaseSettings):
-    """Base of every subcommand. Flags win over --config, that over the environment."""
+    """Base of every subcommand. Flags override --config, and that overrides the environment."""
 
     model_config = SettingsConfigDict(
         env_prefix="CWPO_",
@@ -67,9 +121,16 @@ class Command(BaseSettings):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Show the docstring in --help as it stands in the code, less its indentation."""
+        """Show the docstring in --help as it is in the code, without its indentation.
+
+        The first line of a subcommand's docstring describes it in the help of its parent.
+        """
         super().__pydantic_init_subclass__(**kwargs)
         cls.__doc__ = inspect.cleandoc(cls.__doc__ or "")
+        for field in cls.model_fields.values():
+            for kind in get_args(field.annotation):
+                if isinstance(kind, type) and issubclass(kind, Command):
+                    field.description = _summary(kind)
 
     @classmethod
     def settings_customise_sources(
@@ -80,11 +141,11 @@ class Command(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags (put before these by CliApp), then --config, then the environment."""
+        """Flags (which CliApp puts first), then --config, then the environment."""
         return init_settings, ConfigFile(settings_cls), env_settings
 
     def cli_cmd(self) -> None:
-        """Do it; a command with subcommands runs the one that was named."""
+        """Run the command; here, for a command with subcommands, the one that was named."""
         CliApp.run_subcommand(self)
 
 
@@ -98,7 +159,7 @@ def main() -> None:
     name = arguments[0]
     if name not in commands:
         known = ", ".join(sorted(commands))
-        sys.exit(f"cwpo: no command {name!r}; there are {known}")
+        sys.exit(f"cwpo: no command {name!r}; the commands are {known}")
     run(commands[name].load(), arguments[1:], f"cwpo {name}")
 
 
@@ -108,7 +169,9 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
     Exits: 1 with one line for an expected failure, 2 for a wrong flag, 130 on Ctrl-C.
     """
     try:
-        source: CliSettingsSource[Any] = CliSettingsSource(command, cli_prog_name=program)
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            command, cli_prog_name=program, formatter_class=HelpFormatter
+        )
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
         sys.exit("\n".join(f"{program}: {line}" for line in _flag_errors(error)))
@@ -121,11 +184,19 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
 
 
 def _overview(commands: dict[str, EntryPoint]) -> str:
-    lines = ["usage: cwpo COMMAND ... (cwpo COMMAND --help tells more)", ""]
+    lines = [
+        "usage: cwpo COMMAND ...",
+        "",
+        "commands (cwpo COMMAND --help shows the flags of one):",
+        "",
+    ]
     for name in sorted(commands):
-        summary = (commands[name].load().__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {name:<16} {summary}")
+        lines.append(f"  {name:<16} {_summary(commands[name].load())}")
     return "\n".join(lines)
+
+
+def _summary(command: type[Command]) -> str:
+    return (command.__doc__ or "").strip().splitlines()[0]
 
 
 def _flag_errors(error: ValidationError) -> list[str]:

@@ -1,7 +1,7 @@
-"""The columns of an input beside its triplets: they go along into the weighted dataset.
+"""The extra columns of an input, which are not part of its triplets but kept in the dataset.
 
-A row keeps its JSON values. Parquet wants one type a column, and a column's type is the plainest
-that holds every value of the whole input unchanged: boolean, integer (64 bits), number (double),
+A row keeps its JSON values. In Parquet a column has one type, the simplest that holds every value
+of the whole input unchanged: boolean, integer (64 bits), number (double),
 text, or else JSON as text (arrays, objects, and values of mixed types).
 """
 
@@ -42,7 +42,7 @@ _EXACT = 2**53
 
 
 class Column(BaseModel):
-    """A column beside the triplets."""
+    """An extra column of an input."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +50,7 @@ class Column(BaseModel):
     type: ColumnType
 
     def field(self) -> pa.Field:
-        """The column in Parquet; the metadata of one that holds JSON says so."""
+        """The Parquet field of the column; its metadata marks a column that holds JSON."""
         metadata = _JSON if self.type == "json" else None
         return pa.field(self.name, _ARROW[self.type], metadata=metadata)
 
@@ -62,36 +62,44 @@ class Columns:
         self._kinds: dict[str, set[str]] = {}
 
     def learn(self, extra: Mapping[str, Any]) -> None:
-        """Take in one row's. Raises: DatasetError for an input of too many columns."""
+        """Add the columns of one row. Raises: DatasetError for too many different columns."""
         for name, value in extra.items():
             self._kinds.setdefault(name, set()).add(_kind(value))
-        if len(self._kinds) > MAX_COLUMNS:
-            raise DatasetError(
-                f"the rows have over {MAX_COLUMNS:,} different names beside their triplets: "
-                "put what varies from row to row into one object"
-            )
+        self._expect_few()
+
+    def learn_from(self, following: Columns) -> None:
+        """Add the columns of rows that follow. Raises: DatasetError for too many columns."""
+        for name, kinds in following._kinds.items():
+            self._kinds.setdefault(name, set()).update(kinds)
+        self._expect_few()
 
     def known(self) -> list[Column]:
-        """Those of the rows so far, in the order of their first appearance."""
+        """The columns of all rows so far, in the order of their first appearance."""
         return [Column(name=name, type=_type(kinds)) for name, kinds in self._kinds.items()]
 
+    def _expect_few(self) -> None:
+        if len(self._kinds) > MAX_COLUMNS:
+            raise DatasetError(
+                f"the rows have more than {MAX_COLUMNS:,} different extra columns: "
+                "put fields that vary from row to row into one column that holds an object"
+            )
 
-def beside(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row holds beside its triplet, as JSON values; NaN and infinities become null.
 
-    Raises: DatasetError for a name that the annotation needs, or a value that JSON has no form
-    for; UnicodeEncodeError for text that is no Unicode.
+def reserved_name(row: Mapping[str, Any]) -> str | None:
+    """The first column of a row whose name the annotation needs for its own; None for none."""
+    return next((name for name in row if name in RESERVED and name not in _own(row)), None)
+
+
+def extra_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The extra columns of a row, as JSON values; NaN and infinities become null.
+
+    Raises: DatasetError for a value that cannot be written as JSON; UnicodeEncodeError for text
+    that is not valid Unicode.
     """
-    own = _OURS if "response_a" in row else _TRL
+    own = _own(row)
     if row.keys() <= own:
         return {}
     extra = {name: value for name, value in row.items() if name not in own}
-    for name in extra:
-        if name in RESERVED:
-            raise DatasetError(
-                f"the column {name!r} has a name that the annotation needs for its own: "
-                "rename it or leave it out"
-            )
     try:
         json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -103,6 +111,11 @@ def beside(row: Mapping[str, Any]) -> dict[str, Any]:
     return extra
 
 
+def _own(row: Mapping[str, Any]) -> frozenset[str]:
+    """The columns of the triplet that the row is."""
+    return _OURS if "response_a" in row else _TRL
+
+
 def stored(field: pa.Field, values: Sequence[Any]) -> Sequence[Any]:
     """The values as the Parquet column holds them."""
     if not _is_json(field):
@@ -111,7 +124,7 @@ def stored(field: pa.Field, values: Sequence[Any]) -> Sequence[Any]:
 
 
 def rows_of(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table, the JSON in its text columns as values again."""
+    """The rows of a table, with the JSON of its text columns as values again."""
     rows: list[dict[str, Any]] = table.to_pylist()
     for name in [field.name for field in table.schema if _is_json(field)]:
         for row in rows:
@@ -121,7 +134,7 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def with_text(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with dates, times and decimals as text, since JSON has no form for them."""
+    """The batch with dates, times and decimals as text, since JSON cannot express them."""
     for index, field in enumerate(batch.schema):
         if pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type):
             batch = batch.set_column(index, field.name, batch.column(index).cast(pa.string()))

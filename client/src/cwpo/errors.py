@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
 from cwpo.types import Problem
+
+# Too many requests, or a service or gateway that cannot answer now.
+_TEMPORARY_STATUSES = frozenset({429, 502, 503, 504})
 
 
 class CwpoError(Exception):
     """Base of every error that a user can cause or mend; its message is one clear line."""
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same may succeed later, with nothing changed."""
+        return False
 
 
 class DatasetError(CwpoError):
@@ -20,20 +32,48 @@ class ConfigError(CwpoError):
 class ConnectionFailedError(CwpoError):
     """The service did not answer."""
 
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same may succeed later: yes."""
+        return True
+
+
+class DamagedDownloadError(CwpoError):
+    """A file that was received does not have the checksum that the service announced."""
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same may succeed later: yes, since what was received is discarded."""
+        return True
+
 
 class JobFailedError(CwpoError):
     """A job that was waited for ended as failed or cancelled."""
 
 
 class APIError(CwpoError):
-    """The service answered with a problem (RFC 9457)."""
+    """The service answered with a problem (RFC 9457).
 
-    def __init__(self, problem: Problem, request_id: str | None = None) -> None:
+    retry_after: seconds after which the service wants to be asked again, where it said so.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         suffix = f" (request {request_id})" if request_id else ""
         super().__init__(f"{problem.status} {problem.title}: {problem.detail}{suffix}")
         self.problem = problem
         self.status = problem.status
         self.request_id = request_id
+        self.retry_after = retry_after
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same may succeed later: for status 429, 502, 503 and 504."""
+        return self.status in _TEMPORARY_STATUSES
 
 
 class UnauthorizedError(APIError):
@@ -60,6 +100,13 @@ class OverloadedError(APIError):
     """429 or 503, still so after all retries."""
 
 
+class ModelRevisionError(APIError):
+    """503: no replica that was asked hosts the revision that the request is pinned to.
+
+    The message names both. The same may succeed later, as during a rolling update.
+    """
+
+
 _BY_STATUS: dict[int, type[APIError]] = {
     401: UnauthorizedError,
     403: UnauthorizedError,
@@ -72,6 +119,42 @@ _BY_STATUS: dict[int, type[APIError]] = {
 }
 
 
-def api_error(problem: Problem, request_id: str | None = None) -> APIError:
-    """The error class that fits the problem's status."""
-    return _BY_STATUS.get(problem.status, APIError)(problem, request_id)
+def api_error(
+    problem: Problem, request_id: str | None = None, retry_after: float | None = None
+) -> APIError:
+    """The error of the class that fits the problem's status and reason."""
+    if problem.reason == "model_revision":
+        return ModelRevisionError(problem, request_id, retry_after)
+    return _BY_STATUS.get(problem.status, APIError)(problem, request_id, retry_after)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or the name of its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def mistake_in(error: ValidationError) -> str:
+    """What is wrong with data that a model refused, and where: "prompt[0].role: Field required".
+
+    Of several mistakes it is the deepest one: where a value may be of several types, that tells
+    which of them was meant. The value itself stays out, since it could be a prompt.
+    """
+    mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+    deepest = max(mistakes, key=lambda mistake: len(mistake["loc"]))
+    place = place_in(deepest["loc"])
+    return f"{place}: {deepest['msg']}" if place else deepest["msg"]
+
+
+def place_in(location: Sequence[int | str]) -> str:
+    """The location of a mistake as a path: ("triplets", 3, "prompt", "str") is triplets[3].prompt.
+
+    It is empty where the data as a whole is meant.
+    """
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        # Pydantic also names the member of a union that it tried; that is no place.
+        elif part != "str" and "[" not in part:
+            path += f".{part}" if path else part
+    return path

@@ -1,4 +1,4 @@
-"""What a text must be before any model may judge it."""
+"""Checks of texts before they go to a model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from cwpo.types import ItemError, Prompt
 
 
 def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:
-    """What is wrong with the texts themselves, if anything: an empty response, or no Unicode.
+    """The problem with the texts, if there is one: an empty response, or invalid Unicode.
 
-    The keyword arguments name the responses in the reason.
+    The names of the keyword arguments are used in the error message.
     """
     if isinstance(prompt, str) and all(map(str.strip, responses.values())):
         # Nearly every text is sound: one test of all that belongs together is three times as fast.
@@ -28,7 +28,8 @@ def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:
             text.encode()
         except UnicodeEncodeError:
             return ItemError(
-                code="invalid_text", detail=f"{name} holds half of a surrogate pair: no Unicode"
+                code="invalid_text",
+                detail=f"{name} contains half of a surrogate pair, which is not valid Unicode",
             )
     for name, response in responses.items():
         if not response or response.isspace():
@@ -39,7 +40,7 @@ def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:
 def text_problems(
     prompts: Sequence[Prompt], **responses: Sequence[str]
 ) -> Sequence[ItemError | None]:
-    """The text_problem of each row; many times as fast where there is none in any of them."""
+    """The text_problem of each row, computed many times faster if no row has a problem."""
     if _are_sound(prompts, *responses.values()):
         return [None] * len(prompts)
     rows = zip(prompts, *responses.values(), strict=True)

@@ -1,27 +1,34 @@
-"""What the sync and async clients share: settings, calls, retries and error answers."""
+"""The HTTP protocol of the service, without sockets: requests, answers, errors and retries.
+
+`connection` does the sending and waiting, with and without asyncio.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import httpx
+import httpx2
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cwpo.errors import APIError, ConnectionFailedError, CwpoError, api_error
+from cwpo.errors import APIError, ConnectionFailedError, CwpoError, api_error, first_line
 from cwpo.types import Problem
 
 M = TypeVar("M", bound=BaseModel)
 
 MAX_DELAY_SECONDS = 30.0
-_RETRYABLE_STATUS = frozenset({429, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-")
 
 
 class ClientSettings(BaseSettings):
-    """Where the service is and who asks: CWPO_URL and CWPO_API_KEY."""
+    """The service's URL and the API key, from CWPO_URL and CWPO_API_KEY."""
 
     model_config = SettingsConfigDict(env_prefix="CWPO_")
 
@@ -30,80 +37,112 @@ class ClientSettings(BaseSettings):
 
 
 @dataclass(frozen=True)
-class Call(Generic[M]):
-    """One request and the type of its answer."""
+class Request:
+    """A request, which is the same at every retry, including its Idempotency-Key if it has one.
+
+    The content is `body` as JSON, or that of `file`, which is read again at every retry. A `path`
+    that is a whole URL is asked without the API key, which is for the service alone.
+    """
 
     method: str
     path: str
-    answer: type[M]
-    body: BaseModel | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    body: BaseModel | None = field(default=None, kw_only=True)
+    file: Path | None = field(default=None, kw_only=True)
+    params: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    headers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of httpx's `request`."""
-        headers = dict(self.headers)
-        content = None
-        if self.body is not None:
-            headers["Content-Type"] = "application/json"
-            content = self.body.model_dump_json(exclude_none=True)
-        params = {key: value for key, value in self.params.items() if value is not None}
-        return {
+    def arguments(self, content: Any = None) -> dict[str, Any]:
+        """The keyword arguments of httpx2's `request` and `stream`.
+
+        content: of the file, as whoever sends it reads files.
+        """
+        arguments: dict[str, Any] = {
             "method": self.method,
             "url": self.path,
+            "params": {key: value for key, value in self.params.items() if value is not None},
+            "headers": dict(self.headers),
             "content": content,
-            "params": params,
-            "headers": headers,
         }
+        if "://" in self.path:
+            arguments["auth"] = _without_key
+        if self.body is not None:
+            arguments["headers"]["Content-Type"] = "application/json"
+            # Without defaults: an older service refuses the fields that it does not know.
+            arguments["content"] = self.body.model_dump_json(exclude_defaults=True)
+        return arguments
 
-    def parse(self, response: httpx.Response) -> M:
-        """Read the answer. Raises: CwpoError where it is not what the contract says."""
+    def starting_at(self, start: int) -> Request:
+        """The request for a file, from this byte on."""
+        # A range of compressed bytes would be of no use.
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        return replace(self, headers={**self.headers, **headers})
+
+
+@dataclass(frozen=True)
+class Call(Request, Generic[M]):
+    """A request, and the type of its answer."""
+
+    answer: type[M]
+
+    def parse(self, response: httpx2.Response) -> M:
+        """Read the answer. Raises: CwpoError if it does not match the contract."""
         try:
             return self.answer.model_validate_json(response.content)
         except ValidationError as error:
             raise CwpoError(
-                f"{self.method} {self.path} answered something other than {self.answer.__name__}: "
-                f"is {response.request.url.host}:{response.request.url.port} a cwpo service of "
-                f"this version? ({error.error_count()} mismatches)"
+                f"the answer to {self.method} {self.path} is not a valid {self.answer.__name__} "
+                f"({error.error_count()} mismatches): is {response.request.url.host}:"
+                f"{response.request.url.port} a cwpo service of this version?"
             ) from error
+
+
+class Retries:
+    """Decides when a request is retried: a few times, after failures that may be temporary.
+
+    Args:
+        limit: maximum number of consecutive retries.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._failures = 0
+
+    def delay(self, error: CwpoError) -> float:
+        """Seconds to wait before the next attempt: Retry-After, if the service sent it.
+
+        Otherwise a time that doubles with each consecutive failure, less a random part of up to a
+        half. Raises: the error itself, if it is permanent or no retries are left.
+        """
+        if self._failures >= self._limit or not error.is_temporary:
+            raise error
+        longest = min(0.25 * 2.0**self._failures, MAX_DELAY_SECONDS)
+        self._failures += 1
+        if isinstance(error, APIError) and error.retry_after is not None:
+            return min(max(error.retry_after, 0.0), MAX_DELAY_SECONDS)
+        return random.uniform(0.5, 1.0) * longest  # noqa: S311
+
+    def succeeded(self) -> None:
+        """Reset the count of failures after a success."""
+        self._failures = 0
 
 
 def headers(api_key: str | None) -> dict[str, str]:
     """Headers of every request."""
-    result = {"Accept": "application/json", "User-Agent": "cwpo-python/0.1.0"}
+    result = {"Accept": "application/json", "User-Agent": f"cwpo-python/{version('cwpo')}"}
     if api_key:
         result["Authorization"] = f"Bearer {api_key}"
     return result
 
 
-def is_retryable(response: httpx.Response) -> bool:
-    """Whether the same request may succeed later."""
-    return response.status_code in _RETRYABLE_STATUS
+def first_byte(response: httpx2.Response) -> int:
+    """The place in the file at which the answer begins, which need not be the one asked for."""
+    found = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+    return int(found[1]) if found else 0
 
 
-def is_passing(error: CwpoError) -> bool:
-    """Whether the service may do later what it just failed to do."""
-    if isinstance(error, APIError):
-        return error.status in _RETRYABLE_STATUS
-    return isinstance(error, ConnectionFailedError)
-
-
-def retry_delay(attempt: int, response: httpx.Response | None) -> float:
-    """Seconds to wait before retry `attempt` (0 is the first).
-
-    The server's Retry-After where it sent one, otherwise exponential with full jitter.
-    """
-    if response is not None:
-        try:
-            asked = float(response.headers["retry-after"])
-        except (KeyError, ValueError):
-            pass
-        else:
-            return min(max(asked, 0.0), MAX_DELAY_SECONDS)
-    return random.uniform(0.5, 1.0) * min(0.25 * 2.0**attempt, MAX_DELAY_SECONDS)  # noqa: S311
-
-
-def error_of(response: httpx.Response) -> APIError:
+def error_of(response: httpx2.Response) -> APIError:
     """The exception for an error answer whose body has been read."""
     try:
         problem = Problem.model_validate_json(response.content)
@@ -113,13 +152,25 @@ def error_of(response: httpx.Response) -> APIError:
             status=response.status_code,
             detail=response.text[:200] or "the server gave no reason",
         )
-    return api_error(problem, response.headers.get("x-request-id"))
+    try:
+        retry_after = float(response.headers["retry-after"])
+    except (KeyError, ValueError):
+        retry_after = None
+    return api_error(problem, response.headers.get("x-request-id"), retry_after)
 
 
-def connection_failed(url: str, error: httpx.TransportError) -> ConnectionFailedError:
-    """One line for a service that does not answer."""
-    reason = str(error) or type(error).__name__
-    return ConnectionFailedError(
-        f"no answer from {url} ({reason}): is the service running there? "
-        "Start one with `cwpo up`, or set --url or CWPO_URL"
-    )
+@contextmanager
+def connection_errors(url: str) -> Iterator[None]:
+    """Convert every failure to reach the service to a ConnectionFailedError of one line."""
+    try:
+        yield
+    except httpx2.TransportError as error:
+        raise ConnectionFailedError(
+            f"no answer from {url} ({first_line(error)}): is the service running there? "
+            "Start one with `cwpo up`, or set --url or CWPO_URL"
+        ) from error
+
+
+def _without_key(request: httpx2.Request) -> httpx2.Request:
+    request.headers.pop("Authorization", None)
+    return request

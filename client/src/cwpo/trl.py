@@ -1,6 +1,6 @@
-"""A service's annotator in TRL's online trainers: as a reward function, and as a pairwise judge.
+"""Reward function and pairwise judge for TRL's online trainers, from a service's annotator.
 
-TRL is not imported here: it takes any callable and any object of the right shape.
+TRL is not imported here: it accepts any callable, and any object with the right methods.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def reward_function(
 ) -> Callable[..., list[float | None]]:
     """A reward function for `reward_funcs=` of GRPOTrainer, RLOOTrainer or OnlineDPOTrainer.
 
-    The reward of a completion is the annotator's raw score (logit); None, which TRL leaves out of
-    account, for one that cannot be scored, such as an empty one. The function raises CwpoError
-    where the service does not answer: training on made-up rewards would be worse than none.
+    The reward of a completion is the annotator's raw score (logit). A completion that cannot be
+    scored, such as an empty one, gets None, which TRL ignores. The function raises CwpoError if the
+    service does not answer, instead of training on missing rewards.
 
     Example: GRPOTrainer(model, reward_funcs=reward_function(Client()), train_dataset=prompts)
     """
@@ -55,10 +55,10 @@ def reward_function(
 
 
 class PairwiseJudge:
-    """A judge with the interface that TRL's pairwise judges had until they left TRL.
+    """A judge with the interface of TRL's former pairwise judges.
 
     Args:
-        client: of the service whose annotator judges.
+        client: client of the service whose annotator compares the completions.
     """
 
     def __init__(self, client: Client, *, truncation: Truncation = "prompt_left") -> None:
@@ -78,7 +78,9 @@ class PairwiseJudge:
         triplets = []
         for index, (prompt, pair) in enumerate(zip(prompts, completions, strict=True)):
             if len(pair) != 2:
-                raise CwpoError(f"completions[{index}]: {len(pair)} of them, and a judge takes two")
+                raise CwpoError(
+                    f"completions[{index}] holds {len(pair)} completions: a judge compares two"
+                )
             a, b = map(_response, pair)
             triplets.append(Triplet(prompt=_prompt(prompt), response_a=a, response_b=b))
         answer = self._client.annotate(triplets, truncation=self._truncation, batch_size=_BATCH)
@@ -101,5 +103,5 @@ def _response(text: Text) -> str:
     if isinstance(text, str):
         return text
     if len(text) != 1:
-        raise CwpoError(f"a completion of {len(text)} messages: one answer can be judged, no more")
+        raise CwpoError(f"a completion of {len(text)} messages: only a single answer can be scored")
     return str(text[0]["content"])

@@ -12,6 +12,7 @@ Priority = Literal["interactive", "batch"]
 Preference = Literal["a", "b", "tie"]
 FileFormat = Literal["jsonl", "jsonl.gz", "parquet"]
 ResultFormat = Literal["parquet", "jsonl"]
+Merge = Literal["auto", "never"]
 JobState = Literal[
     "validating",
     "queued",
@@ -29,22 +30,28 @@ FINAL_STATES: frozenset[JobState] = frozenset(
 )
 
 
-class _Model(BaseModel):
+class _Sent(BaseModel):
     # An unknown field is a misspelt one: refuse it rather than drop it.
     model_config = ConfigDict(extra="forbid")
 
 
-class Message(_Model):
+class _Answered(BaseModel):
+    # A newer service may tell more, which an older client passes over.
+    model_config = ConfigDict(extra="ignore")
+
+
+class Message(_Sent):
     """One turn of a chat prompt."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-Prompt = str | Annotated[list[Message], Field(min_length=1)]
+# One mistake in a long list tells enough: to find them all could take seconds.
+Prompt = str | Annotated[list[Message], Field(min_length=1, fail_fast=True)]
 
 
-class Triplet(_Model):
+class Triplet(_Sent):
     """A prompt and the two responses to compare."""
 
     id: str | None = None
@@ -53,7 +60,7 @@ class Triplet(_Model):
     response_b: str
 
 
-class Annotation(_Model):
+class Annotation(_Answered):
     """The label of one triplet and how far to trust it.
 
     confidence is tanh(|score_a - score_b| / 2) (eq. 8) in [0, 1]; calibrated_confidence is the
@@ -69,7 +76,7 @@ class Annotation(_Model):
     calibrated_confidence: float | None = None
 
 
-class ItemError(_Model):
+class ItemError(_Answered):
     """Why one item could not be annotated; the others are unharmed."""
 
     code: Literal[
@@ -85,14 +92,14 @@ class ItemError(_Model):
     detail: str
 
 
-class FailedAnnotation(_Model):
+class FailedAnnotation(_Answered):
     """Stands in an answer where an annotation could not be made."""
 
     id: str
     error: ItemError
 
 
-class ModelRef(_Model):
+class ModelRef(_Answered):
     """Which annotator made an answer."""
 
     name: str
@@ -108,6 +115,12 @@ class ModelInfo(ModelRef):
     max_length: int = Field(description="tokens a text, prompt and response together")
     max_triplets: int = Field(description="triplets a request")
     max_body_bytes: int = Field(description="bytes a request body")
+    max_merged_rows: int | None = Field(
+        None, description="rows of a job above which its dataset is a folder of parts only"
+    )
+    max_merged_bytes: int | None = Field(
+        None, description="bytes of all parts of a job above which its dataset is parts only"
+    )
     temperature: float | None = Field(None, description="calibration temperature")
     confidence_quantiles: list[float] | None = Field(
         None, description="of confidence on its held-out pairs, at 0, 0.1, ..., 1"
@@ -118,13 +131,22 @@ class ModelInfo(ModelRef):
         return ModelRef(name=self.name, revision=self.revision)
 
 
+class ModelChange(ModelInfo):
+    """What one replica of the service has loaded after POST /model."""
+
+    replica: str = Field(description="host name of the one that changed; others keep what they had")
+
+
 class GoldenTriplet(Triplet):
     """A triplet whose label is known."""
 
     preferred: Literal["a", "b"]
 
 
-class SwapRequest(_Model):
+MAX_GOLDEN = 256
+
+
+class SwapRequest(_Sent):
     """The body of POST /model."""
 
     annotator: str = Field(
@@ -132,27 +154,27 @@ class SwapRequest(_Model):
         max_length=1024,
         description="checkpoint: a folder of the service, or a Hub id",
     )
-    golden: Annotated[list[GoldenTriplet], Field(max_length=256)] = Field(
+    golden: Annotated[list[GoldenTriplet], Field(max_length=MAX_GOLDEN)] = Field(
         [], description="triplets that it has to label so, or it is not taken"
     )
 
 
-class Usage(_Model):
+class Usage(_Answered):
     """What a request cost."""
 
     triplets: int
     tokens: int
 
 
-class AnnotateRequest(_Model):
+class AnnotateRequest(_Sent):
     """The body of POST /annotate."""
 
-    triplets: Annotated[list[Triplet], Field(min_length=1)]
+    triplets: Annotated[list[Triplet], Field(min_length=1, fail_fast=True)]
     truncation: Truncation = "error"
     priority: Priority = "interactive"
 
 
-class AnnotateResponse(_Model):
+class AnnotateResponse(_Answered):
     """The answer of POST /annotate, in input order."""
 
     # Tried in order: to weigh each label against both takes twice the time.
@@ -161,35 +183,35 @@ class AnnotateResponse(_Model):
     usage: Usage
 
 
-class ScoreItem(_Model):
+class ScoreItem(_Sent):
     """One response to score on its own."""
 
     prompt: Prompt
     response: str
 
 
-class ScoreRequest(_Model):
+class ScoreRequest(_Sent):
     """The body of POST /score."""
 
-    items: Annotated[list[ScoreItem], Field(min_length=1)]
+    items: Annotated[list[ScoreItem], Field(min_length=1, fail_fast=True)]
     truncation: Truncation = "error"
     priority: Priority = "interactive"
 
 
-class Score(_Model):
+class Score(_Answered):
     """A raw annotator score (logit)."""
 
     score: float
     truncated: bool = False
 
 
-class FailedScore(_Model):
+class FailedScore(_Answered):
     """Stands where an item could not be scored."""
 
     error: ItemError
 
 
-class ScoreResponse(_Model):
+class ScoreResponse(_Answered):
     """The answer of POST /score, in input order."""
 
     scores: list[Score | FailedScore]
@@ -197,7 +219,7 @@ class ScoreResponse(_Model):
     usage: Usage
 
 
-class File(_Model):
+class File(_Answered):
     """An uploaded file of triplets."""
 
     id: str
@@ -218,27 +240,65 @@ RejectedShare = Annotated[
     ),
 ]
 
+MAX_JOB_FILES = 1000
+FileIds = Annotated[
+    list[str],
+    Field(
+        min_length=1,
+        max_length=MAX_JOB_FILES,
+        fail_fast=True,
+        description="uploads that are annotated as one input, in this order, instead of file_id",
+    ),
+]
 
-class JobRequest(_Model):
-    """The body of POST /jobs: an uploaded file, or an input that the service can read itself."""
+MergeChoice = Annotated[
+    Merge,
+    Field(
+        description="auto: the dataset is also one file, in both formats, unless it is larger than "
+        "max_merged_rows or max_merged_bytes of GET /model; never: it is a folder of parts only",
+    ),
+]
+
+
+JobPriority = Annotated[
+    Priority,
+    Field(description="whether the job goes before the other jobs of the same API key"),
+]
+
+
+class JobRequest(_Sent):
+    """The body of POST /jobs: uploaded files, or an input that the service can read itself."""
 
     file_id: str | None = None
+    file_ids: FileIds | None = None
     input: str | None = Field(
         None,
         max_length=1024,
         description="path of a file below the service's --input-prefix, instead of file_id",
     )
+    prefix: str | None = Field(
+        None,
+        max_length=1024,
+        description="path of a folder below the service's --input-prefix, whose files of triplets "
+        "are annotated as one input, in the order of their names",
+    )
     truncation: Truncation = "error"
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
+    priority: JobPriority = "batch"
+    merge: MergeChoice = "auto"
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
-        if (self.file_id is None) == (self.input is None):
-            raise ValueError("name file_id of an upload, or input, a path on the service's side")
+        inputs = (self.file_id, self.file_ids, self.input, self.prefix)
+        if sum(given is not None for given in inputs) != 1:
+            raise ValueError(
+                "give either file_id, the id of an upload, or input, a path below --input-prefix, "
+                "or file_ids, the ids of several uploads, or prefix, a folder below --input-prefix"
+            )
         return self
 
 
-class JobProgress(_Model):
+class JobProgress(_Answered):
     """How far a job is. rows_total is unknown while the input is being validated."""
 
     rows_total: int | None = None
@@ -249,27 +309,75 @@ class JobProgress(_Model):
     eta_seconds: float | None = None
 
 
-class Job(_Model):
+class JobWait(_Answered):
+    """Why a job does not go on: no replica of the service hosts its annotator."""
+
+    since: datetime
+    reason: str = Field(description="what the service answered first")
+
+
+class Job(_Answered):
     """A batch job."""
 
     id: str
     state: JobState
     file_id: str | None = None
+    file_ids: list[str] | None = Field(None, description="uploads, where there are several")
     input: str | None = Field(None, description="path on the service's side, where none was sent")
+    prefix: str | None = Field(None, description="folder on the service's side, of several inputs")
     truncation: Truncation = "error"
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
+    priority: JobPriority = "batch"
+    merge: MergeChoice = "auto"
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    model: ModelRef | None = None
+    model: ModelRef | None = Field(
+        None, description="annotator of all rows, which is that of the first answer"
+    )
+    waiting: JobWait | None = Field(None, description="while no replica hosts its annotator")
     progress: JobProgress = JobProgress()
     error: str | None = Field(None, description="why the job failed")
 
 
-class JobList(_Model):
+class JobList(_Answered):
     """One page of jobs, newest first; pass next_cursor as cursor for the page after it."""
 
     jobs: list[Job]
+    next_cursor: str | None = None
+
+
+class DatasetColumn(_Answered):
+    """A column of a weighted dataset."""
+
+    name: str
+    type: str = Field(description="as Arrow writes it, such as string or float")
+
+
+class DatasetPart(_Answered):
+    """A Parquet file with some rows of a weighted dataset."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    url: str | None = Field(
+        None, description="presigned: downloads the part from the store for a while, without a key"
+    )
+
+
+class DatasetParts(_Answered):
+    """A page of a dataset's parts, in the order of their rows; the totals are of all pages.
+
+    Pass next_cursor as cursor for the page after it.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    parts: list[DatasetPart]
+    columns: list[DatasetColumn] = Field(alias="schema", description="of every part")
+    rows: int
+    bytes: int
     next_cursor: str | None = None
 
 
@@ -283,3 +391,4 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str | None = None
+    reason: str | None = Field(None, description="what is wrong, as one word for programs")

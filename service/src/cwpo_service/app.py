@@ -1,10 +1,11 @@
-"""The FastAPI app, put together."""
+"""Builds the FastAPI app from the parts of the service."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -15,30 +16,50 @@ from cwpo.errors import CwpoError
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.base import BackendUnavailableError
 from cwpo_service import contract, problems
-from cwpo_service.allowance import Allowance
-from cwpo_service.auth import Keyring
-from cwpo_service.inference import Inference
-from cwpo_service.jobs import Jobs
-from cwpo_service.metrics import Metrics
-from cwpo_service.middleware import Envelope
-from cwpo_service.routes import annotate, files, health, jobs, model, openrlhf
-from cwpo_service.service import Service
+from cwpo_service.access.hosts import AllowedHosts
+from cwpo_service.http.middleware import RequestMiddleware
+from cwpo_service.routes import annotate, files, health, jobs, model, openrlhf, pages
+from cwpo_service.scoring.loading import load_annotator
 from cwpo_service.settings import ServeSettings
-from cwpo_worker import errors as job_errors
+from cwpo_service.state import Service
+from cwpo_worker.errors import (
+    DamagedRecordError,
+    DatasetFormError,
+    FileInUseError,
+    FileQuotaError,
+    IdempotencyConflictError,
+    IllegalTransitionError,
+    InputRefusedError,
+    QueueUnavailableError,
+    RecoveringError,
+    StoreError,
+    StoreFullError,
+    UnknownFileError,
+    UnknownJobError,
+    UnknownPartError,
+    WaitingRowsError,
+)
 
 if TYPE_CHECKING:
-    from cwpo_service.traces import Traces
+    from cwpo_service.telemetry.traces import Traces
 
-# Status and reason of what the worker package raises; the first that fits counts.
+# HTTP status and reason of expected errors; the first matching class counts.
 _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
-    job_errors.UnknownFileError: (404, "unknown"),
-    job_errors.UnknownJobError: (404, "unknown"),
-    job_errors.InputRefusedError: (403, "forbidden"),
-    job_errors.FileInUseError: (409, "conflict"),
-    job_errors.IllegalTransitionError: (409, "conflict"),
-    job_errors.IdempotencyConflictError: (409, "conflict"),
-    job_errors.QueueUnavailableError: (503, "queue"),
-    job_errors.StoreError: (503, "store"),
+    UnknownFileError: (404, "unknown"),
+    RecoveringError: (503, "recovering"),
+    UnknownJobError: (404, "unknown"),
+    UnknownPartError: (404, "unknown"),
+    InputRefusedError: (403, "forbidden"),
+    DamagedRecordError: (500, "record"),
+    FileInUseError: (409, "conflict"),
+    IllegalTransitionError: (409, "conflict"),
+    DatasetFormError: (409, "conflict"),
+    IdempotencyConflictError: (409, "conflict"),
+    QueueUnavailableError: (503, "queue"),
+    FileQuotaError: (413, "quota"),
+    WaitingRowsError: (429, "quota"),
+    StoreFullError: (507, "full"),
+    StoreError: (503, "store"),
     BackendUnavailableError: (503, "backend"),
 }
 
@@ -52,31 +73,24 @@ def create_app(
     """The service as an ASGI app.
 
     Args:
-        annotator_factory: loads the annotator; called on the device thread once the app is up.
-        loader: loads the one that POST /model names; that of the settings if not given.
-        traces: of the requests; closed with the app.
-    Raises: ConfigError for an API key file that is none.
+        settings: all settings, since every part of the service is built here.
+        annotator_factory: loads the first annotator; called on the device thread at startup.
+        loader: loads the annotator that POST /model names; by default, on the backend that the
+            settings choose.
+        traces: records the requests; closed with the app. By default nothing is recorded.
+    Raises: ConfigError for an API key file that cannot be read.
     """
-    metrics = Metrics()
-    service = Service(
-        settings=settings,
-        metrics=metrics,
-        keyring=Keyring.read(settings.api_keys_file),
-        allowance=Allowance(settings.requests_per_minute),
-        inference=Inference(settings, metrics),
-        jobs=Jobs.open(settings),
-        loader=loader or settings.load_annotator,
-    )
-
-    if service.jobs is not None:
-        metrics.watch_jobs(service.jobs.ledger)
+    service = Service.build(settings, loader or partial(load_annotator, settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(service.inference.load(annotator_factory))
+        service.batcher.start()
+        loading = asyncio.create_task(
+            service.hosting.load_first(annotator_factory, settings.annotator)
+        )
         yield
         loading.cancel()
-        service.inference.close()
+        service.close()
         if traces is not None:
             await asyncio.to_thread(traces.close)
 
@@ -85,13 +99,24 @@ def create_app(
         summary="Confidence-weighted preference annotation",
         version=version("cwpo-service"),
         lifespan=lifespan,
+        # Those of FastAPI load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
         openapi_tags=contract.TAGS,
         generate_unique_id_function=attrgetter("name"),
     )
     app.state.service = service
-    app.add_middleware(Envelope, settings=settings, metrics=metrics, traces=traces)
-    problems.install(app, _STATUSES)
-    for routes in (annotate, openrlhf, model, files, jobs, health):
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=service.metrics,
+        traces=traces,
+        hosts=AllowedHosts(settings.answered_hosts),
+        health_port=settings.health_port,
+        max_body_bytes=settings.max_body_bytes,
+        max_file_bytes=settings.max_file_bytes,
+    )
+    problems.install(app, _STATUSES, service.metrics.count_failure)
+    for routes in (annotate, openrlhf, model, files, jobs, health, pages):
         app.include_router(routes.router)
     contract.install(app)
     return app

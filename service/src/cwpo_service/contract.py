@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from cwpo.types import AnnotateRequest, JobRequest, Problem, ScoreRequest, SwapRequest
-from cwpo_service.auth import SECURITY_SCHEMES
+from cwpo_service.access.keys import SECURITY_SCHEMES
 from cwpo_service.routes.openrlhf import RewardRequest
 
 TAGS = [
@@ -20,12 +20,12 @@ TAGS = [
     {"name": "operate", "description": "Probes and metrics; these need no API key."},
 ]
 
-# Read or written by routes without FastAPI's knowing, so that it does not list them by itself.
+# FastAPI cannot see that routes read or write these models, and would leave them out.
 _MODELS = (AnnotateRequest, ScoreRequest, SwapRequest, JobRequest, RewardRequest, Problem)
 
 
 def install(app: FastAPI) -> None:
-    """Let /openapi.json (and with it /docs) tell all."""
+    """Make /openapi.json, which /docs shows, return this module's document."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:

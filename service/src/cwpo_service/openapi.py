@@ -1,4 +1,4 @@
-"""Write the REST contract: `python -m cwpo_service.openapi openapi/openapi.json`."""
+"""Writes the REST contract: `python -m cwpo_service.openapi openapi/openapi.json`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cwpo_service.settings import ServeSettings
 
 
 def render() -> str:
-    """The document, the same for the same code."""
+    """The OpenAPI document as JSON; the same code always produces the same text."""
     app = create_app(ServeSettings(backend="null"), Annotator.null)
     return json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,30 +15,36 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from cwpo.errors import CwpoError
+from cwpo.errors import CwpoError, place_in
 from cwpo.types import Problem
 
 MEDIA_TYPE = "application/problem+json"
 _LISTED_MISTAKES = 20
-# Nobody reads it but the metrics; the number is nginx's.
+# The client is gone, so only the metrics see this status; nginx uses the same number.
 _CLIENT_CLOSED = 499
+# Statuses whose answers say in Retry-After when to come back.
+_TEMPORARY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 logger = logging.getLogger("cwpo_service")
 
 
 class Mistake(BaseModel):
-    """One thing that is wrong with a request, and where."""
+    """One invalid value in a request: where it is, and what is wrong with it."""
 
     place: str
     detail: str
 
 
 class ProblemError(CwpoError):
-    """A failure that knows its HTTP status.
+    """A failure that is answered with an HTTP error status.
 
     Args:
-        reason: one word for the metrics.
-        retry_after: seconds after which the same request may succeed.
+        status: HTTP status of the answer.
+        detail: what is wrong, for the caller.
+        reason: one word for programs, by which the metrics count the failure.
+        retry_after: seconds after which the same request may succeed, sent as Retry-After. Up to
+            half as much is added at random, so that refused clients do not all return at once.
+        headers: further headers of the answer.
     """
 
     def __init__(
@@ -54,19 +61,26 @@ class ProblemError(CwpoError):
         self.reason = reason
         self.headers = dict(headers or {})
         if retry_after is not None:
-            self.headers["Retry-After"] = str(retry_after)
+            self.headers["Retry-After"] = _retry_after(retry_after)
 
 
-def answer(
+def problem_response(
     request: Request,
     status: int,
     detail: str,
     *,
+    reason: str | None = None,
     headers: dict[str, str] | None = None,
     mistakes: Sequence[Mistake] = (),
 ) -> Response:
-    """The problem as a response."""
-    problem = Problem(title=_title(status), status=status, detail=detail, instance=request.url.path)
+    """A problem (RFC 9457) as a response; its reason is one word for programs."""
+    problem = Problem(
+        title=_title(status),
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        reason=reason,
+    )
     body = problem.model_dump(exclude_none=True)
     if mistakes:
         body["errors"] = [mistake.model_dump() for mistake in mistakes]
@@ -75,78 +89,82 @@ def answer(
 
 
 def unexpected(request: Request, error: Exception) -> Response:
-    """The answer to a bug. The log has the stack but no message: that could quote a prompt."""
+    """The answer to a bug; logs its stack, but not its message, which could quote a prompt."""
     stack = "".join(traceback.format_tb(error.__traceback__))
     request_id = request.state.request_id
     logger.error("request %s failed: %s\n%s", request_id, type(error).__name__, stack)
-    return answer(request, 500, f"the service failed; its log says why under request {request_id}")
+    return problem_response(
+        request, 500, f"the service failed; its log says why under request {request_id}"
+    )
 
 
-def place(location: Sequence[int | str]) -> str:
-    """A readable path: ("body", "triplets", 3, "prompt", "str") is triplets[3].prompt."""
-    path = ""
-    for part in location[1:] if location and location[0] in ("body", "query", "path") else location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        # Pydantic also names the member of a union that it tried; that is no place.
-        elif part != "str" and "[" not in part:
-            path += f".{part}" if path else part
-    return path or "body"
+def _place(location: Sequence[int | str]) -> str:
+    """The place in the request, without the leading body, query or path that FastAPI adds."""
+    is_within = location and location[0] in ("body", "query", "path")
+    return place_in(location[1:] if is_within else location) or "body"
 
 
 def mistakes_of(errors: Sequence[Any]) -> list[Mistake]:
-    """What pydantic found wrong, without the input it found it in."""
+    """The first mistakes that pydantic found, without the input, which could quote a prompt."""
     return [
-        Mistake(place=place(error["loc"]), detail=error["msg"])
+        Mistake(place=_place(error["loc"]), detail=error["msg"])
         for error in errors[:_LISTED_MISTAKES]
     ]
 
 
-def install(app: FastAPI, statuses: dict[type[CwpoError], tuple[int, str]]) -> None:
-    """Answer every failure as a problem.
+def install(
+    app: FastAPI,
+    statuses: dict[type[CwpoError], tuple[int, str]],
+    count: Callable[[str], None],
+) -> None:
+    """Make the app answer every failure with a problem.
 
     Args:
-        statuses: the status and the reason of errors that other packages raise.
+        statuses: HTTP status and reason of errors that other packages raise.
+        count: called with the reason of every failure.
     """
-
-    def count(request: Request, reason: str) -> None:
-        request.app.state.service.metrics.failures.labels(reason).inc()
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemError)  # noqa: S101
-        count(request, error.reason)
-        return answer(request, error.status, str(error), headers=error.headers)
+        count(error.reason)
+        return problem_response(
+            request, error.status, str(error), reason=error.reason, headers=error.headers
+        )
 
     async def on_user_error(request: Request, error: Exception) -> Response:
         status, reason = next(
             (known for kind, known in statuses.items() if isinstance(error, kind)),
             (422, "invalid"),
         )
-        count(request, reason)
-        headers = {"Retry-After": "5"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-        return answer(request, status, str(error), headers=headers)
+        count(reason)
+        headers = None
+        if status in _TEMPORARY:
+            headers = {"Retry-After": _retry_after(5)}
+        return problem_response(request, status, str(error), reason=reason, headers=headers)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        count(request, "invalid")
+        count("invalid")
         errors = error.errors()
         mistakes = mistakes_of(errors)
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         detail = f"{mistakes[0].place}: {mistakes[0].detail}{more}"
-        return answer(request, 422, detail, mistakes=mistakes)
+        return problem_response(request, 422, detail, reason="invalid", mistakes=mistakes)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        count(request, "http")
+        count("http")
         detail = error.detail
         if error.status_code == HTTPStatus.NOT_FOUND:
             detail = f"there is nothing at {request.url.path}; /docs lists the calls"
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            detail = f"{request.method} is not among the calls of {request.url.path}; see /docs"
-        return answer(request, error.status_code, detail, headers=dict(error.headers or {}))
+            detail = f"{request.method} is not allowed on {request.url.path}; /docs lists the calls"
+        return problem_response(
+            request, error.status_code, detail, headers=dict(error.headers or {})
+        )
 
     async def on_disconnect(request: Request, error: Exception) -> Response:
-        count(request, "client_gone")
+        count("client_gone")
         return Response(status_code=_CLIENT_CLOSED)
 
     app.add_exception_handler(ClientDisconnect, on_disconnect)
@@ -154,6 +172,10 @@ def install(app: FastAPI, statuses: dict[type[CwpoError], tuple[int, str]]) -> N
     app.add_exception_handler(CwpoError, on_user_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+
+
+def _retry_after(seconds: int) -> str:
+    return str(round(seconds * random.uniform(1.0, 1.5)))  # noqa: S311 - no secret
 
 
 def _title(status: int) -> str:
@@ -176,7 +198,8 @@ _DOCUMENTED: dict[int, str] = {
     429: "Too much work is waiting; Retry-After says when to come back.",
     500: "The service failed; its log says why under the request id.",
     504: "Not answered within the X-Request-Timeout of the request.",
-    503: "Loading, draining, or a store is unreachable; the detail says which.",
+    507: "The disk of uploads is nearly full.",
+    503: "Loading, draining, hosting another revision, or a store is unreachable: see `reason`.",
 }
 
 
@@ -195,7 +218,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": _DOCUMENTED[status],
             "content": {MEDIA_TYPE: {"schema": schema, "example": example}},
         }
-        if status in (429, 503):
+        if status in _TEMPORARY:
             result[status]["headers"] = {
                 "Retry-After": {"schema": {"type": "integer"}, "description": "seconds to wait"}
             }

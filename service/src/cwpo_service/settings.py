@@ -1,107 +1,66 @@
-"""The one settings object of the service, shared by the command and the app."""
+"""The settings of the service, read by its commands and used to build its app."""
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
-from cwpo.cli import Command
-from cwpo.errors import CwpoError
-from cwpo_annotator.annotator import Annotator, DType
-from cwpo_service.logs import LogFormat, LogLevel
+from cwpo_annotator.annotator import DType
 
 BackendName = Literal["torch", "vllm", "null"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class ServeSettings(Command):
-    """What the service hosts, where it listens and what it refuses."""
+class AnnotatorSettings(BaseModel, extra="forbid", frozen=True):
+    """The annotator to host, and the backend that computes its scores."""
 
     annotator: str | None = Field(
-        None, description="annotator checkpoint: a folder, or a Hub id (owner/name)"
+        None,
+        description="Annotator to serve: a checkpoint folder, or the id of a model on the "
+        "Hugging Face Hub (owner/name).",
     )
     backend: BackendName = Field(
         "torch",
-        description="what scores: torch in this process, or a vLLM server; null scores by a hash, "
-        "for load tests",
+        description="Backend that computes the scores: `torch` in this process, or a `vllm` "
+        "server; `null` derives scores from a hash of the texts, for load tests.",
     )
-    vllm_url: str | None = Field(None, description="a running vLLM server, for --backend vllm")
+    vllm_url: str | None = Field(
+        None, description="URL of a running vLLM server, for --backend vllm."
+    )
     vllm_python: Path | None = Field(
-        None, description="interpreter of the environment with vLLM, to start a server of our own"
+        None,
+        description="Python interpreter of an environment with vLLM, for --backend vllm to start "
+        "a vLLM server of its own.",
     )
-    vllm_arguments: str = Field("", description="more of vLLM's command line, for such a server")
+    vllm_arguments: str = Field(
+        "",
+        description="Additional command-line arguments of the vLLM server that --vllm-python "
+        "starts.",
+    )
     dtype: DType = Field(
         "auto",
-        description="of the weights: bfloat16 on a GPU, else float32; int8 after cwpo quantize",
+        description="Number format of the weights: `auto` picks bfloat16 on a GPU and float32 "
+        "elsewhere; `int8` needs a checkpoint that `cwpo quantize` wrote.",
     )
-    device: str = Field("auto", description="cuda, mps, cpu, or the best there is")
+    device: str = Field(
+        "auto",
+        description="Device that the annotator runs on: `cuda`, `mps` or `cpu`; `auto` picks the "
+        "fastest available one.",
+    )
     threads: int | None = Field(
-        None, ge=1, description="of the model on a CPU; without it the physical cores there are"
-    )
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    health_port: int | None = Field(
-        None,
-        ge=0,
-        le=65535,
-        description="port of its own for /health and /metrics, which are then at no other; "
-        "0 takes a free one",
-    )
-    api_keys_file: Path | None = Field(
-        None, description="API keys, a name:sha256hex a line; needed unless --host is loopback"
-    )
-    redis_url: SecretStr | None = Field(
-        None,
-        description="Redis or Valkey of the job queue (rediss:// for TLS); without it there are "
-        "no jobs",
-    )
-    store_url: str | None = Field(
-        None, description="folder or fsspec URL of files and results; without it there are no jobs"
-    )
-    input_prefix: str | None = Field(
-        None,
-        description="folder or fsspec URL below which jobs may name inputs that they do not "
-        "upload; every key with the scope jobs may read all of it",
-    )
-    max_triplets: int = Field(1024, ge=1, description="triplets a request")
-    max_body_bytes: int = Field(16 << 20, ge=1, description="bytes a request body, but an upload")
-    max_file_bytes: int = Field(64 << 30, ge=1, description="bytes an uploaded file")
-    queue_tokens: int = Field(
-        4 << 20, ge=1, description="tokens that may wait; requests beyond it are told to come back"
-    )
-    token_budget: int | None = Field(
         None,
         ge=1,
-        description="tokens a batch; without it 65536 on a GPU and for vLLM, 2048 a core of a CPU",
-    )
-    stuck_seconds: float = Field(
-        300.0, gt=0, description="time that one batch may take before the service counts as dead"
-    )
-    requests_per_minute: int | None = Field(
-        None, ge=1, description="requests a minute that each API key may make; without it any"
-    )
-    log_format: LogFormat = Field(
-        "text", description="of the log on stderr: text for people, json an object a line"
-    )
-    log_level: LogLevel = Field(
-        "warning", description="from which on to log; info has a line for every answered request"
-    )
-    traces: bool = Field(
-        False,
-        description="send OpenTelemetry traces of requests, where OTEL_EXPORTER_OTLP_ENDPOINT and "
-        "the other standard variables say; needs the extra `otel`",
-    )
-    drain_seconds: float = Field(
-        30.0, ge=0, description="time that accepted requests have to end after SIGTERM"
+        description="CPU threads that the annotator computes with; by default, one per physical "
+        "core.",
     )
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.health_port and self.health_port == self.port:
-            raise ValueError("--health-port is --port: leave it away to have both on one")
+    def _loadable(self) -> Self:
         if self.backend != "null" and self.annotator is None:
             raise ValueError("--annotator is missing: name a checkpoint folder or a Hub id")
         if self.backend == "vllm" and (self.vllm_url is None) == (self.vllm_python is None):
@@ -110,9 +69,134 @@ class ServeSettings(Command):
                 "environment to start one from"
             )
         if self.backend == "vllm" and self.dtype == "int8":
-            raise ValueError("--dtype int8 is for --backend torch")
+            raise ValueError("--dtype int8 needs --backend torch")
+        return self
+
+
+class ServeSettings(AnnotatorSettings):
+    """The annotator to host, the addresses to listen on, and the limits of requests."""
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; any but a loopback address needs --api-keys-file.",
+    )
+    port: int = Field(
+        8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one."
+    )
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Separate TCP port for /health and /metrics, which --port then no longer "
+        "serves; 0 picks a free one.",
+    )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Host names for which requests are answered, besides IP addresses and "
+        "localhost, separated by commas; `*.example.org` allows all names below a domain, `*` all "
+        "names. By default all with --api-keys-file, and none without.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, one per line: `name:sha256hex` or "
+        "`name:sha256hex:scope,scope`; required unless --host is a loopback address.",
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="URL of the Redis or Valkey server of the job queue (rediss:// for TLS); "
+        "batch jobs need it and --store-url.",
+    )
+    store_url: str | None = Field(
+        None,
+        description="Folder or fsspec URL (such as s3://bucket/folder) of uploaded files and job "
+        "results; batch jobs need it and --redis-url.",
+    )
+    input_prefix: str | None = Field(
+        None,
+        description="Folder or fsspec URL with files that jobs may read without an upload; every "
+        "API key with the scope `jobs` may read all of it.",
+    )
+    presigned_seconds: int | None = Field(
+        None,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="Seconds for which presigned URLs of a dataset's parts are valid, with which "
+        "clients download from an object store directly; by default no such URLs are given.",
+    )
+    max_triplets: int = Field(1024, ge=1, description="Maximum number of triplets in a request.")
+    max_body_bytes: int = Field(
+        16 << 20,
+        ge=1,
+        description="Maximum size of a request's body in bytes, after decompression; uploads have "
+        "--max-file-bytes.",
+    )
+    max_file_bytes: int = Field(
+        64 << 30, ge=1, description="Maximum size of an uploaded file in bytes."
+    )
+    queue_tokens: int = Field(
+        4 << 20,
+        ge=1,
+        description="Maximum number of tokens that wait to be scored; further requests are "
+        "refused with 429 and Retry-After.",
+    )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of tokens in a batch; by default, 65536 on a GPU and for "
+        "vLLM, 2048 per core on a CPU.",
+    )
+    stuck_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds after which an unfinished batch makes /health/live fail.",
+    )
+    requests_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of requests per minute for each API key; by default no limit.",
+    )
+    key_file_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum total size in bytes of the uploaded files of each API key; by default "
+        "no limit.",
+    )
+    key_waiting_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Number of waiting rows from which on an API key may submit no further job, "
+        "which is refused with 429 and Retry-After; by default no limit.",
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="Format of the log on standard error: `text` for people, `json` for one JSON "
+        "object per line.",
+    )
+    log_level: LogLevel = Field(
+        "warning",
+        description="Lowest level that is logged; `info` adds a line for every answered request.",
+    )
+    traces: bool = Field(
+        False,
+        description="Send OpenTelemetry traces of requests to the collector that the environment "
+        "variable OTEL_EXPORTER_OTLP_ENDPOINT names; needs the extra `otel` of cwpo-service.",
+    )
+    drain_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds to answer accepted requests after SIGTERM or Ctrl-C.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.health_port and self.health_port == self.port:
+            raise ValueError(
+                "--health-port is the same as --port: leave it out to have both on one port"
+            )
         if (self.redis_url is None) != (self.store_url is None):
-            raise ValueError("jobs need both --redis-url and --store-url, or neither")
+            raise ValueError(
+                "batch jobs need both --redis-url and --store-url: give both or neither"
+            )
         if self.api_keys_file is None and not _is_loopback(self.host):
             raise ValueError(
                 f"listening on {self.host} needs --api-keys-file: without keys only a loopback "
@@ -120,42 +204,32 @@ class ServeSettings(Command):
             )
         return self
 
-    def load_annotator(self, name: str | None = None) -> Annotator:
-        """The annotator of this name, or as set. Raises: CheckpointError for what is none."""
-        name = name or self.annotator
-        if self.backend == "null" or name is None:
-            return Annotator.null()
-        if self.backend == "vllm":
-            return self._over_vllm(name)
-        return Annotator.load(name, dtype=self.dtype, device=self.device, threads=self.threads)
+    def with_ports(self, ports: Sequence[int]) -> Self:
+        """A copy with the actual ports, instead of 0, which asks the system for a free port.
 
-    def _over_vllm(self, annotator: str) -> Annotator:
-        if self.vllm_url is not None:
-            return Annotator.over_vllm(annotator, self.vllm_url, dtype=self.dtype)
-        from cwpo_annotator.backends.vllm_server import VllmServer
+        Args:
+            ports: the actual --port and, if it is set, --health-port.
+        """
+        return self.model_copy(update=dict(zip(("port", "health_port"), ports, strict=False)))
 
-        server = VllmServer(
-            Path(self.vllm_python or ""),
-            annotator,
-            dtype=self.dtype,
-            on_cpu=self.device == "cpu",
-            arguments=shlex.split(self.vllm_arguments),
-        )
-        try:
-            server.start()
-            return Annotator.over_vllm(annotator, server.url, dtype=self.dtype, server=server)
-        except CwpoError:
-            server.stop()
-            raise
+    @property
+    def answered_hosts(self) -> str:
+        """--allowed-hosts, or its default.
+
+        Without API keys, the check of the host is what keeps web pages from using the service.
+        """
+        if self.allowed_hosts is not None:
+            return self.allowed_hosts
+        return "*" if self.api_keys_file is not None else ""
 
     @property
     def url(self) -> str:
-        """Where clients on this machine reach the service."""
+        """URL at which clients on this machine reach the service."""
         return self._url(self.port)
 
     @property
     def health_url(self) -> str:
-        """Where probes on this machine reach it."""
+        """URL at which probes on this machine reach the service."""
         return self._url(self.port if self.health_port is None else self.health_port)
 
     def _url(self, port: int) -> str:

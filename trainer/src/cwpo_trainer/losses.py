@@ -3,16 +3,68 @@
 Pure functions of log-probabilities: of the policy and of the reference, of the chosen and of the
 rejected response, each shape (n,), summed over the tokens of the response. All return shape (n,).
 The confidence comes in at one place only, `weighted_mean` (eq. 7).
+
+`LOSSES` lists what `cwpo align --loss` offers. Flags, their checks, the fields of
+ConfidenceDPOConfig, the trainer's choice of the function, the plan of a run and the table in
+docs/training.md all follow from it.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
-REFERENCE_FREE = ("simpo", "orpo")
-"""Losses that read no reference."""
+from pydantic import Field
+
+from cwpo_trainer.constants import Constant
+
+if TYPE_CHECKING:
+    # Tensors bring their functions along: --help, which needs LOSSES, does not wait for torch.
+    from torch import Tensor
+
+_Positive = Annotated[float, Field(gt=0)]
+
+BETA = Constant(
+    "beta",
+    "beta",
+    _Positive,
+    0.5,
+    "Strength of the pull towards the reference model; of simpo the scale of the difference of "
+    "mean log-probabilities, of orpo the weight of the odds ratio",
+)
+TAU = Constant(
+    "tau",
+    "tau",
+    _Positive,
+    0.5,
+    "Strength of the pull towards the reference model; the margin aimed at is 1 / (2 tau)",
+    trl_name="beta",
+)
+LENGTH_NORMALISED = Constant(
+    "length_normalised",
+    "ipo_length_normalised",
+    bool,
+    True,
+    "Divide the log-ratio of a response by its number of tokens, as TRL does; eq. 10 of the CW-PO "
+    "paper has it undivided",
+)
+EPSILON = Constant(
+    "epsilon",
+    "epsilon",
+    Annotated[float, Field(ge=0, lt=0.5)],
+    0.1,
+    "Share of the labels assumed to be wrong",
+    trl_name="label_smoothing",
+)
+GAMMA = Constant(
+    "gamma",
+    "gamma",
+    Annotated[float, Field(ge=0)],
+    0.5,
+    "Margin aimed at between the two responses",
+    trl_name="simpo_gamma",
+)
 
 
 def dpo(
@@ -25,7 +77,7 @@ def dpo(
 ) -> Tensor:
     """DPO, eq. 9: -log sigmoid(beta * h), with h the difference of the two log-ratios."""
     h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
-    return -F.logsigmoid(beta * h)
+    return -_log_sigmoid(beta * h)
 
 
 def ipo(
@@ -37,6 +89,7 @@ def ipo(
     tau: float,
     chosen_tokens: Tensor | None = None,
     rejected_tokens: Tensor | None = None,
+    length_normalised: bool = True,
 ) -> Tensor:
     """IPO, eq. 10: (h - 1 / (2 tau))^2.
 
@@ -44,10 +97,11 @@ def ipo(
         tau: the regularisation strength; TRL calls it `beta`.
         chosen_tokens, rejected_tokens: tokens of each response, shape (n,). With them the log-ratio
             of a response is its mean over the tokens, as in TRL; without, its sum, as eq. 10 reads.
+        length_normalised: whether token counts that are given are to be used.
     """
     chosen = policy_chosen - reference_chosen
     rejected = policy_rejected - reference_rejected
-    if chosen_tokens is not None and rejected_tokens is not None:
+    if length_normalised and chosen_tokens is not None and rejected_tokens is not None:
         chosen = chosen / chosen_tokens
         rejected = rejected / rejected_tokens
     return (chosen - rejected - 1 / (2 * tau)) ** 2
@@ -67,11 +121,10 @@ def rdpo(
     Equal to -log sigmoid(beta h) - epsilon / (1 - 2 epsilon) * beta h: unbounded below.
     Raises: ValueError unless 0 <= epsilon < 1/2.
     """
-    if not 0 <= epsilon < 0.5:
-        raise ValueError(f"epsilon must be in [0, 0.5), not {epsilon}")
+    EPSILON.check(epsilon)
     h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
-    clean = (1 - epsilon) * -F.logsigmoid(beta * h)
-    flipped = epsilon * -F.logsigmoid(-beta * h)
+    clean = (1 - epsilon) * -_log_sigmoid(beta * h)
+    flipped = epsilon * -_log_sigmoid(-beta * h)
     return (clean - flipped) / (1 - 2 * epsilon)
 
 
@@ -85,7 +138,7 @@ def hinge(
 ) -> Tensor:
     """Hinge (SLiC, RSO): max(0, 1 - beta * h)."""
     h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
-    return torch.relu(1 - beta * h)
+    return (1 - beta * h).relu()
 
 
 def cdpo(
@@ -101,10 +154,9 @@ def cdpo(
 
     Unlike rdpo it is bounded below. Raises: ValueError unless 0 <= epsilon < 1/2.
     """
-    if not 0 <= epsilon < 0.5:
-        raise ValueError(f"epsilon must be in [0, 0.5), not {epsilon}")
+    EPSILON.check(epsilon)
     h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
-    return -(1 - epsilon) * F.logsigmoid(beta * h) - epsilon * F.logsigmoid(-beta * h)
+    return -(1 - epsilon) * _log_sigmoid(beta * h) - epsilon * _log_sigmoid(-beta * h)
 
 
 def simpo(
@@ -123,7 +175,7 @@ def simpo(
         chosen_tokens, rejected_tokens: tokens of each response, shape (n,).
     """
     difference = policy_chosen / chosen_tokens - policy_rejected / rejected_tokens
-    return -F.logsigmoid(beta * difference - gamma)
+    return -_log_sigmoid(beta * difference - gamma)
 
 
 def orpo(
@@ -140,10 +192,86 @@ def orpo(
     """
     chosen = policy_chosen / chosen_tokens
     rejected = policy_rejected / rejected_tokens
-    odds = (chosen - torch.log(-torch.expm1(chosen))) - (
-        rejected - torch.log(-torch.expm1(rejected))
-    )
-    return -chosen - beta * F.logsigmoid(odds)
+    odds = (chosen - (-chosen.expm1()).log()) - (rejected - (-rejected.expm1()).log())
+    return -chosen - beta * _log_sigmoid(odds)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of `cwpo align`.
+
+    Args:
+        function: of two log-probabilities without a reference, of four with one.
+        trl_type: its name in `loss_type` of ConfidenceDPOConfig.
+        formula: in LaTeX, for the docs.
+        source: the paper's equation, or where else it is from.
+        takes_tokens: whether the function is also given chosen_tokens and rejected_tokens.
+    """
+
+    function: Callable[..., Tensor]
+    trl_type: str
+    formula: str
+    source: str
+    constants: tuple[Constant, ...]
+    reads_reference: bool = True
+    takes_tokens: bool = False
+
+
+LOSSES = {
+    "dpo": Loss(dpo, "sigmoid", r"-\log \sigma(\beta h)", "eq. 9", (BETA,)),
+    "ipo": Loss(
+        ipo,
+        "ipo",
+        r"\big(h - \frac{1}{2\tau}\big)^2",
+        "eq. 10",
+        (TAU, LENGTH_NORMALISED),
+        takes_tokens=True,
+    ),
+    "rdpo": Loss(
+        rdpo,
+        "robust",
+        r"\frac{-(1-\varepsilon) \log \sigma(\beta h) + \varepsilon \log \sigma(-\beta h)}"
+        r"{1 - 2\varepsilon}",
+        "eq. 11",
+        (BETA, EPSILON),
+    ),
+    "hinge": Loss(hinge, "hinge", r"\max(0, 1 - \beta h)", "SLiC, RSO", (BETA,)),
+    "cdpo": Loss(
+        cdpo,
+        "cdpo",
+        r"-(1-\varepsilon) \log \sigma(\beta h) - \varepsilon \log \sigma(-\beta h)",
+        "conservative DPO",
+        (BETA, EPSILON),
+    ),
+    "simpo": Loss(
+        simpo,
+        "simpo",
+        r"-\log \sigma\big(\beta\, (l_\pi(\hat y^+)/\lvert \hat y^+ \rvert"
+        r" - l_\pi(\hat y^-)/\lvert \hat y^- \rvert) - \gamma\big)",
+        "SimPO",
+        (BETA, GAMMA),
+        reads_reference=False,
+        takes_tokens=True,
+    ),
+    "orpo": Loss(
+        orpo,
+        "orpo",
+        r"-l_\pi(\hat y^+)/\lvert \hat y^+ \rvert - \beta \log \sigma(\log o^+ - \log o^-),"
+        r"\ o = p/(1-p),\ p = e^{l_\pi(y)/\lvert y \rvert}",
+        "ORPO",
+        (BETA,),
+        reads_reference=False,
+        takes_tokens=True,
+    ),
+}
+
+OF_TRL_TYPE = {loss.trl_type: loss for loss in LOSSES.values()}
+"""The losses by the name that ConfidenceDPOConfig has for them."""
+
+if TYPE_CHECKING:
+    LossName = str
+else:
+    LossName = Literal[*LOSSES]
 
 
 def bradley_terry(margins: Tensor, *, margin: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
@@ -155,7 +283,7 @@ def bradley_terry(margins: Tensor, *, margin: float = 0.0, label_smoothing: floa
         label_smoothing: share of labels taken to be flipped, in [0, 1/2).
     """
     apart = margins - margin
-    return -(1 - label_smoothing) * F.logsigmoid(apart) - label_smoothing * F.logsigmoid(-apart)
+    return -(1 - label_smoothing) * _log_sigmoid(apart) - label_smoothing * _log_sigmoid(-apart)
 
 
 def pairwise(forth: Tensor, back: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -178,4 +306,10 @@ def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
     Not divided by the sum of the weights: that would cancel the weight of a pair that is alone in
     its micro-batch, and gradient accumulation would change the result.
     """
-    return torch.mean(weights * losses)
+    return (weights * losses).mean()
+
+
+def _log_sigmoid(values: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(values)

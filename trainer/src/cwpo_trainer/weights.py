@@ -1,17 +1,37 @@
-"""The weight of each pair in the loss, from the columns of the weighted dataset."""
+"""The weight of each pair in the loss, from its confidence in the weighted dataset.
+
+`WEIGHTS` lists what `cwpo align --weight` offers. Flags, their checks and help, and the table in
+docs/training.md follow from it.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from cwpo.errors import DatasetError
+from cwpo_trainer.constants import Constant
 
-Weighting = Literal[
-    "confidence", "none", "top", "margin", "normalised_margin", "power", "entropy", "rank"
-]
+TOP_PERCENT = Constant(
+    "percent",
+    "top_percent",
+    Annotated[float, Field(gt=0, le=100)],
+    30,
+    "Percentage of the pairs to keep",
+)
+EXPONENT = Constant(
+    "exponent",
+    "exponent",
+    Annotated[float, Field(gt=0)],
+    2,
+    "Power that the confidence is raised to",
+)
+
 # The largest confidence below 1 that float32 can hold; a margin of about 17.
 _SUREST = 1 - 2**-24
 
@@ -75,6 +95,68 @@ def rank(confidences: ArrayLike) -> NDArray[np.float32]:
     return np.asarray(mean_rank[group] / len(values), dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A weight of `cwpo align`.
+
+    Args:
+        function: from confidences, shape (pairs,), to weights, float32 of the same shape.
+        formula: in LaTeX, for the docs.
+        meaning: in words, for the help of the flag and the docs.
+        is_the_papers: whether the paper defines it.
+        reads_confidence: whether pairs of different confidence have different weights.
+        selects: whether a pair of weight 0 is left out; the others are not normalised then.
+    """
+
+    function: Callable[..., NDArray[np.float32]]
+    formula: str
+    meaning: str
+    constants: tuple[Constant, ...] = ()
+    is_the_papers: bool = False
+    reads_confidence: bool = True
+    selects: bool = False
+
+
+WEIGHTS = {
+    "confidence": Weight(confidence, "C", "C itself, as in eq. 8", is_the_papers=True),
+    "none": Weight(
+        lambda confidences: none(len(confidences)),
+        "1",
+        "1 for each pair, the unweighted loss",
+        is_the_papers=True,
+        reads_confidence=False,
+    ),
+    "top": Weight(
+        top,
+        r"1 \text{ or } 0",
+        "1 for the most confident pairs; the others are left out",
+        (TOP_PERCENT,),
+        is_the_papers=True,
+        selects=True,
+    ),
+    "margin": Weight(margin, r"\Delta", "the margin of the scores, 2 artanh C"),
+    "normalised_margin": Weight(
+        normalised_margin,
+        r"\Delta / \max \Delta",
+        "the margin, divided by the largest in the dataset",
+    ),
+    "power": Weight(power, "C^k", "C to the power k, the exponent", (EXPONENT,)),
+    "entropy": Weight(
+        entropy,
+        r"1 - H_2(\sigma(\Delta))",
+        "1 minus the entropy, in bits, of the predicted label",
+    ),
+    "rank": Weight(
+        rank, r"\mathrm{rank}(C) / n", "the share of the pairs that are at most as confident"
+    ),
+}
+
+if TYPE_CHECKING:
+    WeightName = str
+else:
+    WeightName = Literal[*WEIGHTS]
+
+
 def normalise(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """The weights divided by their mean over the dataset.
 
@@ -89,10 +171,8 @@ def checked(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if bad.size:
         raise DatasetError(
-            f"pair {bad[0] + 1} has the weight {weights[bad[0]]}; finite and >= 0 is wanted"
+            f"pair {bad[0] + 1} has the weight {weights[bad[0]]}; a weight is finite and at least 0"
         )
     if not weights.any():
-        raise DatasetError(
-            "every weight is 0, so no pair would move the model: the annotator is sure of nothing"
-        )
+        raise DatasetError("every weight is 0, so training would change nothing")
     return weights

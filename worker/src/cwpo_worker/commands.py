@@ -1,4 +1,4 @@
-"""`cwpo worker`: one process that carries out batch jobs."""
+"""`cwpo worker`: one process that works on batch jobs."""
 
 from __future__ import annotations
 
@@ -8,26 +8,47 @@ from typing import Annotated
 from pydantic import Field
 
 from cwpo.client import Client
-from cwpo.commands import ServiceCommand
+from cwpo.commands.service_command import ServiceCommand
 
-# A batch request waits for all interactive ones, on what may be a slow annotator.
+# A batch request waits until all interactive ones are answered, perhaps by a slow annotator.
 REQUEST_SECONDS = 1800.0
+# A rolling update of a fleet takes minutes, and each replica loads its model.
+MODEL_WAIT_SECONDS = 3600.0
 
 RetentionDays = Annotated[
     float | None,
     Field(
         gt=0,
-        description="ended jobs, and files that no job uses, are deleted after so many days; "
-        "without it they are kept until somebody deletes them",
+        description="Days after which ended jobs, and files that no job uses, are deleted; by "
+        "default they are kept until somebody deletes them.",
+    ),
+]
+
+DiscardShards = Annotated[
+    bool,
+    Field(
+        description="Remove the shards of a job, copies of its input, as soon as its dataset is "
+        "published; otherwise they are removed with the job.",
+    ),
+]
+
+
+ModelWait = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="Seconds that a job waits while no replica of the service hosts the annotator "
+        "that it began with; then it fails, and can be resumed.",
     ),
 ]
 
 
 class Worker(ServiceCommand):
-    """Carry out batch jobs: plan, annotate through the service, merge.
+    """Run a worker, which splits the inputs of batch jobs, has them annotated, and merges them.
 
-    Start as many as you like, on any machine that reaches the service, Redis and the store.
-    SIGTERM or Ctrl-C ends it after the task at hand; what a killed one had is done by another.
+    Start any number of workers, on any machines that can reach the service, Redis and the store.
+    On SIGTERM or Ctrl-C a worker finishes its current shard and exits. If a worker is killed,
+    another one takes its task.
 
     Example:
         cwpo worker --url http://127.0.0.1:8000 --redis-url redis://127.0.0.1:6379/0 \\
@@ -36,16 +57,24 @@ class Worker(ServiceCommand):
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="of Redis or Valkey: redis://:PASSWORD@HOST:PORT/0, rediss:// for TLS; "
-        "with a password better set as CWPO_REDIS_URL than as a flag",
+        description="URL of the Redis or Valkey server of the job queue: "
+        "redis://:PASSWORD@HOST:PORT/0, or rediss:// for TLS. Set a URL with a password as "
+        "CWPO_REDIS_URL rather than as a flag, which other users of the machine can see.",
     )
-    store_url: str = Field(description="folder or fsspec URL (s3://...) that the service uses too")
-    burst: bool = Field(False, description="end when the queue is empty")
+    store_url: str = Field(
+        description="Folder or fsspec URL (s3://...) of uploads and results; the same as the "
+        "--store-url of `cwpo serve`."
+    )
+    burst: bool = Field(False, description="Exit when no task waits in the queue.")
     heartbeat_seconds: int = Field(
-        24, ge=3, description="a worker silent for so long loses its task to another"
+        24,
+        ge=3,
+        description="Seconds without a heartbeat after which a worker counts as dead and its task "
+        "is given to another one.",
     )
-
+    model_wait: ModelWait = MODEL_WAIT_SECONDS
     retention_days: RetentionDays = None
+    discard_shards: DiscardShards = False
 
     def cli_cmd(self) -> None:
         """Work until stopped."""
@@ -57,5 +86,7 @@ class Worker(ServiceCommand):
                 self.redis_url,
                 self.store_url,
                 heartbeat_seconds=self.heartbeat_seconds,
+                model_wait=timedelta(seconds=self.model_wait),
                 kept=None if self.retention_days is None else timedelta(days=self.retention_days),
+                discard_shards=self.discard_shards,
             ).run(burst=self.burst)

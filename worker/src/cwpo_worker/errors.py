@@ -1,4 +1,4 @@
-"""What can go wrong with jobs, files and the places that hold them."""
+"""Expected failures of jobs, files, the store and the queue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ class StoreError(CwpoError):
     """The blob store cannot be reached, read or written; the message says which."""
 
 
+class StoreFullError(StoreError):
+    """An upload would fill the disk, of which some is reserved for records and results."""
+
+
 class BlobNotFoundError(StoreError):
     """The store has no blob of this name."""
 
 
 class DigestMismatchError(CwpoError):
-    """An upload came in as other bytes than were sent."""
+    """The received bytes of an upload do not have the checksum that was sent with them."""
+
+
+class FileQuotaError(CwpoError):
+    """An owner's files would take more bytes than the owner may store."""
+
+
+class WaitingRowsError(CwpoError):
+    """So many rows of an owner's jobs are waiting that the owner may submit no further job."""
 
 
 class UnknownFileError(CwpoError):
@@ -22,7 +34,7 @@ class UnknownFileError(CwpoError):
 
 
 class InputRefusedError(CwpoError):
-    """A job named an input that it may not read, or named one where the service takes none."""
+    """A job named an input that it may not read, or the service accepts uploaded files only."""
 
 
 class FileInUseError(CwpoError):
@@ -33,36 +45,56 @@ class UnknownJobError(CwpoError):
     """No job has this id, or it belongs to another owner."""
 
 
+class RecoveringError(UnknownJobError):
+    """Redis has lost the job's record, which is being restored from the store."""
+
+
+class DamagedRecordError(CwpoError):
+    """This version cannot read the record of a job."""
+
+
 class IllegalTransitionError(CwpoError):
-    """The job's state does not allow what was asked of it."""
+    """The job's state does not allow the requested change."""
 
 
 class IdempotencyConflictError(CwpoError):
-    """An idempotency key was used again for something else."""
+    """An idempotency key was used before for a different request."""
 
 
 class InvalidCursorError(CwpoError):
-    """A cursor that no page of jobs gave."""
+    """A page of jobs was requested with a cursor that is not the next_cursor of another page."""
 
 
 class QueueUnavailableError(CwpoError):
-    """Redis (or Valkey) does not answer, or refuses what is asked of it."""
+    """Redis (or Valkey) does not answer, or refuses a command."""
 
 
 class JobStoppedError(CwpoError):
-    """A task found that its job is no longer in a state that wants the task's work."""
+    """A task found that its job is no longer in a state that needs the task."""
+
+
+class UnknownPartError(CwpoError):
+    """The dataset of a job has no part of this name."""
+
+
+class DatasetFormError(CwpoError):
+    """The dataset of a job is not there in the form that was asked for, but in another."""
 
 
 class ModelChangedError(CwpoError):
-    """The service changed its annotator while a job was under way."""
+    """The parts of a job are of different annotators."""
+
+
+class OtherModelError(CwpoError):
+    """The service answered with another annotator than the job is pinned to."""
 
 
 class PoisonedShardError(CwpoError):
-    """The service fails on so many rows of a shard that they cannot all be at fault."""
+    """The service fails on so many rows of a shard that the rows are not the cause."""
 
 
 class IncompleteJobError(CwpoError):
-    """The parts of a job do not add up to its manifest."""
+    """The parts of a job do not match its manifest."""
 
 
 class ValkeyError(CwpoError):

@@ -1,4 +1,4 @@
-"""Names of files and jobs."""
+"""The ids of files and jobs."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def make(kind: Kind, owner: str | None, idempotency_key: str | None) -> str:
 
 
 def is_valid(kind: Kind, value: str) -> bool:
-    """Whether `make` could have given this; to be asked before an id becomes part of a path."""
+    """Whether `make` could have returned this id; check it before an id becomes part of a path."""
     return value.startswith(kind) and _PATTERN.fullmatch(value) is not None

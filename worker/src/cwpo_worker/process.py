@@ -1,31 +1,35 @@
-"""A worker process: RQ's worker, the tools of its tasks, and the reconciler beside it."""
+"""A worker process: RQ's worker, the objects that its tasks use, and the reconciler."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import os
+import signal
 from datetime import timedelta
 
 import pyarrow as pa
+import redis
 
 from cwpo import Client
+from cwpo.errors import CwpoError
+from cwpo.process import collect_garbage_rarely
 from cwpo_worker import tasks
-from cwpo_worker.connection import connect, queue_errors
 from cwpo_worker.errors import QueueUnavailableError
-from cwpo_worker.ledger import Ledger
-from cwpo_worker.reconciler import Reconciler, reconcile
-from cwpo_worker.store import BlobStore
-from cwpo_worker.task_worker import TaskWorker
-
-# Rows are many objects and no cycles: looking for some every 700 doubles the time of a task.
-GC_THRESHOLDS = (50_000, 20, 100)
+from cwpo_worker.jobs.ledger import Ledger
+from cwpo_worker.jobs.lifecycle import Lifecycle
+from cwpo_worker.queue.connection import connect, queue_errors
+from cwpo_worker.rq_worker import TaskWorker
+from cwpo_worker.storage.store import BlobStore
+from cwpo_worker.storage.uploads import FileCatalog
+from cwpo_worker.upkeep.reconciler import Reconciler, ReconcilerThread
 
 
 class WorkerProcess:
-    """Everything is imported and built here, before RQ forks a child for each task.
+    """A worker; everything is imported and built before RQ forks a child for each task.
 
     The client opens no connection before its first request, which a child makes.
-    Raises: QueueUnavailableError, StoreError when Redis or the store cannot be used.
+    Raises: QueueUnavailableError or StoreError if Redis or the store cannot be used.
     """
 
     def __init__(
@@ -35,34 +39,55 @@ class WorkerProcess:
         store_url: str,
         *,
         heartbeat_seconds: int,
+        model_wait: timedelta,
         kept: timedelta | None = None,
+        discard_shards: bool = False,
     ) -> None:
         store = BlobStore(store_url)
         store.check()
-        self._ledger = Ledger(connect(redis_url), store)
-        self._ledger.check()
-        self._reconciler = Reconciler(Ledger(connect(redis_url), store), kept)
-        self._kept = kept
-        self._worker = TaskWorker(self._ledger.queue, heartbeat_seconds, tasks.wind_down)
-        tasks.equip(tasks.Tools(self._ledger, client))
+        connection = connect(redis_url)
+        with queue_errors():
+            connection.ping()
+        self._reconciler = _reconciler(connect(redis_url), store, kept)
+        lifecycle = Lifecycle(connection, store)
+        self._is_broken = False
+        self._worker = TaskWorker(lifecycle.queue, heartbeat_seconds, tasks.wind_down)
+        tasks.equip(tasks.Tools(lifecycle, store, client, model_wait, discard_shards))
         # The first array looks for pandas, and importing it takes longer than a shard does.
         pa.array([""])
-        gc.set_threshold(*GC_THRESHOLDS)
+        collect_garbage_rarely()
         # What is here stays: a child that never looks at it shares its memory.
         gc.freeze()
+
+    def _stop(self) -> None:
+        """End the worker after its current task."""
+        self._is_broken = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def run(self, *, burst: bool) -> None:
         """Work until SIGTERM or SIGINT, or until the queue is empty.
 
-        Raises: QueueUnavailableError when Redis is lost for good.
+        Raises: QueueUnavailableError if Redis stays unavailable; CwpoError if the search for lost
+            tasks has failed, so that the worker is started again.
         """
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger("cwpo_worker").setLevel(logging.INFO)
+        background = ReconcilerThread(self._reconciler, on_death=self._stop)
         with queue_errors():
             if burst:
-                reconcile(self._ledger, self._kept)
+                self._reconciler.reconcile()
             else:
-                self._reconciler.start()
-            self._worker.work(burst=burst, logging_level="WARNING")
-        self._reconciler.stop()
+                background.start()
+            self._worker.work(burst=burst, logging_level="ERROR")
+        background.stop()
+        if self._is_broken:
+            raise CwpoError("the worker ends: its search for lost tasks failed")
         if not burst and not self._worker.was_stopped:
-            raise QueueUnavailableError("the worker lost its job queue; the log says how")
+            raise QueueUnavailableError("the worker lost its job queue; the lines above say how")
+
+
+def _reconciler(redis: redis.Redis, store: BlobStore, kept: timedelta | None) -> Reconciler:
+    lifecycle = Lifecycle(redis, store)
+    return Reconciler(
+        redis, store, lifecycle, Ledger(redis, store, lifecycle, FileCatalog(store)), kept
+    )

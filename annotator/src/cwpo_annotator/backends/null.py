@@ -1,4 +1,4 @@
-"""Scores from a hash: no model, no tokens, no torch. For load tests of everything else."""
+"""Scores from a hash, without model, tokens or torch, for load tests of everything else."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwpo.types import Prompt, ScoreItem, Triplet, Truncation
-from cwpo_annotator.backends.base import EncodedPair, EncodedText
+from cwpo_annotator.encoded import EncodedPair, EncodedText
+from cwpo_annotator.scores import Scores
 
 _SPAN = 8.0
 
 
 class NullEncoder:
-    """Stands for the tokenizer: one 32-bit hash a text as its only token."""
+    """Replaces the tokenizer: the only token of a text is its 32-bit hash."""
 
     max_length = 1 << 20
+    compares_only = False
 
     def encode_pairs(
         self, triplets: Sequence[Triplet], truncation: Truncation
     ) -> list[EncodedPair]:
-        """One token a text; nothing is ever too long."""
+        """One token per text; no text is too long."""
         hashes = [_hash(triplet.prompt) for triplet in triplets]
         return [
             EncodedPair(
@@ -33,7 +35,7 @@ class NullEncoder:
         ]
 
     def encode_texts(self, items: Sequence[ScoreItem], truncation: Truncation) -> list[EncodedText]:
-        """One token a text."""
+        """One token per text."""
         return [EncodedText((crc32(item.response.encode(), _hash(item.prompt)),)) for item in items]
 
 
@@ -45,20 +47,20 @@ class NullBackend:
     dtype = "float32"
     batch_tokens = 4096
 
-    def score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
-        """Shape (n, 2)."""
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
+        """Values of shape (n, 2)."""
         hashes = ([pair.a[0] for pair in pairs], [pair.b[0] for pair in pairs])
         return _score(np.array(hashes, dtype=np.float64).T)
 
-    def score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
-        """Shape (n,)."""
+    def score_texts(self, texts: Sequence[EncodedText]) -> Scores:
+        """Values of shape (n,)."""
         return _score(np.array([text.ids[0] for text in texts], dtype=np.float64))
 
     def check(self) -> None:
-        """It always can."""
+        """The null backend is always available."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to free."""
 
 
 def _hash(prompt: Prompt) -> int:
@@ -68,5 +70,5 @@ def _hash(prompt: Prompt) -> int:
     return crc32(text.encode())
 
 
-def _score(hashes: NDArray[np.float64]) -> NDArray[np.float32]:
-    return ((hashes / 2.0**32 - 0.5) * _SPAN).astype(np.float32)
+def _score(hashes: NDArray[np.float64]) -> Scores:
+    return Scores(((hashes / 2.0**32 - 0.5) * _SPAN).astype(np.float32))

@@ -1,1 +1,1 @@
-"""The calls of the REST contract, a module a resource."""
+"""The calls of the REST API, with one module for each resource."""

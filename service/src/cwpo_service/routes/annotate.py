@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
-from cwpo_service import records
-from cwpo_service.auth import scoped
-from cwpo_service.body import accepts, admitted, answers, read
-from cwpo_service.connection import DEADLINE, Deadline, while_awaited
+from cwpo_service.http import fast_json
+from cwpo_service.http.body import REVISION, admitted, read
+from cwpo_service.http.deadline import DEADLINE, Deadline, while_awaited
 from cwpo_service.problems import documented
-from cwpo_service.service import CurrentService
+from cwpo_service.routes.dependencies import CurrentService, scoped
+from cwpo_service.routes.documentation import accepts, answers, takes
 
 router = APIRouter(
     tags=["annotate"],
@@ -47,18 +47,23 @@ _ANSWER = {
     summary="Label triplets",
     response_model=AnnotateResponse,
     responses={**documented(400, 413, 415, 429, 503, 504), **answers(_ANSWER)},
-    openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}) | DEADLINE,
+    openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}) | takes(DEADLINE, REVISION),
 )
-async def annotate(request: Request, service: CurrentService, deadline: Deadline) -> Response:
+async def annotate(
+    request: Request,
+    service: CurrentService,
+    deadline: Deadline,
+) -> Response:
     """Say which response of each triplet is preferred, and with what confidence.
 
     The answer is in input order; a triplet without an id is named by its position. One that
     cannot be annotated has an `error` in place of a label, and the others are unharmed.
     """
-    async with admitted(request, service.inference) as room:
-        body = await read(request, AnnotateRequest)
-        answer = await while_awaited(request, deadline, service.inference.annotate(body, room))
-    return Response(records.encode(answer), media_type="application/json")
+    async with admitted(request, service.admission) as reservation:
+        body = await read(request, AnnotateRequest, max_items=service.max_triplets)
+        work = service.inference.annotate(body, reservation)
+        answer = await while_awaited(request, deadline, work)
+    return Response(fast_json.encode(answer), media_type="application/json")
 
 
 @router.post(
@@ -79,11 +84,16 @@ async def annotate(request: Request, service: CurrentService, deadline: Deadline
         ScoreRequest,
         {"items": [{"prompt": _TRIPLET["prompt"], "response": _TRIPLET["response_a"]}]},
     )
-    | DEADLINE,
+    | takes(DEADLINE, REVISION),
 )
-async def score(request: Request, service: CurrentService, deadline: Deadline) -> Response:
+async def score(
+    request: Request,
+    service: CurrentService,
+    deadline: Deadline,
+) -> Response:
     """The annotator's raw score (logit) of each response, in input order."""
-    async with admitted(request, service.inference) as room:
-        body = await read(request, ScoreRequest)
-        answer = await while_awaited(request, deadline, service.inference.score(body, room))
+    async with admitted(request, service.admission) as reservation:
+        body = await read(request, ScoreRequest, max_items=service.max_triplets)
+        work = service.inference.score(body, reservation)
+        answer = await while_awaited(request, deadline, work)
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

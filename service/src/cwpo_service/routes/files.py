@@ -7,13 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
 
-from cwpo.resources import CONTENT_TYPES
+from cwpo.resources.files import CONTENT_TYPES
 from cwpo.types import File
-from cwpo_service.auth import Owner, scoped
-from cwpo_service.body import leads_to
-from cwpo_service.digest import expected_sha256
+from cwpo_service.http.content_digest import expected_sha256
 from cwpo_service.problems import ProblemError, documented
-from cwpo_service.service import CurrentJobs, CurrentService
+from cwpo_service.routes.dependencies import CurrentJobs, CurrentService, Owner, scoped
+from cwpo_service.routes.documentation import leads_to
 
 router = APIRouter(
     tags=["files"], dependencies=[scoped("jobs")], responses=documented(401, 403, 422, 429, 500)
@@ -28,7 +27,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-# For the documentation; it is read from the request.
+# For the documentation only; expected_sha256 reads the header.
 ContentDigest = Annotated[
     str | None, Header(description="sha-256=:BASE64: of the file, which is checked against it")
 ]
@@ -49,7 +48,7 @@ _LINKS[201]["links"]["submit_job"] = {
     "/files",
     status_code=201,
     summary="Upload triplets",
-    responses={**documented(400, 409, 413, 415, 503), **_LINKS},
+    responses={**documented(400, 409, 413, 415, 503, 507), **_LINKS},
     openapi_extra=_UPLOAD,
 )
 async def upload_file(
@@ -65,7 +64,7 @@ async def upload_file(
     Content-Digest is checked before there is a file. An upload that breaks off leaves nothing, and
     all tries under one Idempotency-Key are one file.
     """
-    service.inference.check_not_draining()
+    service.admission.check_open()
     sha256 = expected_sha256(request)
     content_type = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
     format = _FORMATS.get(content_type)
@@ -76,8 +75,13 @@ async def upload_file(
             f"the Content-Type of a file is one of {known}, not {content_type}",
             reason="invalid",
         )
+    length = request.headers.get("content-length")
     draft = await run_in_threadpool(
-        jobs.files.receive, format, owner=owner, idempotency_key=idempotency_key
+        jobs.files.receive,
+        format,
+        owner=owner,
+        idempotency_key=idempotency_key,
+        size=None if length is None else int(length),
     )
     try:
         async for chunk in request.stream():

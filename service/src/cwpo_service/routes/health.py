@@ -1,16 +1,15 @@
-"""Probes and metrics; they need no key."""
+"""Probes and metrics, which need no API key."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from cwpo_service.problems import documented
-from cwpo_service.service import CurrentService
+from cwpo_service.routes.dependencies import CurrentService, configured_jobs
 
 router = APIRouter(tags=["operate"], responses=documented(500))
 
@@ -24,23 +23,34 @@ class Health(BaseModel):
 @router.get("/health/live", summary="Is it alive?", responses=documented(503))
 async def live(service: CurrentService) -> Health:
     """Fails only when the service has to be restarted."""
-    service.inference.check_alive()
+    service.batcher.check_alive()
     return Health()
 
 
-@router.get("/health/ready", summary="Does it take work?", responses=documented(503))
-async def ready(service: CurrentService) -> Health:
-    """Fails while loading, while draining, and without the backend or the stores of jobs."""
-    service.inference.check_accepting()
-    service.inference.check_alive()
-    await run_in_threadpool(service.inference.annotator.backend.check)
-    if service.jobs is not None:
-        await run_in_threadpool(service.jobs.check)
+@router.get("/health/ready", summary="Does it take work?", responses=documented(422, 503))
+async def ready(
+    service: CurrentService,
+    whom: Annotated[
+        Literal["annotate", "jobs"],
+        Query(alias="for", description="the calls that are to be answered"),
+    ] = "annotate",
+) -> Health:
+    """Fails while loading, while draining, and without the backend.
+
+    `?for=jobs` fails too while the stores of jobs cannot be reached, or no worker looks after the
+    jobs: calls that annotate at once do not need them.
+    """
+    service.admission.check_accepting()
+    service.batcher.check_alive()
+    await service.backend_check.outcome()
+    if whom == "jobs":
+        jobs = await configured_jobs(service)
+        await jobs.check.outcome()
     return Health()
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(service: CurrentService) -> Response:
     """Requests, failures, queue, batches, times, confidences, batch jobs."""
-    text = await run_in_threadpool(service.metrics.render)
+    text = await service.metrics_text.outcome()
     return Response(text, media_type=CONTENT_TYPE_LATEST)

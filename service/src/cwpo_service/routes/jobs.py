@@ -9,14 +9,14 @@ from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from cwpo.types import Job, JobList, JobRequest, JobState, ResultFormat
-from cwpo_service.auth import Owner, scoped
-from cwpo_service.body import accepts, json_body, leads_to
-from cwpo_service.download import file_response
-from cwpo_service.events import Place, look, stream
+from cwpo.types import MAX_JOB_FILES, DatasetParts, Job, JobList, JobRequest, JobState, ResultFormat
+from cwpo_service.http.body import json_body
+from cwpo_service.http.download import file_response
+from cwpo_service.http.job_events import EventId, current_event, stream
 from cwpo_service.problems import documented
+from cwpo_service.routes.dependencies import CurrentJobs, CurrentService, Owner, scoped
+from cwpo_service.routes.documentation import accepts, leads_to
 from cwpo_service.routes.files import IdempotencyKey
-from cwpo_service.service import CurrentJobs, CurrentService
 
 router = APIRouter(
     prefix="/jobs",
@@ -52,6 +52,7 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
             "resume_job",
             "delete_job",
             "download_results",
+            "list_parts",
             "download_errors",
             "follow_job",
         ),
@@ -59,14 +60,14 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
     openapi_extra=accepts(JobRequest, {"file_id": "file_0123456789abcdef"}),
 )
 async def submit_job(
-    body: Annotated[JobRequest, Depends(json_body(JobRequest))],
+    body: Annotated[JobRequest, Depends(json_body(JobRequest, max_items=MAX_JOB_FILES))],
     service: CurrentService,
     jobs: CurrentJobs,
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Annotate every row of an uploaded file."""
-    service.inference.check_not_draining()
+    service.admission.check_open()
     return await run_in_threadpool(
         jobs.ledger.submit, body, owner=owner, idempotency_key=idempotency_key
     )
@@ -114,9 +115,22 @@ async def cancel_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
 
 
 @router.post("/{job_id}/resume", summary="Resume a job", responses=documented(404, 409, 503))
-async def resume_job(job_id: str, jobs: CurrentJobs, owner: Owner) -> Job:
-    """Go on with a failed or cancelled job. What was finished is kept and not done again."""
-    return await run_in_threadpool(jobs.ledger.resume, job_id, owner=owner)
+async def resume_job(
+    job_id: str,
+    jobs: CurrentJobs,
+    owner: Owner,
+    repin: Annotated[
+        bool,
+        Query(description="annotate all rows anew, by the annotator that is hosted from now on"),
+    ] = False,
+) -> Job:
+    """Go on with a failed or cancelled job. What was finished is kept and not done again.
+
+    The job keeps its annotator, and waits until a replica hosts it. With `repin` it takes the one
+    that answers first, and nothing is kept, since a dataset never mixes annotators; a job that is
+    under way has to be cancelled before.
+    """
+    return await run_in_threadpool(jobs.ledger.resume, job_id, owner=owner, repin=repin)
 
 
 @router.delete("/{job_id}", summary="Delete a job", responses=documented(404, 409, 503))
@@ -138,14 +152,50 @@ async def download_results(
     request: Request,
     format: Annotated[ResultFormat, Query(description="of the file")] = "parquet",
 ) -> Response:
-    """The finished dataset, in input order. Ranges are served, so a download can go on.
+    """The finished dataset as one file, in input order. Ranges are served, so it can be resumed.
 
     Of a cancelled job it holds the rows that were finished, which `progress` counts; there is
-    none if no shard was.
+    none if no shard was. A large dataset, or one of a job with `merge: never`, is parts only: the
+    answer is 409, and `/jobs/{job_id}/parts` lists them.
     """
-    stream, size = await run_in_threadpool(jobs.ledger.open_results, job_id, format, owner=owner)
+    blob = await run_in_threadpool(jobs.ledger.open_results, job_id, format, owner=owner)
     name = f"{job_id}.{format}"
-    return file_response(request, stream, size, name=name, media_type=_MEDIA_TYPES[format])
+    return file_response(request, blob, name=name, media_type=_MEDIA_TYPES[format])
+
+
+@router.get(
+    "/{job_id}/parts",
+    summary="List the parts of the weighted dataset",
+    responses=documented(404, 409, 503),
+)
+async def list_parts(
+    job_id: str,
+    jobs: CurrentJobs,
+    owner: Owner,
+    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
+) -> DatasetParts:
+    """Up to 1,000 Parquet files at a time: all files together are the finished dataset, in order.
+
+    Each can be read alone, and has its size and SHA-256. Where the operator allows it and the store
+    can, each comes with a presigned `url`, which downloads it from the store itself.
+    """
+    return await run_in_threadpool(
+        jobs.ledger.parts, job_id, owner=owner, cursor=cursor, url_seconds=jobs.url_seconds
+    )
+
+
+@router.get(
+    "/{job_id}/parts/{name}",
+    summary="Download a part of the weighted dataset",
+    response_class=Response,
+    responses={**documented(404, 409, 416, 503), **_file(_MEDIA_TYPES["parquet"])},
+)
+async def download_part(
+    job_id: str, name: str, jobs: CurrentJobs, owner: Owner, request: Request
+) -> Response:
+    """A Parquet file with some rows of the dataset. Ranges are served, so it can be resumed."""
+    blob = await run_in_threadpool(jobs.ledger.open_part, job_id, name, owner=owner)
+    return file_response(request, blob, name=f"{job_id}.{name}", media_type=_MEDIA_TYPES["parquet"])
 
 
 @router.get(
@@ -158,9 +208,9 @@ async def download_errors(
     job_id: str, jobs: CurrentJobs, owner: Owner, request: Request
 ) -> Response:
     """The rows that could not be annotated: row, id, code and detail, a JSON line each."""
-    stream, size = await run_in_threadpool(jobs.ledger.open_errors, job_id, owner=owner)
+    blob = await run_in_threadpool(jobs.ledger.open_errors, job_id, owner=owner)
     name = f"{job_id}.errors.jsonl"
-    return file_response(request, stream, size, name=name, media_type="application/x-ndjson")
+    return file_response(request, blob, name=name, media_type="application/x-ndjson")
 
 
 @router.get(
@@ -190,12 +240,12 @@ async def follow_job(
     The id of an event is `{version}.{rows_done}`. A client that comes back with the last one gets
     what is newer, and 204 once there is nothing more to come.
     """
-    seen = Place.parse(last_event_id)
-    sight = await look(jobs.ledger, job_id, owner)
-    if sight.has_ended and seen is not None and seen >= sight.place:
+    seen = EventId.parse(last_event_id)
+    event = await current_event(jobs.ledger, job_id, owner)
+    if event.is_last and seen is not None and seen >= event.id:
         return Response(status_code=204)
     return StreamingResponse(
-        stream(service, jobs.ledger, sight, owner, seen),
+        stream(jobs.ledger, event, owner, seen, service.admission.draining),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store"},
     )

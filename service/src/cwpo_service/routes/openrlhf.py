@@ -1,4 +1,4 @@
-"""POST /get_reward: OpenRLHF's contract of a remote reward model."""
+"""POST /get_reward, the interface of OpenRLHF to a remote reward model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from cwpo.types import FailedScore, ScoreItem, ScoreRequest, Truncation
-from cwpo_service.auth import scoped
-from cwpo_service.body import accepts, admitted, answers, read
-from cwpo_service.connection import DEADLINE, Deadline, while_awaited
+from cwpo_service.http.body import REVISION, admitted, read
+from cwpo_service.http.deadline import DEADLINE, Deadline, while_awaited
 from cwpo_service.problems import ProblemError, documented
-from cwpo_service.service import CurrentService
+from cwpo_service.routes.dependencies import CurrentService, scoped
+from cwpo_service.routes.documentation import accepts, answers, takes
 
 router = APIRouter(
     tags=["openrlhf"],
@@ -24,19 +24,21 @@ router = APIRouter(
 class RewardRequest(BaseModel):
     """What OpenRLHF sends. Fields that it adds (such as labels) are not needed here."""
 
-    query: Annotated[list[str], Field(min_length=1)] = Field(
+    query: Annotated[list[str], Field(min_length=1, fail_fast=True)] = Field(
         description="texts: prompt and response together"
     )
-    prompts: list[str] | None = Field(None, description="the prompt of each text")
+    prompts: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="the prompt of each text"
+    )
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
         if self.prompts is not None and len(self.prompts) != len(self.query):
-            raise ValueError(f"{len(self.prompts)} prompts stand beside {len(self.query)} texts")
+            raise ValueError(f"{len(self.prompts)} prompts for {len(self.query)} texts")
         return self
 
     def items(self) -> list[ScoreItem]:
-        """Each text, parted from its prompt where it begins with it."""
+        """The texts as items; a text that begins with its prompt is split after the prompt."""
         prompts = self.prompts or [""] * len(self.query)
         return [
             ScoreItem(prompt=prompt, response=text.removeprefix(prompt))
@@ -66,7 +68,7 @@ class RewardResponse(BaseModel):
         RewardRequest,
         {"query": ["How are you? Well, thank you."], "prompts": ["How are you?"]},
     )
-    | DEADLINE,
+    | takes(DEADLINE, REVISION),
 )
 async def get_reward(
     request: Request,
@@ -78,11 +80,11 @@ async def get_reward(
 
     There is no reward for a text that cannot be scored, so one such text fails the request.
     """
-    inference = service.inference
-    async with admitted(request, inference) as room:
-        body = await read(request, RewardRequest)
+    async with admitted(request, service.admission) as reservation:
+        body = await read(request, RewardRequest, max_items=service.max_triplets)
         wanted = ScoreRequest(items=body.items(), truncation=truncation)
-        answer = await while_awaited(request, deadline, inference.score(wanted, room, limit=False))
+        work = service.inference.score(wanted, reservation)
+        answer = await while_awaited(request, deadline, work)
     rewards, truncated = [], []
     for index, item in enumerate(answer.scores):
         if isinstance(item, FailedScore):

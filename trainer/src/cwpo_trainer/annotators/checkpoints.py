@@ -1,4 +1,4 @@
-"""States of a training run in work: written to its output folder, and read to go on from."""
+"""Checkpoints of a training: written to its output folder while it runs, read when it resumes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from cwpo_trainer import runtime
-from cwpo_trainer.record import CHECKPOINTS_NAME, STATE_NAME
+from cwpo_trainer.run import process
+from cwpo_trainer.run.folder import CHECKPOINTS_NAME, STATE_NAME
 
 _TENSORS_NAME = "state.pt"
 
 
 class Checkpoints:
-    """The checkpoints of one run, which goes through named stages, each with steps of its own.
+    """The checkpoints of one run, each of which is of one of its named stages.
 
     A state is a dict of tensors and plain values. Of several ranks only the first writes; all read.
 
     Args:
-        folder: of the run's output.
+        folder: output folder of the run.
         resumed: the checkpoint to go on from; None where the run starts.
     """
 
@@ -37,18 +37,18 @@ class Checkpoints:
         """Whether the run goes on in this stage."""
         return self._resumed is not None and self._resumed["stage"] == stage
 
-    def take(self, stage: str) -> dict[str, Any] | None:
-        """The state to go on from; None where the stage starts."""
+    def resumed_state(self, stage: str) -> dict[str, Any] | None:
+        """The state that the stage goes on from; None where it starts."""
         return self._resumed if self.resumed_in(stage) else None
 
     def save(self, stage: str, number: int, state: dict[str, Any]) -> None:
-        """Write the state under a number that grows over all stages; the one before then goes."""
-        if not runtime.is_main():
+        """Write a checkpoint, then delete the one before; numbers grow over all stages."""
+        if not process.is_main():
             return
         folder = self._folder / f"checkpoint-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({**state, "stage": stage}, folder / _TENSORS_NAME)
-        # This file makes the checkpoint a whole one.
+        # Written last: it says that the checkpoint is complete.
         (folder / STATE_NAME).write_text("{}\n")
         before, self._last = self._last, folder
         if before is not None and before != folder:

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from cwpo_annotator.backends.base import EncodedPair
-from cwpo_trainer import runtime
+from cwpo_trainer.annotators.objectives import E
+from cwpo_trainer.run import process
 
 
 class Ranks:
-    """Shares out the pairs of a step, and puts together what each process made of its own.
+    """Shares out the examples of a step, and adds up what each process made of its own.
 
-    Gradients are summed, so that any number of processes follows one process on all the pairs.
+    Gradients are summed, so that any number of processes does as one process on all examples.
 
     Args:
         device: that the process computes on.
@@ -30,13 +30,13 @@ class Ranks:
         self.size = size
         self.device = device
 
-    def share(self, pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
-        """The pairs of this process, about as many tokens as those of any other."""
+    def share(self, examples: Sequence[E]) -> list[E]:
+        """The examples of this process, about as many tokens as those of any other."""
         if self.size == 1:
-            return list(pairs)
-        return sorted(pairs, key=lambda pair: pair.tokens)[self.rank :: self.size]
+            return list(examples)
+        return sorted(examples, key=lambda example: example.tokens)[self.rank :: self.size]
 
-    def add_gradients(self, model: Any) -> None:
+    def sum_gradients(self, model: Any) -> None:
         """Give every process the sum of the gradients of all."""
         if self.size == 1:
             return
@@ -58,8 +58,12 @@ class Ranks:
         result: list[float] = sums.tolist()
         return result
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set in any of the processes."""
+        return any(self.total(flag))
+
     def gather(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The values of all processes, end to end."""
+        """The values of all processes, concatenated."""
         if self.size == 1:
             return values
         parts: list[Any] = [None] * self.size
@@ -68,9 +72,9 @@ class Ranks:
 
 
 @contextmanager
-def together(device: str) -> Iterator[Ranks]:
-    """The processes that torchrun started, connected for the time of the block."""
-    rank, size = int(os.environ.get("RANK", "0")), runtime.world_size()
+def connected_ranks(device: str) -> Iterator[Ranks]:
+    """The processes that torchrun started, connected until the block ends."""
+    rank, size = int(os.environ.get("RANK", "0")), process.world_size()
     if size == 1:
         yield Ranks(rank, size, torch.device(device))
         return

@@ -1,20 +1,20 @@
-"""What labelled pairs kept out of training are for: the best weights, and the temperature."""
+"""Validation on labelled pairs kept out of training: it chooses weights and temperature."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cwpo_annotator.backends.base import EncodedPair
 from cwpo_annotator.calibration import fit_temperature, likelihood_loss
+from cwpo_trainer.annotators.objectives import E, PairScorer
+from cwpo_trainer.annotators.ranks import Ranks
 
 
-class Validation:
+class Validation(Generic[E]):
     """Keeps the weights with the lowest validation loss, and says when to stop.
 
     The loss is eq. 5 at the temperature that fits the margins best. A model that trains on grows
@@ -22,28 +22,40 @@ class Validation:
     the annotator is calibrated on these pairs in the end.
 
     Args:
+        scorer: the model that is trained.
         pairs: not trained on; with none, the last weights are kept.
+        every: steps from one check to the next.
         patience: checks without a lower loss before training stops; None never stops it.
     """
 
-    def __init__(self, pairs: Sequence[EncodedPair], patience: int | None) -> None:
+    def __init__(
+        self, scorer: PairScorer[E], pairs: Sequence[E], *, every: int, patience: int | None
+    ) -> None:
         self.pairs = pairs
         self.temperature: float | None = None
         self.best_step: int | None = None
+        self._scorer = scorer
+        self._every = every
         self._patience = patience
         self._lowest = float("inf")
         self._checks_since = 0
         self._weights: dict[str, Tensor] = {}
 
-    def check(self, step: int, margins: NDArray[np.float64], model: Any) -> dict[str, float]:
-        """Judge the weights of this step by their margins, shape (pairs,); figures for the log."""
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether to check the weights after step `step` of `steps`."""
+        return bool(self.pairs) and (step % self._every == 0 or step == steps)
+
+    def check(self, step: int, ranks: Ranks) -> dict[str, float]:
+        """Judge the weights of this step by the margins of the pairs; figures for the log."""
+        margins = ranks.gather(self._scorer.margins(ranks.share(self.pairs)))
         temperature = fit_temperature(margins)
         loss = likelihood_loss(margins, temperature if temperature is not None else np.inf)
         self._checks_since += 1
         if loss < self._lowest:
             self._lowest, self._checks_since = loss, 0
             self.best_step, self.temperature = step, temperature
-            self._weights = {name: copy(value) for name, value in trained(model).items()}
+            weights = trainable(self._scorer.model)
+            self._weights = {name: _copy(value) for name, value in weights.items()}
         return {
             "validation_loss": likelihood_loss(margins),
             "validation_loss_calibrated": loss,
@@ -52,11 +64,11 @@ class Validation:
 
     @property
     def is_over(self) -> bool:
-        """Whether the patience is at its end."""
+        """Whether training should stop: `patience` checks have brought no lower loss."""
         return self._patience is not None and self._checks_since >= self._patience
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on from here."""
+        """The state to resume from, for `load`."""
         return {
             "temperature": self.temperature,
             "best_step": self.best_step,
@@ -66,23 +78,24 @@ class Validation:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         self.temperature, self.best_step = state["temperature"], state["best_step"]
         self._lowest, self._checks_since = state["lowest"], state["checks_since"]
         self._weights = state["weights"]
 
     @torch.no_grad()
-    def restore(self, model: Any) -> None:
+    def restore_best(self) -> None:
         """Give the model the best weights back, where any were kept."""
+        weights = trainable(self._scorer.model)
         for name, value in self._weights.items():
-            trained(model)[name].copy_(value)
+            weights[name].copy_(value)
 
 
-def copy(value: Tensor) -> Tensor:
-    """The values in main memory, where they are safe from the next step."""
-    return value.detach().to("cpu", copy=True)
-
-
-def trained(model: Any) -> dict[str, Tensor]:
+def trainable(model: Any) -> dict[str, Tensor]:
     """The parameters that training changes, by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A copy in main memory, which the next step does not change."""
+    return value.detach().to("cpu", copy=True)

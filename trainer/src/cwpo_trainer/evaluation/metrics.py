@@ -1,4 +1,4 @@
-"""What is measured: plain figures, as they stand in run.json."""
+"""The measures of evaluations, as they are written to run.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class ConfidenceBin(BaseModel):
-    """A tenth of the pairs, by confidence; accuracy is what the confidence promised, or not."""
+    """A tenth of the pairs, sorted by confidence, and how often their labels are right."""
 
     pairs: int
     lowest: float
@@ -18,11 +18,11 @@ class ConfidenceBin(BaseModel):
 class AnnotatorMetrics(BaseModel):
     """Agreement with human labels.
 
-    accuracy: share of pairs on which the annotator prefers what the person chose; a tie is half.
+    accuracy: share of pairs on which the annotator prefers the chosen response; a tie is half.
     ece: expected calibration error of P(chosen is better) = (1 + confidence) / 2 over the bins.
-    calibrated_ece: the same of the confidence at the annotator's temperature, where it has one.
+    calibrated_ece: the same with the calibrated confidence, if the annotator has a temperature.
     confidence_quantiles: at 0, 0.1, ..., 1.
-    failed: pairs that could not be scored; they count nowhere else.
+    failed: number of pairs that could not be scored; they are in none of the other figures.
     """
 
     pairs: int

@@ -1,0 +1,1 @@
+"""Scores by models in this process."""

@@ -1,0 +1,1 @@
+"""The machine that models compute on: its devices, cores and memory."""

@@ -1,0 +1,162 @@
+"""Scoring with models in this process, in forward passes over packed rows or padded batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cwpo_annotator.backends.torch.hardware.cores import Cores
+from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
+from cwpo_annotator.backends.torch.hardware.threads import use_threads
+from cwpo_annotator.backends.torch.rows.attention import share_prompts
+from cwpo_annotator.backends.torch.rows.packing import Row, length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.encoded import EncodedPair, EncodedText
+from cwpo_annotator.scores import Scores
+
+# Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
+# their activations are small enough for the allocator to use the same memory again. Fewer texts at
+# a time are nearer in length, and padded the less.
+_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+_PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512}
+
+
+class InProcessBackend(ABC):
+    """Divides items into forward passes, each of which a subclass scores.
+
+    A pass is a packed row with shared prompts if all models can read such rows, and otherwise a
+    padded batch of texts of similar length. On a CPU, passes run in parallel, one on each core.
+    When a device runs out of memory, this call and all later ones use smaller passes.
+
+    Args:
+        models: the models that read each pass.
+        device: the device of the models.
+        dtype: name of the models' number format.
+        token_budget: maximum number of tokens in a pass, padding included; None chooses by the
+            device.
+        threads: CPU threads of the whole process; None uses one per physical core.
+    """
+
+    name = "torch"
+    # Share of the last call's tokens that were padding; 0 where rows are packed.
+    padding = 0.0
+
+    def __init__(
+        self,
+        models: Sequence[Any],
+        *,
+        device: torch.device,
+        dtype: str,
+        token_budget: int | None,
+        threads: int | None,
+    ) -> None:
+        if device.type == "cpu":
+            use_threads(threads)
+        self.device, self.dtype = str(device), dtype
+        switched = [share_prompts(model) for model in models]
+        self.shares_prompts = all(switched)
+        self._memory = MemoryBudget(token_budget or default_budget(device, self.shares_prompts))
+        cores = torch.get_num_threads() if device.type == "cpu" else 1
+        self._cores = Cores(cores if all(map(_keeps_no_state, models)) else 1)
+        # Two passes of usual size for each core.
+        self.batch_tokens = 2 * default_budget(device) * cores
+
+    @abstractmethod
+    def _score_row(self, row: Row, starts: Sequence[int]) -> torch.Tensor:
+        """The score of each text of a packed row, in the order of `row.texts`.
+
+        Args:
+            starts: position of the first token of the response, in each text.
+        """
+
+    @abstractmethod
+    def _score_batch(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
+        """The score of each text of a padded batch."""
+
+    @property
+    def token_budget(self) -> int:
+        """Maximum number of tokens in a forward pass, padding included."""
+        return self._memory.tokens
+
+    def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
+        """Values of shape (n, 2); see Backend."""
+        return self._memory.score(pairs, self._score_pairs)
+
+    def score_texts(self, texts: Sequence[EncodedText]) -> Scores:
+        """Values of shape (n,); see Backend."""
+        return self._memory.score(texts, self._score_texts)
+
+    def check(self) -> None:  # noqa: B027 - a default, not a duty
+        """Nothing to check: a model in this process is always available."""
+
+    def close(self) -> None:
+        """End the threads that run the passes."""
+        self._cores.close()
+
+    def _score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+        starts = [start for pair in pairs for start in (pair.start, pair.start)]
+        if self.shares_prompts:
+            rows = pack_pairs(pairs, self.token_budget, multiple_of=self._cores.count)
+            scores = self._score_packed(rows, starts)
+        else:
+            scores = self._score_padded([ids for pair in pairs for ids in (pair.a, pair.b)], starts)
+        return scores.reshape(-1, 2)
+
+    def _score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
+        sequences, starts = [text.ids for text in texts], [text.start for text in texts]
+        if self.shares_prompts:
+            rows = pack_texts(sequences, self.token_budget, multiple_of=self._cores.count)
+            return self._score_packed(rows, starts)
+        return self._score_padded(sequences, starts)
+
+    def _score_packed(self, rows: Iterable[Row], starts: Sequence[int]) -> NDArray[np.float32]:
+        scores = np.empty(len(starts), np.float32)
+
+        @torch.inference_mode()
+        def score(row: Row) -> None:
+            of_row = self._score_row(row, [starts[text] for text in row.texts])
+            scores[row.texts] = of_row.float().cpu().numpy()
+
+        self._cores.each(score, [*rows])
+        return scores
+
+    def _score_padded(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> NDArray[np.float32]:
+        # Each text once and in an order of its own: equal texts tie, and a pair whose responses
+        # are swapped is read in the very same batches.
+        asked = [
+            (len(ids), tuple(ids), start) for ids, start in zip(sequences, starts, strict=True)
+        ]
+        texts = sorted(set(asked))
+        place = {text: at for at, text in enumerate(texts)}
+        scores = np.empty(len(texts), np.float32)
+        lengths = [length for length, _, _ in texts]
+        batches = length_sorted(lengths, self.token_budget, multiple_of=self._cores.count)
+        # A batch is as wide as its first text, the longest.
+        width = sum(len(rows) * lengths[rows[0]] for rows in batches)
+        self.padding = 1 - sum(lengths) / width if width else 0.0
+
+        @torch.inference_mode()
+        def score(rows: list[int]) -> None:
+            ids, starts_of = [texts[row][1] for row in rows], [texts[row][2] for row in rows]
+            scores[rows] = self._score_batch(ids, starts_of).float().cpu().numpy()
+
+        self._cores.each(score, batches)
+        return scores[[place[text] for text in asked]]
+
+
+def default_budget(device: torch.device, shares_prompts: bool = True) -> int:
+    """A number of tokens in a forward pass that is fast on the device."""
+    budgets = _TOKEN_BUDGETS if shares_prompts else _PADDED_TOKEN_BUDGETS
+    return budgets.get(device.type, 8192)
+
+
+def _keeps_no_state(model: torch.nn.Module) -> bool:
+    """Whether passes may run side by side: some rotary positions change with the longest text."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    return not any("dynamic" in kind or "longrope" in kind for kind in kinds)

@@ -1,0 +1,1 @@
+"""Texts laid out for a model: packed rows that hold a prompt once, and padded batches."""

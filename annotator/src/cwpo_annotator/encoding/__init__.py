@@ -1,0 +1,1 @@
+"""The one path from prompt and response to token ids."""

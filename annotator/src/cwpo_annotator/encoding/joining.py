@@ -1,0 +1,87 @@
+"""How a prompt and a response become one text: as plain text, as a transcript, by a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from cwpo.types import Message
+from cwpo_annotator.encoding import transcript
+from cwpo_annotator.encoding.prefix import common_prefix
+
+# Stands between a text prompt and its response, unless a checkpoint says otherwise.
+BLANK_LINE = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedText:
+    """A prompt with a response, to tokenise whole.
+
+    Args:
+        text: both.
+        opening: what a model is given to answer the prompt; nearly always the text's beginning,
+            but some templates open an answer otherwise than they write a finished one.
+        prompt_end: the character of the text that the prompt ends before.
+        response_start: the character of the text that the response starts at.
+        is_templated: whether a chat template wrote the text, and in it the special tokens.
+        is_cut: whether the prompt has lost its oldest characters.
+    """
+
+    text: str
+    opening: str
+    prompt_end: int
+    response_start: int
+    is_templated: bool = False
+    is_cut: bool = False
+
+    def followed_by(self, end: str) -> JoinedText:
+        """The same with more at its end."""
+        return replace(self, text=self.text + end)
+
+    def stripped(self) -> JoinedText:
+        """The same without white space at its end."""
+        text = self.text.rstrip()
+        start, end = min(self.response_start, len(text)), min(self.prompt_end, len(text))
+        return JoinedText(text, self.opening, end, start, self.is_templated, self.is_cut)
+
+    def without_oldest(self, characters: int) -> JoinedText:
+        """The same without so many characters of its prompt, the oldest."""
+        return JoinedText(
+            self.text[characters:],
+            self.opening[characters:],
+            self.prompt_end - characters,
+            self.response_start - characters,
+            self.is_templated,
+            is_cut=True,
+        )
+
+
+def join_text(prompt: str, response: str, join: str) -> JoinedText:
+    """A text prompt, `join`, and the response."""
+    opening = prompt + join
+    return JoinedText(opening + response, opening, len(prompt), len(opening))
+
+
+def join_transcript(prompt: str, response: str) -> JoinedText:
+    """A transcript that ends in "Assistant:", and the response after one space."""
+    return join_text(prompt, " " + response.lstrip(), "")
+
+
+def join_chat(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str
+) -> JoinedText:
+    """Chat messages and the response by the tokenizer's chat template; without one, a transcript.
+
+    Raises: whatever the template does, which may refuse a conversation.
+    """
+    if tokenizer.chat_template is None:
+        return join_transcript(transcript.write(prompt), response)
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    answer = {"role": "assistant", "content": response}
+    render = tokenizer.apply_chat_template
+    text = str(render([*turns, answer], tokenize=False))
+    opening = str(render(turns, tokenize=False, add_generation_prompt=True))
+    start = len(opening) if text.startswith(opening) else common_prefix(text, opening)
+    return JoinedText(text, opening, start, start, is_templated=True)

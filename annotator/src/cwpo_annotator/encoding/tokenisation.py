@@ -1,0 +1,97 @@
+"""From joined texts to token ids, and where among them the prompt ends and the response starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cwpo_annotator.encoding.joining import JoinedText
+from cwpo_annotator.encoding.prefix import common_prefix
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[JoinedText]) -> list[list[int]]:
+    """The token ids of each text, prompt and response together."""
+    return _ids(tokenizer, [(text.text, text.is_templated) for text in texts])
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[JoinedText]) -> list[list[int]]:
+    """The token ids of each text's opening, which a model is given to answer."""
+    return _ids(tokenizer, [(text.opening, text.is_templated) for text in texts])
+
+
+def prompt_range(tokenizer: PreTrainedTokenizerBase, text: JoinedText) -> tuple[int, int]:
+    """The first position that holds the prompt alone, and the one after the last such position."""
+    encoding = _encoding(tokenizer, text)
+    special = encoding.special_tokens_mask
+    start = next((i for i, mask in enumerate(special) if not mask), 0)
+    if text.is_templated:
+        start = 0
+    end = start
+    for (_, last), mask in zip(encoding.offsets[start:], special[start:], strict=True):
+        if last > text.prompt_end or (mask and not text.is_templated):
+            break
+        end += 1
+    return start, end
+
+
+def response_start(tokenizer: PreTrainedTokenizerBase, text: JoinedText) -> int:
+    """The position of the first token that holds some of the response.
+
+    So for annotators, which read finished texts only. A policy's response starts where its
+    opening's ids end: see `response_start_after`.
+    """
+    encoding = _encoding(tokenizer, text)
+    ends = (end for _, end in encoding.offsets)
+    return next((at for at, end in enumerate(ends) if end > text.response_start), len(encoding))
+
+
+def response_start_after(opening: Sequence[int], whole: Sequence[int]) -> int:
+    """The position where the ids of a text part ways with those of its opening, as in TRL.
+
+    So for policies, which go on from the opening: white space at its end may be another token
+    there than before a response, and then belongs to what a policy is trained to write.
+    """
+    return common_prefix(opening, whole)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+    """The ids of texts, each with whether a template wrote it, and in it the special tokens."""
+    result: list[list[int]] = [[] for _ in texts]
+    for is_templated in (False, True):
+        places = [at for at, (_, templated) in enumerate(texts) if templated == is_templated]
+        if places:
+            chosen = [texts[at][0] for at in places]
+            ids = _encode(tokenizer, chosen, add_special_tokens=not is_templated)
+            for at, of_text in zip(places, ids, strict=True):
+                result[at] = of_text
+    return result
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, add_special_tokens: bool
+) -> list[list[int]]:
+    if not tokenizer.is_fast:
+        encoded = tokenizer(texts, add_special_tokens=add_special_tokens)
+        slow: list[list[int]] = encoded["input_ids"]
+        return slow
+    # Twice as fast as the tokenizer's own call.
+    fast = _backend(tokenizer)
+    encodings = fast.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+    return [encoding.ids for encoding in encodings]
+
+
+def _encoding(tokenizer: PreTrainedTokenizerBase, text: JoinedText) -> Any:
+    return _backend(tokenizer).encode(text.text, add_special_tokens=not text.is_templated)
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+    backend: Any = tokenizer.backend_tokenizer
+    # As a call of the tokenizer's may have left them. Without need nothing is changed: another
+    # thread may be encoding.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    return backend

@@ -1,0 +1,1 @@
+"""What cwpo is measured against, a module each."""

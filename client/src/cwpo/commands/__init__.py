@@ -1,0 +1,1 @@
+"""The subcommands that the client brings; `cwpo.cli` runs them."""

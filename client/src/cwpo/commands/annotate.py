@@ -1,0 +1,50 @@
+"""`cwpo annotate`: a file of triplets in, a weighted dataset out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from cwpo.annotated_file import JOB_ABOVE_ROWS, annotate_file
+from cwpo.commands.service_command import ServiceCommand, TruncationFlag
+
+
+class Annotate(ServiceCommand):
+    """Annotate a file of triplets: label the preferred responses, each with a confidence.
+
+    Writes the weighted dataset to OUTPUT. Rows that cannot be annotated go, with their number and
+    the reason, to a file next to it whose name ends in .errors.jsonl.
+
+    Example:
+        cwpo annotate triplets.jsonl -o weighted.parquet
+    """
+
+    input: CliPositionalArg[Path] = Field(
+        description="File of triplets: .jsonl, .jsonl.gz or .parquet."
+    )
+    output: Path = Field(
+        description="File for the weighted dataset, .parquet or .jsonl; or a folder, for the parts "
+        "of a batch job."
+    )
+    truncation: TruncationFlag = "error"
+    job_above: int = Field(
+        JOB_ABOVE_ROWS,
+        ge=0,
+        description="Number of rows above which a file becomes a batch job; a smaller file is sent "
+        "in requests of 256 rows.",
+    )
+
+    def cli_cmd(self) -> None:
+        """Annotate the file, and print the number of rows."""
+        with self.client() as client:
+            annotated = annotate_file(
+                client,
+                self.input,
+                self.output,
+                truncation=self.truncation,
+                job_above=self.job_above,
+            )
+        print(annotated.summary(), file=sys.stderr)

@@ -1,0 +1,37 @@
+"""Commands that talk to a service."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from cwpo.cli import Command
+from cwpo.client import Client
+from cwpo.transport import ClientSettings
+from cwpo.types import Truncation
+
+TruncationFlag = Annotated[
+    Truncation,
+    Field(
+        description="Treatment of rows that are too long for the annotator: `error` rejects them, "
+        "`prompt_left` drops the oldest tokens of their prompts."
+    ),
+]
+
+
+class ServiceCommand(Command):
+    """Base of the commands that talk to a service."""
+
+    url: str = Field(
+        ClientSettings.model_fields["url"].default, description="Address of the cwpo service."
+    )
+    api_key: str | None = Field(
+        None,
+        description="API key, if the service requires one. Set it as CWPO_API_KEY rather than as a "
+        "flag, which other users of the machine can see.",
+    )
+
+    def client(self) -> Client:
+        """A client of the service."""
+        return Client(self.url, self.api_key)

@@ -1,0 +1,244 @@
+"""Sends requests and waits between retries, with and without asyncio, as `transport` defines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.request import getproxies
+
+import httpx2
+from pydantic import BaseModel
+
+from cwpo import transport
+from cwpo.errors import CwpoError
+from cwpo.keepalive import KEEPALIVE
+from cwpo.partial_file import ResumableFile, partial_file
+from cwpo.progress import Progress
+from cwpo.transport import Call, Request, Retries
+
+M = TypeVar("M", bound=BaseModel)
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Connection:
+    """The HTTP connection of Client, with the same arguments and errors."""
+
+    def __init__(
+        self, url: str | None, api_key: str | None, *, timeout: float, max_retries: int
+    ) -> None:
+        settings = transport.ClientSettings()
+        self.url = url or settings.url
+        self.max_retries = max_retries
+        self._http = httpx2.Client(
+            base_url=self.url,
+            headers=transport.headers(api_key or settings.api_key),
+            timeout=timeout,
+            transport=None if getproxies() else httpx2.HTTPTransport(socket_options=KEEPALIVE),
+        )
+
+    def send(self, call: Call[M], progress: Progress | None = None) -> M:
+        """Send the call, with retries after failures that may be temporary; returns the answer.
+
+        progress: shows how many bytes of the call's file were sent.
+        """
+        retries = Retries(self.max_retries)
+        while True:
+            try:
+                return call.parse(self._answer(call, progress))
+            except CwpoError as error:
+                seconds = retries.delay(error)
+            self.sleep(seconds)
+
+    @contextmanager
+    def stream(self, request: Request) -> Iterator[httpx2.Response]:
+        """Stream the answer; there are no retries, since part of it may have been read."""
+        with (
+            transport.connection_errors(self.url),
+            self._http.stream(**request.arguments()) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                raise transport.error_of(response)
+            yield response
+
+    def save(self, request: Request, path: Path, progress: Progress | None = None) -> Path:
+        """Save the answer to a file, which appears under `path` only when it is complete.
+
+        progress: shows how many bytes were received.
+        """
+        with partial_file(path) as out, self.stream(request) as response:
+            for chunk in response.iter_bytes():
+                out.write(chunk)
+                _show(response, progress)
+        return path
+
+    def fetch(self, sources: Sequence[Request], file: ResumableFile) -> None:
+        """Receive a file that may be there in part; does nothing if it is complete.
+
+        After a failure that may be temporary it continues where it stopped.
+
+        sources: requests for the same content; each is given up for the next one when it fails.
+        """
+        if file.is_complete():
+            return
+        left = list(sources)
+        retries = Retries(self.max_retries)
+        while True:
+            try:
+                if not file.is_received:
+                    self._receive(left[0], file)
+                return file.publish()
+            except CwpoError as error:
+                if len(left) > 1:
+                    del left[0]
+                else:
+                    self.sleep(retries.delay(error))
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _receive(self, request: Request, file: ResumableFile) -> None:
+        with (
+            self.stream(request.starting_at(file.received)) as response,
+            file.receiving(transport.first_byte(response)) as out,
+        ):
+            for chunk in response.iter_bytes():
+                out.write(chunk)
+
+    def _answer(self, request: Request, progress: Progress | None) -> httpx2.Response:
+        content = None if request.file is None else chunks(request.file, "upload", progress)
+        with transport.connection_errors(self.url):
+            response = self._http.request(**request.arguments(content))
+        if not response.is_success:
+            raise transport.error_of(response)
+        return response
+
+
+class AsyncConnection:
+    """The HTTP connection of AsyncClient, with the same arguments and errors."""
+
+    def __init__(
+        self, url: str | None, api_key: str | None, *, timeout: float, max_retries: int
+    ) -> None:
+        settings = transport.ClientSettings()
+        self.url = url or settings.url
+        self.max_retries = max_retries
+        self._http = httpx2.AsyncClient(
+            base_url=self.url,
+            headers=transport.headers(api_key or settings.api_key),
+            timeout=timeout,
+            transport=None if getproxies() else httpx2.AsyncHTTPTransport(socket_options=KEEPALIVE),
+        )
+
+    async def send(self, call: Call[M], progress: Progress | None = None) -> M:
+        """Send the call, with retries after failures that may be temporary; returns the answer.
+
+        progress: shows how many bytes of the call's file were sent.
+        """
+        retries = Retries(self.max_retries)
+        while True:
+            try:
+                return call.parse(await self._answer(call, progress))
+            except CwpoError as error:
+                seconds = retries.delay(error)
+            await self.sleep(seconds)
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncIterator[httpx2.Response]:
+        """Stream the answer; there are no retries, since part of it may have been read."""
+        with transport.connection_errors(self.url):
+            async with self._http.stream(**request.arguments()) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise transport.error_of(response)
+                yield response
+
+    async def save(self, request: Request, path: Path, progress: Progress | None = None) -> Path:
+        """Save the answer to a file, which appears under `path` only when it is complete.
+
+        progress: shows how many bytes were received.
+        """
+        with partial_file(path) as out:
+            async with self.stream(request) as response:
+                async for chunk in response.aiter_bytes():
+                    out.write(chunk)
+                    _show(response, progress)
+        return path
+
+    async def fetch(self, sources: Sequence[Request], file: ResumableFile) -> None:
+        """Receive a file that may be there in part; does nothing if it is complete.
+
+        After a failure that may be temporary it continues where it stopped.
+
+        sources: requests for the same content; each is given up for the next one when it fails.
+        """
+        if file.is_complete():
+            return
+        left = list(sources)
+        retries = Retries(self.max_retries)
+        while True:
+            try:
+                if not file.is_received:
+                    await self._receive(left[0], file)
+                return file.publish()
+            except CwpoError as error:
+                if len(left) > 1:
+                    del left[0]
+                else:
+                    await self.sleep(retries.delay(error))
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _receive(self, request: Request, file: ResumableFile) -> None:
+        async with self.stream(request.starting_at(file.received)) as response:
+            with file.receiving(transport.first_byte(response)) as out:
+                async for chunk in response.aiter_bytes():
+                    out.write(chunk)
+
+    async def _answer(self, request: Request, progress: Progress | None) -> httpx2.Response:
+        content = None if request.file is None else _chunks_on_thread(request.file, progress)
+        with transport.connection_errors(self.url):
+            response = await self._http.request(**request.arguments(content))
+        if not response.is_success:
+            raise transport.error_of(response)
+        return response
+
+
+def chunks(path: Path, work: str, progress: Progress | None) -> Iterator[bytes]:
+    """Read a file in chunks; `progress` shows how many bytes have been read, as `work`."""
+    if progress is not None:
+        progress.update(0, total=path.stat().st_size, work=work)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+            if progress is not None:
+                progress.advance(len(chunk))
+
+
+async def _chunks_on_thread(path: Path, progress: Progress | None) -> AsyncIterator[bytes]:
+    content = chunks(path, "upload", progress)
+    while chunk := await asyncio.to_thread(next, content, b""):
+        yield chunk
+
+
+def _show(response: httpx2.Response, progress: Progress | None) -> None:
+    """Show how much of the answer has been received."""
+    if progress is not None:
+        length = response.headers.get("content-length")
+        progress.update(response.num_bytes_downloaded, total=int(length) if length else None)

@@ -1,0 +1,1 @@
+"""Reading triplets, and writing the weighted dataset: row by row, in constant memory."""

@@ -1,0 +1,88 @@
+"""The weighted dataset as a folder: Parquet files, and a manifest that lists them in order.
+
+The files are named so that this is also the order of their names: whatever reads the folder's
+`*.parquet` reads the dataset.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cwpo.errors import DatasetError, mistake_in
+from cwpo.partial_file import ResumableFile, partial_file
+from cwpo.types import DatasetPart, DatasetParts
+
+MANIFEST = "dataset.json"
+
+
+def dataset_files(path: Path) -> list[Path]:
+    """The files of a weighted dataset in the order of its rows: the file, or those in the folder.
+
+    Raises: DatasetError for a folder without manifest, or that lacks a part or has it in another
+        size.
+    """
+    if not path.is_dir():
+        return [path]
+    files = []
+    for part in _manifest(path).parts:
+        file = path / part.name
+        if not file.is_file() or file.stat().st_size != part.bytes:
+            raise DatasetError(
+                f"{path}: {part.name} is missing or has not {part.bytes:,} bytes: download the "
+                "job to this folder again, which gets what is missing"
+            )
+        files.append(file)
+    if not files:
+        raise DatasetError(f"{path}: holds no pairs")
+    return files
+
+
+class DatasetFolder:
+    """A folder to which a dataset is downloaded; the manifest is written last.
+
+    Args:
+        path: the folder; created if it is missing.
+        dataset: all parts of the dataset.
+    Raises: DatasetError if the folder has parts of another dataset, which readers would mix in.
+    """
+
+    def __init__(self, path: Path, dataset: DatasetParts) -> None:
+        self._path = path
+        # Without the URLs, with which anybody could read the data for a while.
+        parts = [part.model_copy(update={"url": None}) for part in dataset.parts]
+        listed = dataset.model_copy(update={"parts": parts, "next_cursor": None})
+        self._manifest = listed.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = {file.name for file in path.glob("*.parquet")} - {part.name for part in parts}
+        if foreign:
+            raise DatasetError(
+                f"{path}: {min(foreign)} does not belong to this dataset: name a new folder"
+            )
+        manifest = path / MANIFEST
+        if manifest.is_file() and manifest.read_text() != self._manifest:
+            manifest.unlink()
+
+    def file(self, part: DatasetPart) -> ResumableFile:
+        """The file of a part."""
+        return ResumableFile(self._path / part.name, part.bytes, part.sha256)
+
+    def publish(self) -> Path:
+        """Write the manifest, and return the folder. All files have to be there."""
+        with partial_file(self._path / MANIFEST) as out:
+            out.write(self._manifest.encode())
+        return self._path
+
+
+def _manifest(folder: Path) -> DatasetParts:
+    path = folder / MANIFEST
+    try:
+        return DatasetParts.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{folder}: holds no {MANIFEST}, which `cwpo jobs download ID -o {folder}` writes when "
+            "all parts are there"
+        ) from None
+    except ValidationError as error:
+        raise DatasetError(f"{path}: {mistake_in(error)}") from error

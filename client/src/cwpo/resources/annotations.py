@@ -1,0 +1,195 @@
+"""POST /annotate, POST /score and GET /model, which are methods of the client itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cwpo.connection import AsyncConnection, Connection
+from cwpo.errors import CwpoError
+from cwpo.transport import Call
+from cwpo.types import (
+    AnnotateRequest,
+    AnnotateResponse,
+    ModelInfo,
+    Priority,
+    ScoreItem,
+    ScoreRequest,
+    ScoreResponse,
+    Triplet,
+    Truncation,
+    Usage,
+)
+
+
+class Annotations:
+    """Labels and scores from the annotator that the service hosts."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def annotate(
+        self,
+        triplets: Sequence[Triplet],
+        *,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+    ) -> AnnotateResponse:
+        """Label the triplets, in order; long inputs are sent in several requests.
+
+        Args:
+            truncation: treatment of texts that are too long for the annotator: "error" makes the
+                triplet an error, "prompt_left" drops the oldest tokens of the prompt.
+            priority: "interactive" requests are answered before "batch" requests.
+            revision: revision that the annotator has to have, as in `model.revision` of an answer;
+                by default any, but one for all requests.
+            batch_size: triplets per request.
+        """
+        named = _with_ids(triplets)
+        answers: list[AnnotateResponse] = []
+        for at in range(0, len(named), batch_size):
+            part = named[at : at + batch_size]
+            answer = self._connection.send(_annotate(part, truncation, priority, revision))
+            revision = revision or answer.model.revision
+            answers.append(answer)
+        return _joined(answers, revision)
+
+    def score(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+    ) -> ScoreResponse:
+        """Raw scores (logits) of single responses, in order, with one request.
+
+        Args: as those of `annotate`.
+        """
+        return self._connection.send(_score(items, truncation, priority, revision))
+
+    def model(self) -> ModelInfo:
+        """The annotator that the service has loaded, and the limits of the service."""
+        return self._connection.send(_model())
+
+
+class AsyncAnnotations:
+    """Labels and scores from the annotator that the service hosts."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def annotate(
+        self,
+        triplets: Sequence[Triplet],
+        *,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+    ) -> AnnotateResponse:
+        """Label the triplets, in order; long inputs are sent in several requests.
+
+        Args:
+            truncation: treatment of texts that are too long for the annotator: "error" makes the
+                triplet an error, "prompt_left" drops the oldest tokens of the prompt.
+            priority: "interactive" requests are answered before "batch" requests.
+            revision: revision that the annotator has to have, as in `model.revision` of an answer;
+                by default any, but one for all requests.
+            batch_size: triplets per request.
+            concurrency: number of requests sent at the same time.
+        """
+        named = _with_ids(triplets)
+        gate = asyncio.Semaphore(concurrency)
+
+        async def part(at: int) -> AnnotateResponse:
+            async with gate:
+                return await self._connection.send(
+                    _annotate(named[at : at + batch_size], truncation, priority, revision)
+                )
+
+        first = await part(0)
+        revision = revision or first.model.revision
+        starts = range(batch_size, len(named), batch_size)
+        return _joined([first, *await asyncio.gather(*(part(at) for at in starts))], revision)
+
+    async def score(
+        self,
+        items: Sequence[ScoreItem],
+        *,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+    ) -> ScoreResponse:
+        """Raw scores (logits) of single responses, in order, with one request.
+
+        Args: as those of `annotate`.
+        """
+        return await self._connection.send(_score(items, truncation, priority, revision))
+
+    async def model(self) -> ModelInfo:
+        """The annotator that the service has loaded, and the limits of the service."""
+        return await self._connection.send(_model())
+
+
+def _annotate(
+    triplets: Sequence[Triplet], truncation: Truncation, priority: Priority, revision: str | None
+) -> Call[AnnotateResponse]:
+    body = AnnotateRequest(triplets=list(triplets), truncation=truncation, priority=priority)
+    return Call("POST", "/annotate", AnnotateResponse, body=body, headers=_pinned(revision))
+
+
+def _pinned(revision: str | None) -> dict[str, str]:
+    """The header by which a service that hosts another revision refuses the request."""
+    return {} if revision is None else {"X-Model-Revision": revision}
+
+
+def _with_ids(triplets: Sequence[Triplet]) -> list[Triplet]:
+    """The triplets, those without an id named by their position in the whole input.
+
+    Raises: CwpoError for none.
+    """
+    if not triplets:
+        raise CwpoError("there is no triplet to annotate: the list is empty")
+    return [
+        triplet if triplet.id is not None else triplet.model_copy(update={"id": str(index)})
+        for index, triplet in enumerate(triplets)
+    ]
+
+
+def _joined(answers: Sequence[AnnotateResponse], revision: str | None) -> AnnotateResponse:
+    """One answer out of those to the parts of a long input.
+
+    Raises: CwpoError for an answer by another revision, from a service that ignores the header.
+    """
+    for answer in answers:
+        if answer.model.revision != revision:
+            raise CwpoError(
+                f"the service answered with revision {answer.model.revision} of its annotator, "
+                f"where {revision} was asked for: it is of version 0.2 or earlier, or a proxy "
+                "removes the header X-Model-Revision"
+            )
+    return AnnotateResponse(
+        annotations=[item for answer in answers for item in answer.annotations],
+        model=answers[0].model,
+        usage=Usage(
+            triplets=sum(answer.usage.triplets for answer in answers),
+            tokens=sum(answer.usage.tokens for answer in answers),
+        ),
+    )
+
+
+def _score(
+    items: Sequence[ScoreItem], truncation: Truncation, priority: Priority, revision: str | None
+) -> Call[ScoreResponse]:
+    if not items:
+        raise CwpoError("there is no item to score: the list is empty")
+    body = ScoreRequest(items=list(items), truncation=truncation, priority=priority)
+    return Call("POST", "/score", ScoreResponse, body=body, headers=_pinned(revision))
+
+
+def _model() -> Call[ModelInfo]:
+    return Call("GET", "/model", ModelInfo)

@@ -1,0 +1,1 @@
+"""HTTP parts that the routes share: bodies, deadlines, downloads and events."""

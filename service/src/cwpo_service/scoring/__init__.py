@@ -1,0 +1,1 @@
+"""Hosts the annotator, admits requests, and scores them in batches."""

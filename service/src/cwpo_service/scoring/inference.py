@@ -1,0 +1,153 @@
+"""Answers admitted requests: tokenises on one thread, scores in batches, and labels."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from cwpo.types import (
+    AnnotateRequest,
+    FailedScore,
+    ItemError,
+    ModelRef,
+    Priority,
+    Score,
+    ScoreRequest,
+    ScoreResponse,
+    Usage,
+)
+from cwpo_annotator.annotator import Annotator
+from cwpo_annotator.encoded import EncodedPair, EncodedText
+from cwpo_annotator.labels import no_score
+from cwpo_annotator.scores import Scores
+from cwpo_service.problems import ProblemError
+from cwpo_service.scoring.admission import Admission, Reservation
+from cwpo_service.scoring.batcher import Batcher
+from cwpo_service.scoring.hosting import Hosting
+from cwpo_service.scoring.queue import Entry
+from cwpo_service.telemetry.metrics import Metrics
+from cwpo_service.telemetry.timings import Timings
+
+T = TypeVar("T")
+
+
+class Inference:
+    """Answers each admitted request with the annotator that is current when the request starts.
+
+    Args:
+        max_triplets: maximum number of triplets or items in a request.
+    """
+
+    def __init__(
+        self,
+        hosting: Hosting,
+        admission: Admission,
+        batcher: Batcher,
+        metrics: Metrics,
+        *,
+        max_triplets: int,
+    ) -> None:
+        self._hosting = hosting
+        self._admission = admission
+        self._batcher = batcher
+        self._metrics = metrics
+        self._max_triplets = max_triplets
+        self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="tokeniser")
+
+    def close(self) -> None:
+        """Stop the tokeniser thread; waiting work is dropped."""
+        self._tokeniser.shutdown(wait=False, cancel_futures=True)
+
+    async def annotate(self, request: AnnotateRequest, reservation: Reservation) -> dict[str, Any]:
+        """Label the triplets, in order.
+
+        Returns: the fields of an AnnotateResponse as a dict, since creating a pydantic model for
+            every row would take longer than the rest of the request.
+        Raises: ProblemError, 413 for too many triplets; 503 as Hosting.used does; 500 or 503 as
+            Batcher.score does.
+        """
+        triplets = request.triplets
+        self._check_count(len(triplets), "triplets")
+        with self._hosting.used(reservation.revision) as annotator:
+            encoded = await self._encode(
+                lambda: annotator.encode(triplets, request.truncation), reservation.timings
+            )
+            pairs = [item for item in encoded if isinstance(item, EncodedPair)]
+            entry = Entry(pairs, annotator.score_pairs)
+            scores = await self._score(entry, request.priority, reservation)
+        ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
+        labels = annotator.label(ids, encoded, scores)
+        self._metrics.count(labels)
+        usage = Usage(triplets=len(triplets), tokens=reservation.timings.tokens)
+        model = _signed(annotator, reservation.revision)
+        return {"annotations": labels.rows(), "model": model, "usage": usage}
+
+    async def score(self, request: ScoreRequest, reservation: Reservation) -> ScoreResponse:
+        """Score the items, in order.
+
+        Raises: ProblemError, 413 for too many items; 503 as Hosting.used does; 500 or 503 as
+            Batcher.score does.
+        """
+        self._check_count(len(request.items), "items")
+        with self._hosting.used(reservation.revision) as annotator:
+            encoded = await self._encode(
+                lambda: annotator.encode_texts(request.items, request.truncation),
+                reservation.timings,
+            )
+            texts = [item for item in encoded if isinstance(item, EncodedText)]
+            entry = Entry(texts, annotator.score_texts)
+            scores = await self._score(entry, request.priority, reservation)
+        values = zip(scores.values, scores.too_large, strict=True)
+        return ScoreResponse(
+            scores=[
+                FailedScore(error=item)
+                if isinstance(item, ItemError)
+                else _score(*next(values), item.truncated)
+                for item in encoded
+            ],
+            model=_signed(annotator, reservation.revision),
+            usage=Usage(triplets=len(request.items), tokens=reservation.timings.tokens),
+        )
+
+    async def _encode(self, work: Callable[[], Sequence[T]], timings: Timings) -> Sequence[T]:
+        begun = time.perf_counter()
+        encoded = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
+        ended = time.perf_counter()
+        self._metrics.tokenise_seconds.observe(ended - begun)
+        timings.items = len(encoded)
+        timings.stages["tokenise"] = (begun, ended)
+        return encoded
+
+    async def _score(self, entry: Entry, priority: Priority, reservation: Reservation) -> Scores:
+        self._admission.settle(reservation, entry.tokens)
+        scores = await self._batcher.score(entry, priority)
+        if entry.begun is not None:
+            stages = reservation.timings.stages
+            stages["queue"] = (entry.since, entry.begun)
+            stages["inference"] = (entry.begun, time.perf_counter())
+        return scores
+
+    def _check_count(self, count: int, what: str) -> None:
+        limit = self._max_triplets
+        if count > limit:
+            raise ProblemError(
+                413,
+                f"{count:,} {what}: a request may have at most {limit:,}",
+                reason="too_large",
+            )
+
+
+def _signed(annotator: Annotator, revision: str | None) -> ModelRef:
+    """The annotator by the revision that the request knows it by."""
+    return ModelRef(name=annotator.model.name, revision=revision or annotator.model.revision)
+
+
+def _score(value: np.float32, too_large: np.bool_, truncated: bool) -> Score | FailedScore:
+    if not np.isfinite(value):
+        return FailedScore(error=no_score(bool(too_large)))
+    return Score(score=float(value), truncated=truncated)

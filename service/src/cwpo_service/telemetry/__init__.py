@@ -1,0 +1,1 @@
+"""Monitoring of the service: metrics, logs, traces and confidence drift."""

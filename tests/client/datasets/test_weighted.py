@@ -1,0 +1,55 @@
+"""The weighted dataset as it is written, for TRL to read."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from cwpo import Annotation, Message, Triplet
+from cwpo.datasets.weighted import weighted_row, weighted_writer
+from cwpo.types import ModelRef
+
+GOOD = {"id": "x", "prompt": "p", "response_a": "a", "response_b": "b"}
+
+
+def annotation(preferred, **changes):
+    fields = {"id": "x", "confidence": 0.5, "score_a": 1.0, "score_b": 2.0, "truncated": False}
+    return Annotation(preferred=preferred, **(fields | changes))
+
+
+def test_the_preferred_response_is_chosen_and_a_tie_keeps_a():
+    triplet = Triplet(**GOOD)
+    row = weighted_row(triplet, annotation("b"))
+    assert (row["chosen"], row["rejected"]) == ("b", "a")
+    assert (row["score_chosen"], row["score_rejected"]) == (2.0, 1.0)
+    tie = weighted_row(triplet, annotation("tie", confidence=0.0, score_a=2.0))
+    assert (tie["chosen"], tie["preferred"]) == ("a", "tie")
+
+
+@pytest.mark.parametrize("prompt", ["p 🐈", [Message(role="user", content="p")]])
+@pytest.mark.parametrize("calibrated", [None, 0.25])
+def test_what_is_written_loads_in_datasets_as_trl_wants_it(tmp_path, prompt, calibrated):
+    from datasets import load_dataset
+
+    triplet = Triplet(id="x", prompt=prompt, response_a="a", response_b="b")
+    row = weighted_row(triplet, annotation("a", calibrated_confidence=calibrated))
+    for format, loader in (("parquet", "parquet"), ("jsonl", "json")):
+        path = tmp_path / f"weighted.{format}"
+        with (
+            path.open("wb") as sink,
+            weighted_writer(sink, format, ModelRef(name="m", revision="r")) as writer,
+        ):
+            writer.write([row])
+            writer.write([row])
+        loaded = load_dataset(loader, data_files=str(path), split="train", cache_dir=str(tmp_path))
+        assert loaded[:]["id"] == ["x", "x"]
+        assert loaded[1] == row
+    metadata = pq.read_schema(tmp_path / "weighted.parquet").metadata
+    assert json.loads(metadata[b"cwpo.annotator"]) == {"name": "m", "revision": "r"}
+
+
+def test_a_dataset_without_rows_is_still_a_dataset(tmp_path):
+    path = tmp_path / "weighted.parquet"
+    with path.open("wb") as sink, weighted_writer(sink, "parquet"):
+        pass
+    assert pq.read_table(path).num_rows == 0

@@ -1,0 +1,123 @@
+"""Machines of one network, as network namespaces of this machine: each can go silent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BRIDGE = "cwpo-br"
+SUBNET = "10.231.77"
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+class Machine:
+    """A machine with an address of its own, and the processes that were started on it."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.name = f"cwpo-{name}"
+        self.address = f"{SUBNET}.{number}"
+        self._near, self._far = f"cwpo-n{number}", f"cwpo-f{number}"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def join(self) -> None:
+        """Connect it to the bridge."""
+        inside = ("ip", "netns", "exec", self.name)
+        run("ip", "netns", "add", self.name)
+        run("ip", "link", "add", self._near, "type", "veth", "peer", "name", self._far)
+        run("ip", "link", "set", self._near, "master", BRIDGE, "up")
+        run("ip", "link", "set", self._far, "netns", self.name)
+        run(*inside, "ip", "addr", "add", f"{self.address}/24", "dev", self._far)
+        run(*inside, "ip", "link", "set", self._far, "up")
+        run(*inside, "ip", "link", "set", "lo", "up")
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process on this machine; options as those of Popen."""
+        process = subprocess.Popen(["ip", "netns", "exec", self.name, *command], **options)
+        self.processes.append(process)
+        return process
+
+    def go_silent(self) -> None:
+        """From now on nothing goes out and nothing comes in, and nobody is told."""
+        run("ip", "netns", "exec", self.name, "ip", "link", "set", self._far, "down")
+
+    def speak_again(self) -> None:
+        run("ip", "netns", "exec", self.name, "ip", "link", "set", self._far, "up")
+
+    def leave(self) -> None:
+        """Kill its processes and remove it."""
+        # With the children that they forked.
+        for pid in _pids_in(self.name):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        # The system removes a namespace, and what is in it, some time later.
+        for thing in (("link", "del", self._near), ("netns", "del", self.name)):
+            with suppress(subprocess.CalledProcessError):
+                run("ip", *thing)
+
+
+class Machines:
+    """Machines that reach one another, and are reached from here."""
+
+    def __init__(self) -> None:
+        self._machines: list[Machine] = []
+
+    def add(self, name: str) -> Machine:
+        machine = Machine(name, len(self._machines) + 2)
+        self._machines.append(machine)
+        machine.join()
+        return machine
+
+    def leave(self) -> None:
+        for machine in self._machines:
+            machine.leave()
+
+
+@contextmanager
+def network() -> Iterator[Machines]:
+    """A network to add machines to; skips the test where none can be made."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root, and ip of iproute2")
+    try:
+        run("ip", "link", "add", BRIDGE, "type", "bridge")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network can be made here: {error.stderr}")
+    machines = Machines()
+    try:
+        run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+        run("ip", "link", "set", BRIDGE, "up")
+        yield machines
+    finally:
+        machines.leave()
+        run("ip", "link", "del", BRIDGE)
+
+
+def _pids_in(name: str) -> list[int]:
+    found = subprocess.run(
+        ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def clock(shift: str) -> dict[str, str]:
+    """The environment of a process whose clock is off by `shift`, such as "+60s"."""
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not libraries:
+        pytest.skip("libfaketime is not installed")
+    return {
+        "LD_PRELOAD": str(libraries[0]),
+        "FAKETIME": shift,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }

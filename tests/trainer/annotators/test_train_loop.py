@@ -1,0 +1,123 @@
+"""`cwpo train-annotator` stopped and resumed, and over several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cwpo_annotator.checkpoint import read_card
+from cwpo_trainer.commands import TrainAnnotator
+from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
+from cwpo_trainer.run.termination import EXIT_CODE
+
+from ..samples import pairs, write_lines
+
+pytestmark = pytest.mark.slow
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_causal, tmp_path_factory):
+    data = write_lines(tmp_path_factory.mktemp("data") / "pairs.jsonl", pairs(60))
+    return (
+        *("--model", tiny_causal, "--data", data, "--max-length", 64, "--learning-rate", 3e-3),
+        *("--dtype", "float32", "--batch-size", 6, "--threads", 1, "--validate-every", 3),
+        *("--max-steps", STEPS),
+    )
+
+
+def partial(output):
+    return output.with_name(f".{output.name}.partial")
+
+
+def assert_same_weights(left, right, **tolerance):
+    left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if tolerance:
+            torch.testing.assert_close(value, right[name], **tolerance)
+        else:
+            assert torch.equal(value, right[name]), name
+
+
+def losses(output, log="training.jsonl"):
+    return [(line["step"], line["loss"]) for line in read_lines(output / log)]
+
+
+def stop_after(output, log, step, *arguments):
+    """Starts training, and sends SIGTERM once the log says that so many steps are done."""
+    launch = [sys.executable, "-m", "cwpo_trainer.train_annotator", "--output", output, *arguments]
+    process = subprocess.Popen([*map(str, launch)], stderr=subprocess.PIPE, text=True)
+    path = partial(output) / log
+    while process.poll() is None and not (path.is_file() and len(read_lines(path)) >= step):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate()[1]
+    assert process.returncode == EXIT_CODE, message
+    assert "continue with --resume" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "log"),
+    [
+        (("--lora", "--lora-dropout", 0.2), "training.jsonl"),
+        (("--objective", "sft+dpo", "--save-steps", 1), "sft.jsonl"),
+        (("--objective", "sft+dpo"), "training.jsonl"),
+    ],
+)
+def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, command, failure):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    stop_after(stopped, log, 2, *flags, *more)
+    assert not stopped.exists()
+    assert last_checkpoint(partial(stopped)) is not None
+    again = (*flags, *more, "--output", stopped)
+    assert "continue with --resume" in failure(TrainAnnotator, *again)
+    other = (*again, "--resume", "--weight-decay", 0.5)
+    assert "weight_decay was 0.01" in failure(TrainAnnotator, *other)
+    command(TrainAnnotator, *again, "--resume")
+    command(TrainAnnotator, *flags, *more, "--output", whole)
+    for name in ("training.jsonl", "sft.jsonl"):
+        assert losses(stopped, name) == losses(whole, name)
+    assert [step for step, _ in losses(whole)] == [*range(1, STEPS + 1)]
+    assert_same_weights(stopped, whole)
+    results = [read_record(path).results for path in (stopped, whole)]
+    assert results[0] == results[1]
+    if "sft+dpo" in more:
+        assert_same_weights(stopped / "reference", whole / "reference")
+    assert not partial(stopped).exists()
+    assert not (stopped / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("objective", ["bt", "sft+dpo"])
+def test_two_processes_follow_one(objective, flags, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
+    # 7 pairs a step: the processes' shares differ in size.
+    for start, name, size in (((sys.executable,), "one", 1), (launch, "two", 2)):
+        command = (*start, "-m", "cwpo_trainer.train_annotator", *flags, "--batch-size", 7)
+        command += ("--output", tmp_path / name, "--world-size", size, "--objective", objective)
+        command += ("--splits", tmp_path / f"{name}-splits", "--max-steps", 6)
+        done = subprocess.run(
+            [*map(str, command)], capture_output=True, env=environment, check=False, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "one", tmp_path / "two"
+    for left, right in zip(*(read_lines(x / "training.jsonl") for x in (one, two)), strict=True):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert right[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    assert_same_weights(one, two, rtol=1e-3, atol=2e-4)
+    assert read_card(one).temperature == pytest.approx(read_card(two).temperature, rel=1e-2)
+
+
+def test_a_missing_process_is_noticed(flags, tmp_path, failure):
+    message = failure(TrainAnnotator, *flags, "--output", tmp_path / "out", "--world-size", 2)
+    assert "1 processes train, --world-size says 2" in message

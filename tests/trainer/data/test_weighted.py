@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+import math
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from cwpo.datasets.weighted import weighted_row, weighted_writer
+from cwpo.errors import DatasetError
+from cwpo.types import Annotation, Message, Triplet
+from cwpo_trainer.data.labelled import read_pairs
+from cwpo_trainer.data.weighted import read_annotator, read_weighted, weights_of
+
+
+def written(path, prompt="p", confidences=(0.5, 0.0, 0.25), calibrated=None):
+    rows = [
+        weighted_row(
+            Triplet(id=str(i), prompt=prompt, response_a=f"a{i}", response_b=f"b{i}"),
+            Annotation(
+                id=str(i),
+                preferred="b" if i else "a",
+                confidence=confidence,
+                score_a=0,
+                score_b=0,
+                calibrated_confidence=calibrated,
+            ),
+        )
+        for i, confidence in enumerate(confidences)
+    ]
+    with path.open("wb") as sink, weighted_writer(sink, path.suffix[1:]) as writer:
+        writer.write(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["w.parquet", "w.jsonl"])
+@pytest.mark.parametrize("prompt", ["p", [Message(role="user", content="p")]])
+def test_reads_what_annotation_writes(name, prompt, tmp_path):
+    pairs = read_weighted(written(tmp_path / name, prompt))
+    assert [(p.prompt, p.chosen, p.rejected, p.confidence) for p in pairs] == [
+        (prompt, "a0", "b0", 0.5),
+        (prompt, "b1", "a1", 0.0),
+        (prompt, "b2", "a2", 0.25),
+    ]
+
+
+def test_reads_calibrated_confidence_where_it_is_asked_for(tmp_path):
+    path = written(tmp_path / "w.parquet", calibrated=0.75)
+    assert {pair.confidence for pair in read_weighted(path, calibrated=True)} == {0.75}
+    with pytest.raises(DatasetError, match="calibrated_confidence is missing"):
+        read_weighted(written(tmp_path / "v.parquet"), calibrated=True)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "message"),
+    [
+        (None, "confidence is missing"),
+        (math.nan, "confidence is not a number"),
+        (1.5, "not in"),
+        (-0.1, "not in"),
+        ("high", "confidence is not a number"),
+        (True, "confidence is not a number"),
+    ],
+)
+def test_refuses_unusable_confidence(confidence, message, tmp_path):
+    path = tmp_path / "w.jsonl"
+    good = {"prompt": "p", "chosen": "a", "rejected": "b", "confidence": 0.5}
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"confidence": confidence}) + "\n")
+    with pytest.raises(DatasetError, match=f"row 2: .*{message}"):
+        read_weighted(path)
+
+
+def test_refuses_a_missing_file_and_an_empty_one(tmp_path):
+    with pytest.raises(DatasetError, match=r"w\.jsonl: No such file"):
+        read_weighted(tmp_path / "w.jsonl")
+    (tmp_path / "w.jsonl").write_text("")
+    with pytest.raises(DatasetError, match="holds no pairs"):
+        read_weighted(tmp_path / "w.jsonl")
+
+
+def test_weights(tmp_path):
+    pairs = read_weighted(written(tmp_path / "w.parquet"))
+    assert weights_of(pairs, "confidence", normalise=False).tolist() == [0.5, 0.0, 0.25]
+    assert weights_of(pairs, "confidence", normalise=True).tolist() == [2.0, 0.0, 1.0]
+    assert weights_of(pairs, "none", normalise=True).tolist() == [1.0, 1.0, 1.0]
+    assert weights_of(pairs, "none", normalise=False).dtype == np.float32
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path):
+    pairs = read_weighted(written(tmp_path / "w.parquet", confidences=(0.0, 0.0)))
+    with pytest.raises(DatasetError, match="every weight is 0"):
+        weights_of(pairs, "confidence", normalise=True)
+
+
+def folder_of(path, *parts):
+    """A folder of parts as a download leaves it, a part for each sequence of confidences."""
+    path.mkdir()
+    listed = []
+    for index, confidences in enumerate(parts):
+        file = written(path / f"part-{index:08d}.parquet", confidences=confidences)
+        listed.append(
+            {
+                "name": file.name,
+                "rows": len(confidences),
+                "bytes": file.stat().st_size,
+                "sha256": sha256(file.read_bytes()).hexdigest(),
+            }
+        )
+    rows, size = (sum(part[key] for part in listed) for key in ("rows", "bytes"))
+    manifest = {"parts": listed, "schema": [], "rows": rows, "bytes": size}
+    (path / "dataset.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_a_folder_of_parts_is_read_as_one_dataset(tmp_path):
+    folder = folder_of(tmp_path / "parts", (0.5, 0.25), (0.125,), (0.75, 1.5))
+    with pytest.raises(DatasetError, match=r"parts: row 5: confidence is 1\.5"):
+        read_weighted(folder)
+    folder = folder_of(tmp_path / "good", (0.5, 0.25), (0.125,))
+    assert [pair.confidence for pair in read_weighted(folder)] == [0.5, 0.25, 0.125]
+    assert len(read_pairs(str(folder))) == 3
+    assert read_annotator(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "part-00000001.parquet").unlink(), "part-00000001.* is missing"),
+        (lambda folder: (folder / "part-00000000.parquet").write_bytes(b"x"), "part-00000000"),
+        (lambda folder: (folder / "dataset.json").unlink(), r"no dataset\.json"),
+        (lambda folder: (folder / "dataset.json").write_text("{}"), "dataset.json: .*Field"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(tmp_path, spoil, message):
+    folder = folder_of(tmp_path / "parts", (0.5,), (0.25,))
+    spoil(folder)
+    with pytest.raises(DatasetError, match=message):
+        read_weighted(folder)

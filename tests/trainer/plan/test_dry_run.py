@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+from cwpo_trainer import weights
+from cwpo_trainer.commands import Align, Sft
+from cwpo_trainer.data.weighted import Preferences, read_weighted
+from cwpo_trainer.plan import estimate
+from cwpo_trainer.plan.estimate import DEVICES, Method, Shape
+from cwpo_trainer.policy import alignment, fine_tuning
+from cwpo_trainer.policy.formatting import Formatter
+from cwpo_trainer.policy.loading import load_tokenizer
+from cwpo_trainer.run.folder import read_lines
+from cwpo_trainer.settings.policy_training import Alignment, FineTuning
+
+from ..samples import weighted, write_lines
+
+TOLERANCE = 0.3
+"""Share of the measured peak that the estimate may be off by."""
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_lines(tmp_path / "weighted.jsonl", weighted(16))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_tokenizer, tmp_path_factory):
+    """Two families, large enough for their tensors to outweigh all else."""
+    root = tmp_path_factory.mktemp("models")
+    common = dict(vocab_size=len(tiny_tokenizer), hidden_size=192, num_hidden_layers=4)
+    tokens = dict(bos_token_id=None, eos_token_id=1, pad_token_id=0, num_attention_heads=4)
+    configs = {
+        "llama": LlamaConfig(
+            **common, **tokens, intermediate_size=512, num_key_value_heads=2, attention_dropout=0.0
+        ),
+        "opt": OPTConfig(**common, **tokens, ffn_dim=768, word_embed_proj_dim=192),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        tiny_tokenizer.save_pretrained(root / name)
+    return root
+
+
+def peak(profiler):
+    """The most bytes that tensors held at once."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+def planned(capsys):
+    """What a dry run said: its figures by name."""
+    text = " ".join(capsys.readouterr().out.split())
+    gib = float(re.search(r"memory ([\d.e-]+) GiB", text)[1])
+    tokens = int(re.search(r"texts [\d,]+, ([\d,]+) tokens", text)[1].replace(",", ""))
+    steps = int(re.search(r"steps ([\d,]+),", text)[1].replace(",", ""))
+    return gib * 2**30, tokens, steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "model", "more"),
+    [
+        (Align, "llama", ()),
+        (Align, "llama", ("--gradient-checkpointing", "--batch-size", 16)),
+        (Align, "llama", ("--lora", "--batch-size", 16)),
+        (Align, "opt", ("--loss", "simpo", "--batch-size", 8)),
+        (Sft, "llama", ("--gradient-accumulation", 2, "--batch-size", 8)),
+    ],
+)
+def test_the_estimate_is_near_the_measured_peak(
+    kind, model, more, models, data, tmp_path, command, capsys
+):
+    flags = (
+        *("--model", models / model, "--data", data, "--output", tmp_path / "out"),
+        *("--batch-size", 4, "--gradient-accumulation", 1, "--max-steps", 2),
+        *("--dtype", "float32", "--threads", 1, *more),
+    )
+    command(kind, *flags, "--dry-run")
+    assert not (tmp_path / "out").exists()
+    expected, _, _ = planned(capsys)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        command(kind, *flags)
+    print(f"{expected / 2**20:.1f} MiB estimated, {peak(measured) / 2**20:.1f} measured")
+    assert expected == pytest.approx(peak(measured), rel=TOLERANCE)
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """Pairs whose texts all have as many tokens, so that there is no padding to count."""
+    words = {"prompt": "what about the water", "chosen": "kind good help"}
+    rows = [row | words | {"rejected": "good kind help"} for row in weighted(8)]
+    return write_lines(tmp_path / "alike.jsonl", rows)
+
+
+def counted_by_torch(run):
+    """Operations of all matrix products, those of attention with them, and those into gradients."""
+
+    def into(_, left, right, *args, out_shape=None, **kwargs):
+        return 2 * left[0] * left[1] * right[1]
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: into})
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def plan_alignment(settings, pairs):
+    formatter = Formatter(load_tokenizer(Path(settings.model)))
+    preferences = Preferences(pairs, weights.none(len(pairs)))
+    fitting = alignment.tokenised(preferences, formatter, settings.max_length)
+    use = alignment.reference_use(settings, lora=settings.lora)
+    return alignment.plan(settings, fitting, "a loss", use)
+
+
+def plan_fine_tuning(settings, pairs):
+    formatter = Formatter(load_tokenizer(Path(settings.model)))
+    return fine_tuning.plan(settings, fine_tuning.tokenised(pairs, formatter, settings.max_length))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "more", "tolerance"),
+    [
+        ("align", {}, 1e-9),
+        ("align", {"loss": "simpo"}, 1e-9),
+        ("align", {"precompute_reference": True, "epochs": 2}, 1e-9),
+        ("sft", {}, 1e-9),
+        # Each layer's last product is not done again.
+        ("align", {"gradient_checkpointing": True}, 0.06),
+        # Nothing before the first adapters is trained, so that their inputs need no gradient.
+        ("align", {"lora": True}, 0.06),
+    ],
+)
+def test_operations_are_those_that_torch_counts(step, more, tolerance, models, alike, tmp_path):
+    of = {
+        "align": (Alignment, plan_alignment, alignment.align),
+        "sft": (FineTuning, plan_fine_tuning, fine_tuning.fine_tune),
+    }
+    kind, plan, train = of[step]
+    given = dict(model=str(models / "llama"), data=alike, output=tmp_path / "out", threads=1)
+    small = dict(batch_size=4, gradient_accumulation=1, epochs=1, dtype="float32")
+    settings = kind(**given | small | more)
+    estimated = plan(settings, read_weighted(alike))
+    counted = counted_by_torch(lambda: train(settings))
+    assert estimated.operations(scored_alone=False) == pytest.approx(counted, rel=tolerance)
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_training_reads(models, data, tmp_path, command, capsys):
+    flags = ("--model", models / "llama", "--data", data, "--output", tmp_path / "out")
+    flags = (*flags, "--batch-size", 2, "--gradient-accumulation", 1, "--epochs", 2)
+    command(Align, *flags, "--world-size", 2, "--dry-run")
+    _, tokens, steps = planned(capsys)
+    assert steps == 8
+    command(Align, *flags, "--dtype", "float32", "--learning-rate", 1e-9)
+    lines = read_lines(tmp_path / "out" / "training.jsonl")
+    assert (len(lines), lines[-1]["num_tokens"]) == (16, 2 * tokens)
+
+
+def test_more_devices_or_fewer_trained_weights_need_less(models, tmp_path):
+    shape = Shape.read(models / "llama")
+    model = AutoModelForCausalLM.from_pretrained(models / "llama")
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    batch = dict(texts=16, tokens=512, scored=256, with_reference=False)
+    method = Method(accumulation=4)
+    whole = estimate.memory(shape, method, **batch)
+    assert estimate.memory(shape, method, **batch, sharded_over=4).total < whole.total
+    for saver in ({"lora_rank": 8}, {"checkpointing": True}):
+        sparing = dataclasses.replace(method, **saver)
+        assert estimate.memory(shape, sparing, **batch).total < whole.total
+    big = dataclasses.replace(shape, parameters=13_000_000_000, layers=40)
+    needed = estimate.devices_needed(DEVICES[0], big, method, **batch)
+    assert needed in (16, 32)
+    assert estimate.devices_needed(DEVICES[-1], big, method, **batch) < needed

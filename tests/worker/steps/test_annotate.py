@@ -1,0 +1,60 @@
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cwpo.errors import ModelRevisionError, OverloadedError
+from cwpo.types import ModelRef
+from cwpo_worker.errors import JobStoppedError, StoreError
+from cwpo_worker.jobs.manifest import JobFolder
+
+
+@pytest.fixture
+def planned(house):
+    job_id = house.submit(house.rows(3000))
+    house.plan(job_id)
+    return job_id
+
+
+def test_a_second_run_asks_nothing_and_changes_nothing(house, planned):
+    house.annotate(planned, 0)
+    part = house.store.read(JobFolder(planned).part(0))
+    requests = house.service.requests
+    house.annotate(planned, 0)
+    assert house.service.requests == requests == 4
+    assert house.store.read(JobFolder(planned).part(0)) == part
+
+
+def test_a_part_is_not_there_when_the_service_was_not(house, planned):
+    house.service.unavailable = True
+    with pytest.raises(OverloadedError):
+        house.annotate(planned, 0)
+    assert house.store.list(JobFolder(planned).parts) == []
+
+
+def test_the_first_answer_pins_the_annotator(house, planned):
+    house.annotate(planned, 0)
+    assert house.ledger.get(planned, owner=None).model == house.service.annotator.model
+    house.service.model = ModelRef(name="null", revision="other")
+    with pytest.raises(ModelRevisionError, match="hosts other, not null"):
+        house.annotate(planned, 1)
+
+
+def test_a_shard_of_a_job_that_was_stopped_is_left_alone(house, planned):
+    house.ledger.cancel(planned, owner=None)
+    with pytest.raises(JobStoppedError, match="is cancelled"):
+        house.annotate(planned, 0)
+    assert house.service.requests == 0
+
+
+def test_a_shard_that_is_damaged_is_refused(house, planned):
+    store, folder = house.store, JobFolder(planned)
+    blob = store.read(folder.shard(1))
+    foreign = io.BytesIO()
+    pq.write_table(pa.table({"row": ["secret"], "prompt": ["p"]}), foreign)
+    for damaged in (foreign.getvalue(), blob[:-100], b"secret" + blob[6:-6] + b"secret"):
+        store.put(folder.shard(1), damaged)
+        with pytest.raises(StoreError, match="damaged") as caught:
+            house.annotate(planned, 1)
+        assert "secret" not in str(caught.value)

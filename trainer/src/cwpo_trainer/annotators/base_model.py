@@ -1,0 +1,97 @@
+"""The pretrained model that an annotator starts from, and the adapters that LoRA gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from cwpo.errors import ConfigError, first_line
+from cwpo_annotator.backends.torch.loading import load_language_model
+from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_annotator.encoding.encoder import Encoder
+from cwpo_trainer.lora import lora_config
+from cwpo_trainer.settings.mixins import Lora
+
+
+def load_with_scalar_head(base: Path, encoder: Encoder, *, layers: int | None = None) -> Any:
+    """The base model with a new scalar head, in float32.
+
+    Args:
+        layers: how many of the backbone's layers to keep, from the input on; None keeps all.
+    Raises: CheckpointError for one that cannot be loaded so; ConfigError for too many layers.
+    """
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, num_labels=1)
+        if layers is not None:
+            _keep_layers(config, layers)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{base}: cannot be given a scalar head: {reason}") from error
+    _check_finite(model, base)
+    if len(encoder.tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(encoder.tokenizer))
+    model.config.pad_token_id = encoder.pad_token_id
+    return model
+
+
+def load_causal(base: Path, *, layers: int | None = None) -> Any:
+    """The base model as a causal language model, in float32.
+
+    Args:
+        layers: how many of the backbone's layers to keep, from the input on; None keeps all.
+    Raises: CheckpointError for one that is none; ConfigError for too many layers.
+    """
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    if layers is not None:
+        _keep_layers(config, layers)
+    model = load_language_model(base, torch.float32, config)
+    _check_finite(model, base)
+    return model
+
+
+def add_lora(model: Any, lora: Lora) -> None:
+    """With --lora, freeze the backbone and give its linear layers low-rank adapters.
+
+    A scalar head, which is new, trains whole; a language model's head is frozen too.
+    """
+    config = lora_config(lora)
+    if config is None:
+        return
+    language_head = model.get_output_embeddings()
+    if language_head is not None:
+        language_head.requires_grad_(False)
+    setattr(model, model.base_model_prefix, get_peft_model(model.base_model, config))
+
+
+def merge_lora(model: Any) -> None:
+    """Make the model a plain one again, any adapters added into the backbone."""
+    if isinstance(model.base_model, PeftModel):
+        setattr(model, model.base_model_prefix, model.base_model.merge_and_unload())
+
+
+def _check_finite(model: Any, base: Path) -> None:
+    for name, value in model.named_parameters():
+        if not value.isfinite().all():
+            raise CheckpointError(
+                f"{base}: {name} contains NaN or infinite weights: download or export it again"
+            )
+
+
+def _keep_layers(config: Any, layers: int) -> None:
+    if layers > config.num_hidden_layers:
+        raise ConfigError(f"--layers {layers}: the model has {config.num_hidden_layers} layers")
+    config.num_hidden_layers = layers
+    # Models that mix kinds of attention name the kind of each layer.
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:layers]

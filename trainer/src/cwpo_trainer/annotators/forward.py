@@ -1,0 +1,45 @@
+"""Forward passes of annotators in training: their size, number format and results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cwpo_annotator.backends.torch.rows.packing import Row
+from cwpo_annotator.encoded import EncodedPair
+
+_TOKENS = {"cpu": 1024, "cuda": 65536}
+
+
+def token_budget(device: torch.device) -> int:
+    """Tokens of a forward pass, padding included; it sets memory and speed, not the result."""
+    return _TOKENS.get(device.type, 8192)
+
+
+def mixed_precision(model: Any, *, bfloat16: bool) -> AbstractContextManager[None]:
+    """Computes the model's matrix products in bfloat16 where that is asked for."""
+    return torch.autocast(model.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def of_a_and_b(row: Row, of_texts: Tensor) -> Tensor:
+    """Values of the texts of a packed row of pairs, shape (2 pairs,), as columns a and b."""
+    # Texts 2i and 2i + 1 are a and b of pair i, and stand side by side in either order.
+    order = torch.tensor(row.texts).view(-1, 2).argsort(dim=1)
+    return of_texts.view(-1, 2).gather(1, order.to(of_texts.device))
+
+
+def pair_width(pair: EncodedPair) -> int:
+    """Tokens that a pair takes in a padded batch of pairs that are no longer."""
+    return 2 * max(len(pair.a), len(pair.b))
+
+
+def score_margins(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Score of a less that of b, shape (pairs,), from what each pass gave, shape (its pairs, 2)."""
+    margins = [part[:, 0] - part[:, 1] for part in scores]
+    return np.concatenate([np.empty(0), *margins]).astype(np.float64)

@@ -1,0 +1,153 @@
+"""How each kind of annotator is trained: with a scalar head, or by its implicit reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cwpo_annotator.backends.torch.hardware.device import best_device
+from cwpo_annotator.checkpoint import IMPLICIT, REFERENCE_NAME
+from cwpo_annotator.encoded import EncodedPair, EncodedText
+from cwpo_annotator.encoding.encoder import Encoder
+from cwpo_trainer import losses
+from cwpo_trainer.annotators.base_model import (
+    add_lora,
+    load_causal,
+    load_with_scalar_head,
+    merge_lora,
+)
+from cwpo_trainer.annotators.implicit_reward import ImplicitRewardScorer, ResponseReader
+from cwpo_trainer.annotators.objectives import (
+    E,
+    PairScorer,
+    PreferenceObjective,
+    SupervisedFineTuning,
+)
+from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
+from cwpo_trainer.annotators.train_loop import Stage, TrainLoop
+from cwpo_trainer.annotators.validation import Validation
+from cwpo_trainer.run import process
+from cwpo_trainer.run.folder import LOG_NAME, SFT_LOG_NAME
+from cwpo_trainer.settings.annotator_training import AnnotatorObjective, EarlyStopping
+from cwpo_trainer.settings.mixins import Lora
+
+_ANNOTATOR, _SFT = "annotator", "SFT"
+
+
+@dataclass(frozen=True)
+class AnnotatorStages:
+    """Trains an annotator on encoded pairs, of which a is the chosen response.
+
+    base: folder of the pretrained model; layers: how many of its first to keep, None for all;
+    bfloat16: whether training computes in it; folder: for logs, and for the reference of an
+    implicit reward; training, validating: pairs to train on, and to choose weights and temperature
+    by.
+    """
+
+    base: Path
+    layers: int | None
+    lora: Lora
+    objective: AnnotatorObjective
+    stopping: EarlyStopping
+    bfloat16: bool
+    loop: TrainLoop
+    folder: Path
+    training: Sequence[EncodedPair]
+    validating: Sequence[EncodedPair]
+
+    def train(self, encoder: Encoder) -> tuple[Any, Validation[Any]]:
+        """The trained model with its best weights, and the validation that chose them.
+
+        Raises: CheckpointError or ConfigError for a base model that cannot be trained so.
+        """
+        if self.objective.objective in IMPLICIT:
+            return self._implicit_reward()
+        return self._scalar_head(encoder)
+
+    def _scalar_head(self, encoder: Encoder) -> tuple[Any, Validation[Any]]:
+        """A model that scores each response (bt), or both read together (pairrm)."""
+        model = load_with_scalar_head(self.base, encoder, layers=self.layers)
+        add_lora(model, self.lora)
+        scorer = ScalarHeadScorer(
+            model.to(best_device()), encoder.pad_token_id, bfloat16=self.bfloat16
+        )
+        validation = self._train(scorer, self.training, self.validating)
+        scorer.restore()
+        merge_lora(model)
+        return model, validation
+
+    def _implicit_reward(self) -> tuple[Any, Validation[Any]]:
+        """A language model trained by DPO, after SFT for sft+dpo.
+
+        What DPO starts from is its reference, and written to the folder.
+        """
+        reference = self.folder / REFERENCE_NAME
+        is_resumed = self.loop.checkpoints.resumed_in(_ANNOTATOR)
+        model = load_causal(reference if is_resumed else self.base, layers=self.layers)
+        model.to(best_device())
+        sft_steps = 0
+        if self.objective.objective == "sft+dpo":
+            sft_steps = self.loop.steps(len(self.training), self.objective.sft_epochs)
+            if not is_resumed:
+                self._fine_tune(model, sft_steps)
+        if not is_resumed and process.is_main():
+            model.save_pretrained(reference)
+        add_lora(model, self.lora)
+        reader = ResponseReader(model)
+        training = reader.with_reference(self.training, bfloat16=self.bfloat16)
+        # Measured as it is served, in float32.
+        validating = reader.with_reference(self.validating, bfloat16=False)
+        scorer = ImplicitRewardScorer(reader, beta=self.objective.beta, bfloat16=self.bfloat16)
+        validation = self._train(scorer, training, validating, steps_before=sft_steps)
+        reader.restore()
+        merge_lora(model)
+        return model, validation
+
+    def _fine_tune(self, model: Any, steps: int) -> None:
+        """SFT: raise the log-probability of the chosen responses."""
+        add_lora(model, self.lora)
+        reader = ResponseReader(model)
+        objective = SupervisedFineTuning(reader, bfloat16=self.bfloat16)
+        chosen = [EncodedText(pair.a, pair.truncated, pair.start) for pair in self.training]
+        self.loop.run(Stage(_SFT, objective, chosen, steps, self.folder / SFT_LOG_NAME))
+        reader.restore()
+        merge_lora(model)
+
+    def _train(
+        self,
+        scorer: PairScorer[E],
+        training: Sequence[E],
+        validating: Sequence[E],
+        *,
+        steps_before: int = 0,
+    ) -> Validation[E]:
+        """Train the model as an annotator; it keeps the weights with the lowest validation loss."""
+        validation = Validation(
+            scorer,
+            validating,
+            every=self.stopping.validate_every or self.loop.steps_of_epoch(len(training)),
+            patience=self.stopping.patience,
+        )
+        stage = Stage(
+            _ANNOTATOR,
+            PreferenceObjective(scorer, self._loss),
+            training,
+            self.loop.steps(len(training), self.loop.optimisation.epochs),
+            self.folder / LOG_NAME,
+            validation,
+            steps_before,
+        )
+        self.loop.run(stage)
+        return validation
+
+    def _loss(self, scores: Tensor) -> Tensor:
+        a, b = scores[:, 0], scores[:, 1]
+        smoothing = self.objective.label_smoothing
+        if self.objective.objective == "pairrm":
+            return losses.pairwise(a, b, label_smoothing=smoothing)
+        # Over implicit rewards eq. 5 is DPO, eq. 9 with C = 1; they have no margin.
+        return losses.bradley_terry(a - b, margin=self.objective.margin, label_smoothing=smoothing)

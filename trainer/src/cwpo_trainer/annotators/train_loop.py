@@ -1,0 +1,185 @@
+"""The train loop of all annotators: AdamW over random batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal
+
+import torch
+from transformers import get_scheduler
+
+from cwpo_trainer.annotators.checkpoints import Checkpoints
+from cwpo_trainer.annotators.objectives import E, Objective
+from cwpo_trainer.annotators.ranks import Ranks
+from cwpo_trainer.annotators.validation import Validation, trainable
+from cwpo_trainer.plan.schedule import warmup_steps
+from cwpo_trainer.run import process
+from cwpo_trainer.run.log import TrainingLog
+from cwpo_trainer.run.termination import Termination, leave_stopped
+from cwpo_trainer.settings.mixins import Optimisation
+
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Stage(Generic[E]):
+    """What is trained on which examples, and for how long; SFT and DPO are two stages of one run.
+
+    log: file for a line of each step; steps_before: steps of the run before the first of these;
+    validation: chooses the weights that are kept; None keeps the last.
+    """
+
+    name: str
+    objective: Objective[E]
+    examples: Sequence[E]
+    steps: int
+    log: Path
+    validation: Validation[E] | None = None
+    steps_before: int = 0
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds of a stage."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    validation: Validation[Any] | None
+
+    def save(self, step: int) -> dict[str, Any]:
+        """The state after a step, as tensors and plain values."""
+        return {
+            "step": step,
+            "weights": {name: value.detach() for name, value in trainable(self.model).items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "validation": None if self.validation is None else self.validation.state(),
+        }
+
+    @torch.no_grad()
+    def load(self, saved: dict[str, Any]) -> int:
+        """Restore a saved state; returns the step after which it was saved."""
+        for name, value in trainable(self.model).items():
+            value.copy_(saved["weights"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        if self.validation is not None:
+            self.validation.load(saved["validation"])
+        step: int = saved["step"]
+        return step
+
+
+@dataclass(frozen=True)
+class TrainLoop:
+    """How every stage of one run trains.
+
+    batch_size: examples of a step, over all ranks; schedule: shape in which the learning rate falls
+    after warm-up; save_steps: steps between checkpoints, None for one after SIGTERM alone.
+    """
+
+    optimisation: Optimisation
+    batch_size: int
+    schedule: Literal["linear", "cosine"]
+    seed: int
+    save_steps: int | None
+    ranks: Ranks
+    checkpoints: Checkpoints
+
+    def steps_of_epoch(self, examples: int) -> int:
+        """Optimiser steps in one pass over so many examples."""
+        return -(-examples // self.batch_size)
+
+    def steps(self, examples: int, epochs: float) -> int:
+        """Optimiser steps in so many passes; `max_steps` where it is given."""
+        return self.optimisation.max_steps or max(1, round(epochs * self.steps_of_epoch(examples)))
+
+    def run(self, stage: Stage[E]) -> None:
+        """Train the stage, from its start or from its checkpoint; the best weights are kept.
+
+        Exits: EXIT_CODE after a checkpoint, where SIGTERM came.
+        """
+        validation = stage.validation
+        state = self._start(stage)
+        saved = self.checkpoints.resumed_state(stage.name)
+        done = 0 if saved is None else state.load(saved)
+        state.model.train()
+        log = TrainingLog(stage.log, stage.name, after=done) if process.is_main() else None
+        with log or nullcontext(), Termination() as termination:
+            if log is not None:
+                log.start(stage.steps)
+            for step, batch in self._batches(stage.examples, stage.steps, after=done):
+                if validation is not None and validation.is_over:
+                    break
+                # Dropout depends on the step alone, so that a resumed run draws what it would have.
+                seed_of_step = self.seed * stage.steps + step
+                torch.manual_seed(seed_of_step * self.ranks.size + self.ranks.rank)
+                figures = self._step(stage.objective, batch, state)
+                if validation is not None and validation.is_due(step, stage.steps):
+                    figures |= validation.check(step, self.ranks)
+                if log is not None:
+                    log.step(step=step, **figures)
+                asked = self.ranks.any_rank(termination.asked and step < stage.steps)
+                if asked or (self.save_steps and step % self.save_steps == 0):
+                    number = stage.steps_before + step
+                    self.checkpoints.save(stage.name, number, state.save(step))
+                if asked:
+                    leave_stopped(step, is_main=process.is_main())
+        if validation is not None:
+            validation.restore_best()
+
+    def _start(self, stage: Stage[E]) -> TrainingState:
+        model = stage.objective.model
+        optimizer = torch.optim.AdamW(
+            [*trainable(model).values()],
+            lr=self.optimisation.learning_rate,
+            weight_decay=self.optimisation.weight_decay,
+            fused=True,
+        )
+        scheduler = get_scheduler(
+            self.schedule,
+            optimizer,
+            num_warmup_steps=warmup_steps(self.optimisation.warmup_steps, stage.steps),
+            num_training_steps=stage.steps,
+        )
+        return TrainingState(model, optimizer, scheduler, stage.validation)
+
+    def _batches(
+        self, examples: Sequence[E], count: int, *, after: int
+    ) -> Iterator[tuple[int, list[E]]]:
+        """The batches of steps `after` + 1 to `count`, of one shuffled pass after the other."""
+        generator = random.Random(self.seed)  # noqa: S311
+        size = self.batch_size
+        order: list[E] = []
+        for step in range(1, count + 1):
+            if not order:
+                order = list(examples)
+                generator.shuffle(order)
+            if step > after:
+                yield step, order[:size]
+            del order[:size]
+
+    def _step(
+        self, objective: Objective[E], batch: Sequence[E], state: TrainingState
+    ) -> dict[str, float]:
+        """An optimiser step on the mean loss of the batch; its figures, means over the batch."""
+        # Read once all is under way: each look at a number waits for the device.
+        sums = torch.zeros(len(objective.figures), device=self.ranks.device)
+        for values in objective.values(self.ranks.share(batch)):
+            (values[0].sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+            sums += values.detach().sum(dim=1)
+        self.ranks.sum_gradients(state.model)
+        totals = self.ranks.total(*sums.tolist())
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRAD_NORM)
+        lr = state.scheduler.get_last_lr()[0]
+        state.optimizer.step()
+        state.scheduler.step()
+        state.optimizer.zero_grad()
+        means = {
+            name: total / len(batch) for name, total in zip(objective.figures, totals, strict=True)
+        }
+        return {"lr": lr, "grad_norm": norm.item(), **means}

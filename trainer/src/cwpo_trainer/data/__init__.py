@@ -1,0 +1,1 @@
+"""What trainings read: labelled pairs, the weighted dataset, prompts."""

@@ -1,0 +1,132 @@
+"""Labelled pairs, read from files and from the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from cwpo.datasets.folder import MANIFEST
+from cwpo.errors import DatasetError, first_line
+from cwpo.types import Prompt, Triplet
+from cwpo_annotator.encoding import transcript
+from cwpo_trainer.data.rows import COUNTED_AT_ONCE, NumberedRow, file_rows, two_responses
+from cwpo_trainer.run.chunks import counted
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPair:
+    """A prompt, the response that a person chose and the one that they rejected."""
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+    @property
+    def triplet(self) -> Triplet:
+        """The pair without its label; response_a is the chosen one."""
+        return Triplet(
+            id=self.id, prompt=self.prompt, response_a=self.chosen, response_b=self.rejected
+        )
+
+
+def read_pairs(source: str) -> list[LabelledPair]:
+    """The labelled pairs of a file or Hub dataset, in order.
+
+    Args:
+        source: a .jsonl, .jsonl.gz or .parquet file, a folder of parts that a job was downloaded
+            to, or a Hub id `owner/name[/folder][@split]`.
+    Raises: DatasetError for a source that cannot be read, or naming the first invalid row: invalid
+        training data is never skipped.
+    """
+    path = Path(source)
+    if path.is_file() or (path / MANIFEST).is_file():
+        return pairs_of(file_rows(path), source)
+    if _looks_like_hub_id(source):
+        return pairs_of(_hub_rows(source), source)
+    raise DatasetError(f"{source}: no such file (and a Hub id looks like owner/name)")
+
+
+def pairs_of(rows: Iterable[NumberedRow], source: str) -> list[LabelledPair]:
+    """The labelled pairs in numbered rows. Raises: DatasetError naming the first bad row.
+
+    A row has prompt, response_a, response_b and preferred ("a" or "b"), or prompt, chosen and
+    rejected, or chosen and rejected alone as whole transcripts or whole conversations.
+    """
+    pairs = [_pair(source, number, row) for number, row in rows]
+    if not pairs:
+        raise DatasetError(f"{source}: holds no pairs")
+    return pairs
+
+
+def fingerprint(pairs: Iterable[LabelledPair]) -> str:
+    """Fingerprint of the pairs: 16 hex digits of a hash over all texts, in order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        fields = [prompt_key(pair.prompt), pair.chosen, pair.rejected]
+        digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()[:16]
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """The prompt as one text, for comparisons."""
+    if isinstance(prompt, str):
+        return prompt
+    return json.dumps([[message.role, message.content] for message in prompt])
+
+
+def _pair(source: str, number: int, row: dict[str, Any] | str) -> LabelledPair:
+    triplet = two_responses(source, number, row if isinstance(row, str) else _with_prompt(row))
+    chosen, rejected = triplet.response_a, triplet.response_b
+    if isinstance(row, dict) and "response_a" in row:
+        preferred = row.get("preferred")
+        if preferred not in ("a", "b"):
+            raise DatasetError(
+                f'{source}: row {number}: preferred is "a" or "b", not {preferred!r}'
+            )
+        if preferred == "b":
+            chosen, rejected = rejected, chosen
+    return LabelledPair(str(triplet.id), triplet.prompt, chosen, rejected)
+
+
+def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its prompt apart, where chosen and rejected hold the whole dialogue."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str) and row.get("prompt") is None:
+        parts = transcript.split_last_common_turn(chosen, rejected)
+        if parts is not None:
+            return {**row, **dict(zip(("prompt", "chosen", "rejected"), parts, strict=True))}
+    elif _is_conversation(chosen) and _is_conversation(rejected) and chosen[:-1] == rejected[:-1]:
+        return {**row, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
+    return row
+
+
+def _is_conversation(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and len(value) > 1
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    parts = source.split("@", maxsplit=1)[0].split("/")
+    return len(parts) >= 2 and all(parts) and parts[0] not in (".", "..", "~")
+
+
+def _hub_rows(source: str) -> Iterator[NumberedRow]:
+    from datasets import load_dataset
+
+    where, _, part = source.partition("@")
+    owner, name, *folder = where.split("/")
+    try:
+        rows = load_dataset(
+            f"{owner}/{name}", data_dir="/".join(folder) or None, split=part or "train"
+        )
+    except Exception as error:  # datasets raises whatever its loaders and the network raise
+        reason = first_line(error)
+        raise DatasetError(
+            f"{source}: neither a file nor a dataset that can be loaded from the Hub: {reason}"
+        ) from error
+    numbered = enumerate(rows, start=1)
+    yield from counted(numbered, COUNTED_AT_ONCE, work=f"read {source}", unit="rows")

@@ -1,0 +1,182 @@
+"""Reading the weighted dataset that `cwpo annotate` and batch jobs write."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cwpo.datasets.folder import dataset_files
+from cwpo.datasets.triplets import file_format
+from cwpo.datasets.weighted import annotator_of
+from cwpo.errors import DatasetError
+from cwpo.types import ModelRef, Prompt
+from cwpo_trainer import weights
+from cwpo_trainer.data.labelled import prompt_key, read_pairs
+from cwpo_trainer.data.rows import file_rows, two_responses
+from cwpo_trainer.weights import WEIGHTS
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedPair:
+    """A row of the weighted dataset; chosen is what the annotator prefers."""
+
+    id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """Pairs with their weights in the loss, shape (pairs,)."""
+
+    pairs: list[WeightedPair]
+    weights: NDArray[np.float32]
+
+    def only(self, rows: NDArray[np.bool_]) -> Preferences:
+        """The pairs at which `rows`, shape (pairs,), is true."""
+        pairs = [self.pairs[at] for at in np.flatnonzero(rows)]
+        return Preferences(pairs, self.weights[rows])
+
+
+def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]:
+    """All rows, in order.
+
+    Args:
+        path: Parquet, JSONL or JSONL.gz, or a folder of parts.
+        calibrated: take `calibrated_confidence` rather than `confidence`.
+    Raises: DatasetError naming the row of the first missing or unusable value.
+    """
+    column = "calibrated_confidence" if calibrated else "confidence"
+    pairs = [_pair(path, number, row, column) for number, row in file_rows(path)]
+    if not pairs:
+        raise DatasetError(f"{path}: holds no pairs")
+    return pairs
+
+
+def read_human(path: Path) -> list[WeightedPair]:
+    """Human-labelled pairs, in order, each with confidence 1: the baseline C = 1.
+
+    Raises: DatasetError naming the first bad row.
+    """
+    return [
+        WeightedPair(pair.id, pair.prompt, pair.chosen, pair.rejected, 1.0)
+        for pair in read_pairs(str(path))
+    ]
+
+
+def read_annotator(path: Path) -> ModelRef | None:
+    """The annotator that wrote a weighted dataset; None where the file does not say (JSONL)."""
+    # All parts of a folder are of one annotator.
+    file = dataset_files(path)[0]
+    if file_format(file) != "parquet":
+        return None
+    try:
+        return annotator_of(pq.read_schema(file))
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"{file}: not a readable Parquet file: {error}") from error
+
+
+def evaluation_rows(
+    pairs: Sequence[WeightedPair], fraction: float, *, seed: int
+) -> NDArray[np.bool_]:
+    """Which pairs to keep for evaluation, shape (pairs,): a share of the prompts, by their hash.
+
+    A prompt falls on the same side in any dataset, so that SFT and alignment keep the same ones.
+    Raises: DatasetError when no pair is left for either side.
+    """
+    kept = np.array([_share(pair.prompt, seed) < fraction for pair in pairs])
+    if kept.all() or not kept.any():
+        raise DatasetError(
+            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of their prompts: "
+            "give --eval-data"
+        )
+    return kept
+
+
+def read_with_evaluation(
+    read: Callable[[Path], Preferences],
+    data: Path,
+    *,
+    eval_data: Path | None,
+    eval_fraction: float,
+    seed: int,
+) -> tuple[Preferences, Preferences | None]:
+    """The pairs to train on, and any to evaluate on: of their own file, or a share of the prompts.
+
+    Raises: DatasetError.
+    """
+    preferences = read(data)
+    if eval_data is not None:
+        return preferences, read(eval_data)
+    if not eval_fraction:
+        return preferences, None
+    kept = evaluation_rows(preferences.pairs, eval_fraction, seed=seed)
+    return preferences.only(~kept), preferences.only(kept)
+
+
+def _share(prompt: Prompt, seed: int) -> float:
+    """A number in [0, 1) that depends on prompt and seed alone, spread evenly over prompts."""
+    digest = hashlib.sha256(f"{seed}:{prompt_key(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def weights_of(
+    pairs: list[WeightedPair], name: str, *, normalise: bool, **constants: float
+) -> NDArray[np.float32]:
+    """The weight of each pair in the loss, shape (pairs,).
+
+    Args:
+        name: of WEIGHTS.
+        normalise: divide by the mean, unless the weight only selects pairs.
+        constants: arguments of the weight's function.
+    Raises: DatasetError if all are 0, or all pairs have the same confidence to weight them by.
+    """
+    weight = WEIGHTS[name]
+    confidences = np.array([pair.confidence for pair in pairs], dtype=np.float32)
+    if weight.reads_confidence and len(pairs) > 1 and confidences.min() == confidences.max():
+        weights.checked(confidences)
+        raise DatasetError(
+            f"all {len(pairs):,} pairs have the same confidence, {confidences[0]:g}, which gives "
+            "them the same weight: check the annotator, or use --weight none"
+        )
+    values = weights.checked(weight.function(confidences, **constants))
+    return weights.normalise(values) if normalise and not weight.selects else values
+
+
+def _pair(path: Path, number: int, row: dict[str, Any] | str, column: str) -> WeightedPair:
+    triplet = two_responses(path, number, row)
+    value = confidence_in(path, number, row, column)
+    return WeightedPair(
+        str(triplet.id), triplet.prompt, triplet.response_a, triplet.response_b, value
+    )
+
+
+def confidence_in(
+    path: Path, number: int, row: dict[str, Any] | str, column: str = "confidence"
+) -> float:
+    """The confidence of a row, in [0, 1]. Raises: DatasetError where it has none."""
+    value = row.get(column) if isinstance(row, dict) else None
+    if value is None:
+        raise DatasetError(f"{path}: row {number}: {column} is missing{_hint(column)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DatasetError(f"{path}: row {number}: {column} is not a number: {value!r}")
+    if not 0 <= value <= 1:
+        raise DatasetError(f"{path}: row {number}: {column} is {value}, which is not in [0, 1]")
+    return float(value)
+
+
+def _hint(column: str) -> str:
+    if column == "confidence":
+        return "; `cwpo annotate` writes it"
+    return "; the annotator that wrote this file has no calibration temperature"

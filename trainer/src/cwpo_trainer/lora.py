@@ -1,0 +1,24 @@
+"""LoRA: low-rank adapters, in annotators and in the strong model alike."""
+
+from __future__ import annotations
+
+from peft import LoraConfig
+
+from cwpo_trainer.settings.mixins import Lora
+
+
+def lora_config(lora: Lora, *, task: str | None = None) -> LoraConfig | None:
+    """LoRA on all linear layers but the head; None without --lora.
+
+    Args:
+        task: PEFT's name for what the model does; None for a backbone, which does nothing yet.
+    """
+    if not lora.lora:
+        return None
+    return LoraConfig(
+        r=lora.lora_rank,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear",
+        task_type=task,
+    )

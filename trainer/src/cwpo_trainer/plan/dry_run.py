@@ -1,0 +1,220 @@
+"""`--dry-run`: what a run would do and need, said before any weight is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from cwpo_trainer.plan import estimate
+from cwpo_trainer.plan.estimate import DEVICES, Device, Method, Shape
+from cwpo_trainer.plan.schedule import processes, rows_a_step, total_steps
+from cwpo_trainer.run import process
+from cwpo_trainer.settings.policy_training import PolicyTraining
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceUse:
+    """How the reference model is read.
+
+    is_second_model: it is held in memory beside the policy; is_precomputed: it reads the data once,
+    before training, rather than in every step.
+    """
+
+    is_second_model: bool
+    is_precomputed: bool
+
+
+class Plan:
+    """A run of sft or align, before it starts.
+
+    Args:
+        folder: of the model.
+        lengths: tokens of each text that one epoch reads, shape (rows, texts of a row).
+        scored: of these, tokens that carry the loss, same shape.
+        facts: names and values of the command's own, to show first.
+        reference: None for a loss without one.
+    """
+
+    def __init__(
+        self,
+        training: PolicyTraining,
+        folder: Path,
+        lengths: NDArray[np.int64],
+        scored: NDArray[np.int64],
+        *,
+        facts: Sequence[tuple[str, str]] = (),
+        reference: ReferenceUse | None = None,
+    ) -> None:
+        self.model = training.model
+        self.dtype = training.dtype
+        self.seed = training.seed
+        self.shape = Shape.read(folder)
+        self.lengths = lengths
+        self.scored = scored
+        self.facts = facts
+        self.reference = reference
+        self.method = Method(
+            # What is planned for is a GPU, which computes in bfloat16 unless told not to.
+            bfloat16=training.dtype != "float32",
+            lora_rank=training.lora_rank if training.lora else None,
+            in_4bit=training.load_in_4bit,
+            checkpointing=training.gradient_checkpointing,
+            accumulation=training.gradient_accumulation,
+        )
+        self.processes = processes(training.world_size)
+        self.sharded_over = self.processes if training.sharding != "none" else 1
+        self.batch_size = training.batch_size
+        self.rows_a_step = rows_a_step(training)
+        self.steps = total_steps(training, len(lengths))
+        self.texts = self.batch_size * lengths.shape[1]
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of all texts that training reads, without padding."""
+        return float(self.lengths.mean() * self.lengths.shape[1] * self.rows_a_step * self.steps)
+
+    def memory(self, devices: int = 1) -> estimate.Memory:
+        """On each device at the batch of the longest texts."""
+        return estimate.memory(
+            self.shape,
+            self.method,
+            texts=self.texts,
+            tokens=int(self.lengths.max()),
+            scored=int(self.scored.max()),
+            with_reference=self._holds_reference,
+            sharded_over=devices,
+        )
+
+    def operations(self, *, scored_alone: bool = True) -> float:
+        """Of the whole run.
+
+        Args:
+            scored_alone: the head reads the tokens that carry the loss alone, as it does on GPUs;
+                on CPUs it reads all but the last of each text.
+        """
+        passes = self.tokens / self.lengths.sum()
+        padded = self._padded()
+        tokens = float(padded.sum())
+        scored = self.scored.sum() if scored_alone else tokens - padded.size
+        return estimate.operations(
+            self.shape,
+            self.method,
+            tokens=float(passes * tokens),
+            scored=float(passes * scored),
+            length=float((padded**2).sum()) / tokens,
+            reference=self._reference_passes(passes) / passes,
+        )
+
+    @property
+    def _holds_reference(self) -> bool:
+        return self.reference is not None and self.reference.is_second_model
+
+    def _reference_passes(self, passes: float) -> float:
+        """How often the reference reads the data while training reads it so often."""
+        if self.reference is None:
+            return 0
+        return 1 if self.reference.is_precomputed else passes
+
+    def _padded(self) -> NDArray[np.float64]:
+        """Tokens of each text with padding, shape (rows, texts of a row), in some random order."""
+        longest = self.lengths.max(axis=1)
+        np.random.default_rng(self.seed).shuffle(longest)
+        of_batch = np.maximum.reduceat(longest, np.arange(0, len(longest), self.batch_size)).repeat(
+            self.batch_size
+        )[: len(longest)]
+        return np.repeat(of_batch[:, None], self.lengths.shape[1], axis=1).astype(np.float64)
+
+    def hours(self, device: Device) -> float:
+        """On as many such devices as there are processes."""
+        per_second = device.tflops * 1e12 * estimate.UTILISATION * self.processes
+        return self.operations() / per_second / 3600
+
+    def hours_here(self) -> tuple[float, float]:
+        """Hours on this machine, on one GPU if it has any; and its measured FLOP/s."""
+        bfloat16 = process.use_bfloat16(self.dtype)
+        rate = estimate.measured_rate(torch.bfloat16 if bfloat16 else torch.float32)
+        operations = self.operations(scored_alone=torch.accelerator.is_available())
+        return operations / (rate * estimate.UTILISATION) / 3600, rate
+
+    def devices_needed(self, device: Device) -> int | None:
+        """The least number that has to share the model; None where not even 64 do."""
+        return estimate.devices_needed(
+            device,
+            self.shape,
+            self.method,
+            texts=self.texts,
+            tokens=int(self.lengths.max()),
+            scored=int(self.scored.max()),
+            with_reference=self._holds_reference,
+        )
+
+    def show(self) -> None:
+        """Print it."""
+        console = Console()
+        grid = Table.grid(padding=(0, 2))
+        for name, text in (*self.facts, *self._figures()):
+            grid.add_row(f"[bold]{name}[/]", text)
+        console.print(grid)
+        console.print(self._devices())
+
+    def _figures(self) -> list[tuple[str, str]]:
+        memory = self.memory(self.sharded_over)
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {held / _GIB:.3g}"
+            for name, held in asdict(memory).items()
+            if held
+        )
+        hours, rate = self.hours_here()
+        kind = "GPU" if torch.accelerator.is_available() else "CPU"
+        batch = f"{self.batch_size} x {self.method.accumulation} x {self.processes}"
+        return [
+            ("model", f"{self.model}, {self.shape.parameters / 1e6:,.1f} M parameters"),
+            (
+                "texts",
+                f"{self.lengths.size:,}, {self.lengths.sum():,} tokens; "
+                f"mean {self.lengths.mean():,.0f}, longest {self.lengths.max():,}",
+            ),
+            (
+                "steps",
+                f"{self.steps:,}, each of {batch} rows (a device x accumulated x processes); "
+                f"{self.tokens:,.0f} tokens in all",
+            ),
+            ("memory", f"{memory.total / _GIB:.3g} GiB a device at the peak ({parts})"),
+            (
+                "here",
+                f"{_time(hours)} on this {kind}, at {estimate.UTILISATION:.0%} of the "
+                f"{rate / 1e12:.3g} TFLOP/s measured on it",
+            ),
+        ]
+
+    def _devices(self) -> Table:
+        table = Table("GPU", "GiB", "fits", "GPUs needed", "time")
+        too_many = "cannot" if self.method.in_4bit else "over 64"
+        for device in DEVICES:
+            fits = estimate.fits(device, self.memory(self.sharded_over))
+            needed = self.devices_needed(device)
+            table.add_row(
+                device.name,
+                f"{device.gib:g}",
+                "yes" if fits else "no",
+                too_many if needed is None else str(needed),
+                _time(self.hours(device)),
+            )
+        table.caption = (
+            f"time on {self.processes} of them at {estimate.UTILISATION:.0%} of the peak"
+        )
+        return table
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 0.1 else f"{math.ceil(hours * 60)} min"

@@ -1,0 +1,268 @@
+"""Memory per device and time that alignment or SFT of a model needs, estimated before it starts.
+
+Symbols: P parameters, of which T are trained; L layers of width h; n texts of s tokens in a forward
+pass (two for each pair in alignment); c bytes per number in forward and backward passes; N devices
+that shard the states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
+
+    weights        w P / N        w = 4, or 2 if frozen in bfloat16 (LoRA); in 4 bits 0.55 for the
+                                  weights of linear layers
+    bfloat16 copy  2 P_linear     float32 weights are cast by autocast; if sharded, two layers only
+    gathered       w P / L * 2    if sharded: two layers are complete at a time
+    adapters       4 T            LoRA: r (in + out) of each linear layer except the head
+    gradients      4 T / N
+    optimiser      8 T / N        the two moments of AdamW
+    reference      w P / N        if a second model is held
+    activations    a n s c L      a = 2 * (outputs of a layer's linear layers) + 4 h, read by the
+                                  backward pass; with checkpointing n s h c (L + 1)
+    working        a n s c        of one layer, in the backward or the reference's forward pass
+    loss          32768 c min(n * tokens of a response, 4096): the head is computed in tiles
+
+The backward pass frees activations while gradients grow: without gradient accumulation, only the
+larger of the two counts.
+
+Time is the number of operations over UTILISATION times the peak rate of the device. In the forward
+pass, a token takes 2 operations for each weight of the linear layers and 4 s h L for attention; the
+head reads only tokens that contribute to the loss. The backward pass takes twice that, but once for
+frozen weights; it repeats the head's forward pass and, with checkpointing, those of the layers. The
+reference adds a forward pass in every step, or only once if it is precomputed. For the peak rate of
+this machine, the rate of large matrix products is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cwpo_annotator.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+UTILISATION = 0.35
+"""Share of a device's peak rate that training is assumed to reach; 0.3 to 0.5 is common on GPUs."""
+
+_TILE_TOKENS = 4096
+_TILE_WIDTH = 32768
+_FOUR_BITS = 0.55
+_USABLE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU: memory in GiB, and the maker's figure of its dense bfloat16 peak in TFLOP/s."""
+
+    name: str
+    gib: float
+    tflops: float
+
+
+DEVICES = (
+    Device("RTX 4090", 24, 165),
+    Device("L40S", 48, 362),
+    Device("A100 40 GB", 40, 312),
+    Device("A100 80 GB", 80, 312),
+    Device("H100 80 GB", 80, 989),
+    Device("H200", 141, 989),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model its memory depends on.
+
+    linear_parameters: of all linear layers, the head with them; layer_outputs: outputs of all
+    linear layers of one block; lora_sides: inputs + outputs of all linear layers but the head, over
+    the whole model.
+    """
+
+    parameters: int
+    linear_parameters: int
+    head_parameters: int
+    layers: int
+    width: int
+    layer_outputs: int
+    lora_sides: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Shape:
+        """Of a model folder, from config.json alone. Raises: CheckpointError for no language model.
+
+        The model is built without memory for its weights.
+        """
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: not a causal language model") from error
+        head: Any = model.get_output_embeddings()
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+        text = config.get_text_config()
+        return cls(
+            parameters=sum(p.numel() for p in model.parameters()),
+            linear_parameters=sum(m.weight.numel() for m in [*linears, head]),
+            head_parameters=head.weight.numel(),
+            layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            layer_outputs=sum(m.out_features for m in linears) // text.num_hidden_layers,
+            lora_sides=sum(m.in_features + m.out_features for m in linears),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How a model is trained, as far as memory and time depend on it.
+
+    bfloat16: passes compute in it; lora_rank: None where all weights are trained; in_4bit: frozen
+    weights are held in 4 bits; checkpointing: activations are computed again in backward;
+    accumulation: forward passes a step.
+    """
+
+    bfloat16: bool = True
+    lora_rank: int | None = None
+    in_4bit: bool = False
+    checkpointing: bool = False
+    accumulation: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on each device at the peak, by what they hold."""
+
+    weights: float
+    bfloat16_copy: float
+    gathered: float
+    adapters: float
+    gradients: float
+    optimiser: float
+    reference: float
+    activations: float
+    working: float
+    loss: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return float(sum(asdict(self).values()))
+
+
+def memory(
+    shape: Shape,
+    method: Method,
+    *,
+    texts: int,
+    tokens: int,
+    scored: int,
+    with_reference: bool,
+    sharded_over: int = 1,
+) -> Memory:
+    """Of a forward and backward pass over `texts` texts of `tokens` tokens on each device.
+
+    Args:
+        scored: tokens of each text that carry the loss.
+        with_reference: a second model is held.
+        sharded_over: devices that share weights, gradients and optimiser states.
+    """
+    number = 2 if method.bfloat16 else 4
+    frozen = method.lora_rank is not None
+    of_weight = 2 if frozen and method.bfloat16 else 4
+    weights = float(of_weight * shape.parameters)
+    if method.in_4bit:
+        weights -= (of_weight - _FOUR_BITS) * shape.linear_parameters
+    trained = shape.parameters if method.lora_rank is None else method.lora_rank * shape.lora_sides
+    share = 1 / sharded_over
+    is_sharded = sharded_over > 1
+    copied = 2 * shape.linear_parameters if method.bfloat16 and of_weight == 4 else 0
+    of_layer = (2 * shape.layer_outputs + 4 * shape.width) * number * texts * tokens
+    kept = of_layer * shape.layers
+    if method.checkpointing:
+        kept = texts * tokens * shape.width * number * (shape.layers + 1)
+    gradients = 4 * trained * share
+    if method.accumulation == 1:
+        gradients = max(0.0, gradients - kept)
+    return Memory(
+        weights=weights * share,
+        bfloat16_copy=copied * (min(1, 2 / shape.layers) if is_sharded else 1),
+        gathered=2 * weights / shape.layers if is_sharded else 0,
+        adapters=4 * trained * share if frozen else 0,
+        gradients=gradients,
+        optimiser=8 * trained * share,
+        reference=weights * share if with_reference else 0,
+        activations=kept,
+        working=of_layer,
+        loss=_TILE_WIDTH * number * min(texts * scored, _TILE_TOKENS),
+    )
+
+
+def operations(
+    shape: Shape,
+    method: Method,
+    *,
+    tokens: float,
+    scored: float,
+    length: float,
+    reference: float,
+) -> float:
+    """Floating-point operations to train on so many tokens.
+
+    Args:
+        scored: tokens among them that the head reads.
+        length: tokens of the text that a token stands in, on average over the tokens.
+        reference: how often the reference reads each token; 0 without one.
+    """
+    # What is frozen has no gradient of its own, yet passes on that of what comes before it.
+    trained = 3 if method.lora_rank is None else 2
+    again = int(method.checkpointing)
+    layers = 2 * (shape.linear_parameters - shape.head_parameters) * (trained + again + reference)
+    attention = 4 * length * shape.width * shape.layers * (3 + again + reference)
+    adapters = 2 * (method.lora_rank or 0) * shape.lora_sides * (3 + again)
+    # Its outputs are too large to keep: backward computes them again.
+    head = 2 * shape.head_parameters * (trained + 1 + reference)
+    return tokens * (layers + attention + adapters) + scored * head
+
+
+def measured_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of large matrix products on this machine's GPU or CPU, measured now."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    width = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.ones(width, width, dtype=dtype, device=device) for _ in range(2))
+    products, elapsed = 1, 0.0
+    # More of them each time, until starting and waiting no longer count.
+    while elapsed < 0.15:
+        products *= 2
+        started = time.perf_counter()
+        for _ in range(products):
+            product = left @ right
+        product[0, 0].item()
+        elapsed = time.perf_counter() - started
+    return 2.0 * width**3 * products / elapsed
+
+
+def devices_needed(
+    device: Device, shape: Shape, method: Method, *, most: int = 64, **pass_: Any
+) -> int | None:
+    """The least number of such devices, a power of 2, that share the model; None over `most`.
+
+    Weights in 4 bits are not shared.
+
+    Args:
+        pass_: texts, tokens, scored and with_reference of `memory`.
+    """
+    if method.in_4bit:
+        most = 1
+    devices = 1
+    while devices <= most:
+        if fits(device, memory(shape, method, sharded_over=devices, **pass_)):
+            return devices
+        devices *= 2
+    return None
+
+
+def fits(device: Device, needed: Memory) -> bool:
+    """Whether it fits, with a tenth of the memory left to the CUDA context, gaps and NCCL."""
+    return needed.total <= _USABLE * device.gib * 2**30

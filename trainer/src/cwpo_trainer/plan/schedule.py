@@ -1,0 +1,36 @@
+"""How many steps a training takes."""
+
+from __future__ import annotations
+
+import math
+
+from cwpo_trainer.run import process
+from cwpo_trainer.settings.policy_training import PolicyTraining
+
+
+def processes(world_size: int | None) -> int:
+    """Processes that take part, or that are meant to where a run is only planned.
+
+    Args:
+        world_size: what --world-size says.
+    """
+    return world_size or process.world_size()
+
+
+def rows_a_step(training: PolicyTraining) -> int:
+    """Rows that all processes together read for one optimiser step."""
+    return training.batch_size * training.gradient_accumulation * processes(training.world_size)
+
+
+def total_steps(training: PolicyTraining, rows: int) -> int:
+    """Optimiser steps over all epochs of a dataset of `rows` rows, or --max-steps.
+
+    The last step of an epoch may have fewer rows.
+    """
+    steps_an_epoch = math.ceil(rows / rows_a_step(training))
+    return training.max_steps or math.ceil(steps_an_epoch * training.epochs)
+
+
+def warmup_steps(most: int, steps: int) -> int:
+    """Steps over which the learning rate rises: what --warmup-steps says, at most a tenth."""
+    return min(most, steps // 10)

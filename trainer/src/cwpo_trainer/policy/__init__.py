@@ -1,0 +1,1 @@
+"""The strong model: SFT, CW-PO, online rounds."""

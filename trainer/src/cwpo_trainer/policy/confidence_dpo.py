@@ -1,0 +1,290 @@
+"""ConfidenceDPOTrainer: TRL's DPOTrainer with a weight for each pair (eq. 7).
+
+TRL's trainer reduces its per-pair losses inside one method, `_compute_loss`; that method is
+replaced here, and the weight is led to it past column removal and the collator. All else (data,
+reference model, distribution, checkpoints) is TRL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from trl.models.utils import prepare_deepspeed
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from cwpo.errors import ConfigError, DatasetError
+from cwpo.progress import Progress
+from cwpo_trainer import weights
+from cwpo_trainer.constants import names_by_constant
+from cwpo_trainer.losses import EPSILON, LOSSES, OF_TRL_TYPE, Loss, weighted_mean
+from cwpo_trainer.run import process
+
+_WEIGHT = "pair_weight"
+
+C = TypeVar("C")
+
+
+def _with_constants(config: type[C]) -> type[C]:
+    """A class decorator: adds the fields of constants of losses for which TRL's config has none."""
+    there = {each.name for each in fields(config)}  # type: ignore[arg-type]
+    own = [
+        (
+            constant.config_field,
+            type(constant.default),
+            field(default=constant.default, metadata={"help": f"{constant.meaning}."}),
+        )
+        for constant in names_by_constant(LOSSES)
+        if constant.config_field not in there
+    ]
+    about = {"__doc__": config.__doc__, "__module__": config.__module__}
+    extended: type[C] = make_dataclass(config.__name__, own, bases=(config,), namespace=about)
+    return extended
+
+
+@_with_constants
+@dataclass
+class ConfidenceDPOConfig(DPOConfig):
+    """TRL's DPOConfig for one loss: sigmoid (CW-DPO), ipo (CW-IPO), robust (CW-rDPO) and others.
+
+    `beta` is tau under ipo, and `label_smoothing` is epsilon under robust and cdpo, as in TRL. The
+    other constants in `LOSSES` are fields too: `ipo_length_normalised`, `simpo_gamma`.
+    Raises: ConfigError for an option that the weighted loss would otherwise silently ignore.
+    """
+
+    weight_column: str = field(
+        default="confidence",
+        metadata={"help": "Column of the dataset whose value multiplies the loss of a pair."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        problem = next(self._problems(), None)
+        if problem is not None:
+            raise ConfigError(f"confidence-weighted DPO: {problem}")
+        if not self.loss.reads_reference:
+            # TRL then loads no reference of its own; there is nothing to precompute either.
+            self.precompute_ref_log_probs = True
+
+    @property
+    def loss(self) -> Loss:
+        """The loss of a pair that loss_type names."""
+        return OF_TRL_TYPE[self.loss_type[0]]
+
+    def _problems(self) -> Iterator[str]:
+        if len(self.loss_type) != 1 or self.loss_type[0] not in OF_TRL_TYPE:
+            yield f"loss_type is one of {', '.join(OF_TRL_TYPE)}, not {self.loss_type}"
+            return
+        for constant in self.loss.constants:
+            problem = constant.problem(getattr(self, constant.config_field))
+            if problem is not None:
+                yield f"{constant.config_field}: {problem}"
+        if EPSILON not in self.loss.constants and self.label_smoothing != 0:
+            names = names_by_constant(LOSSES)[EPSILON]
+            smoothed = " and ".join(LOSSES[name].trl_type for name in names)
+            yield f"label_smoothing belongs to {smoothed}; {self.loss_type[0]} has none"
+        unsupported = {
+            "loss_weights": self.loss_weights is not None,
+            "f_divergence_type": self.f_divergence_type != "reverse_kl",
+            "ld_alpha": self.ld_alpha is not None,
+            "use_weighting": self.use_weighting,
+            "padding_free": self.padding_free,
+            "router_aux_loss_coef": bool(self.router_aux_loss_coef),
+        }
+        yield from (f"{name} is not supported" for name, is_set in unsupported.items() if is_set)
+
+
+class ConfidenceDPOTrainer(DPOTrainer):
+    """Trains a policy by the mean of weight * loss over the pairs.
+
+    Datasets are those of DPOTrainer with one more column, `args.weight_column`, or already
+    tokenised (prompt_ids, chosen_ids, rejected_ids). Evaluation weights its pairs the same way.
+    Raises: DatasetError for a dataset whose weights are missing or unusable; ConfigError for a
+    model or option that the weighted loss does not cover.
+    """
+
+    args: ConfidenceDPOConfig
+    model: Any
+    _tag_names = ["trl", "cwpo", "cw-dpo"]  # noqa: RUF012
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("compute_metrics") is not None:
+            raise ConfigError("compute_metrics is not supported: no logits are built")
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, ConfidenceDPOConfig):
+            raise ConfigError("ConfidenceDPOTrainer needs a ConfidenceDPOConfig as args")
+        if self.aux_loss_enabled:
+            raise ConfigError(
+                "the model adds a mixture-of-experts loss, which is no loss of a pair: set its "
+                "config's router_aux_loss_coef to 0"
+            )
+        if self._is_vision_dataset:
+            raise DatasetError("images are not supported")
+        self.data_collator = _WeightedCollator(self.data_collator, self.args.weight_column)
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str
+    ) -> Dataset:
+        _check_weights(dataset, args.weight_column, dataset_name)
+        if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names):
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+        columns: Any = self._signature_columns
+        if self.args.weight_column not in columns:
+            columns.append(self.args.weight_column)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The dataset with the columns ref_chosen_logps and ref_rejected_logps.
+
+        TRL's own hands them from rank to rank in a cache file, which a dataset in memory has none
+        of; here each rank gathers them.
+        """
+        if not self.args.loss.reads_reference:
+            return dataset
+        loader = self.accelerator.prepare(
+            DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        )
+        model = self.ref_model or self.model
+        if self.ref_model is None and self.is_deepspeed_enabled:
+            # One for both datasets: a second one on the same model would disturb its training.
+            if self._precompute_engine is None:
+                self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+            model = self._precompute_engine
+        parts = []
+        progress = Progress("precompute reference", unit="pairs", total=len(dataset))
+        with progress if process.is_main() else nullcontext():
+            for batch in loader:
+                log_probs = self.compute_ref_log_probs(model, batch)
+                parts.append(torch.stack(self.accelerator.gather_for_metrics(log_probs)))
+                if process.is_main():
+                    progress.advance(parts[-1].shape[1])
+        chosen, rejected = torch.cat(parts, dim=1).float().cpu().numpy()
+        with_chosen = dataset.add_column("ref_chosen_logps", chosen)
+        return with_chosen.add_column("ref_rejected_logps", rejected)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+        """Log-probabilities of both responses under the reference, each shape (n,)."""
+        return super().compute_ref_log_probs(  # type: ignore[no-untyped-call]
+            model, _without_weight(inputs)
+        )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Tensor:
+        if return_outputs:
+            raise ConfigError("only losses are computed; use evaluate() rather than predict()")
+        completion = inputs["completion_mask"]
+        outputs = self._forward(model, inputs)
+        chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
+        if not self.args.loss.reads_reference:
+            reference = chosen.new_zeros(chosen.shape), rejected.new_zeros(rejected.shape)
+        elif self.precompute_ref_logps:
+            reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        log_probs = (chosen, rejected, *reference)
+        pair_losses = self._pair_losses(log_probs, completion.sum(dim=1).clamp(min=1).chunk(2))
+        self._record(inputs, outputs, [part.detach() for part in log_probs], pair_losses.detach())
+        return weighted_mean(inputs[_WEIGHT], pair_losses)
+
+    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        return model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            labels=labels,
+            fused_lm_head=True,
+        )
+
+    def _pair_losses(
+        self, log_probs: tuple[Tensor, Tensor, Tensor, Tensor], tokens: tuple[Tensor, ...]
+    ) -> Tensor:
+        loss = self.args.loss
+        constants = {
+            constant.argument: getattr(self.args, constant.config_field)
+            for constant in loss.constants
+        }
+        if loss.takes_tokens:
+            constants |= {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
+        return loss.function(*(log_probs if loss.reads_reference else log_probs[:2]), **constants)
+
+    def _record(
+        self,
+        inputs: dict[str, Tensor],
+        outputs: Any,
+        log_probs: list[Tensor],
+        pair_losses: Tensor,
+    ) -> None:
+        """Log under TRL's names, and the unweighted loss and the mean weight beside them.
+
+        Without a reference, the reward of a response is beta times its log-probability.
+        """
+        chosen, rejected, reference_chosen, reference_rejected = log_probs
+        reward_chosen = self.beta * (chosen - reference_chosen)
+        reward_rejected = self.beta * (rejected - reference_rejected)
+        of_pair = {
+            "rewards/chosen": reward_chosen,
+            "rewards/rejected": reward_rejected,
+            "rewards/accuracies": (reward_chosen > reward_rejected).float(),
+            "rewards/margins": reward_chosen - reward_rejected,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "unweighted_loss": pair_losses,
+            "weight": inputs[_WEIGHT],
+        }
+        of_batch = [
+            outputs.entropy.detach().sum(),
+            inputs["completion_mask"][:, 1:].sum(),
+            inputs["attention_mask"].sum(),
+        ]
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        means = self.accelerator.gather(torch.stack([*of_pair.values()], dim=1)).mean(dim=0)
+        for name, value in zip(of_pair, means.tolist(), strict=True):
+            metrics[name].append(value)
+        sums = self.accelerator.gather(torch.stack(of_batch)[None]).sum(dim=0)
+        entropy, completion_tokens, tokens = sums.tolist()
+        metrics["entropy"].append(entropy / max(completion_tokens, 1.0))
+        if mode == "train":
+            self._total_train_tokens += int(tokens) // self._tp_size
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+
+@dataclass
+class _WeightedCollator:
+    """Adds the weights, float32 of shape (n,), to the batch that TRL's collator makes."""
+
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    column: str
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        batch[_WEIGHT] = torch.tensor(
+            [example[self.column] for example in examples], dtype=torch.float32
+        )
+        return batch
+
+
+def _without_weight(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name != _WEIGHT}
+
+
+def _check_weights(dataset: Dataset, column: str, name: str) -> None:
+    if not isinstance(dataset, Dataset):
+        raise DatasetError(f"the {name} dataset is streamed, so its weights cannot be checked")
+    if column not in dataset.column_names:
+        raise DatasetError(
+            f"the {name} dataset has no column {column!r} to weight its pairs by; annotate it "
+            "with `cwpo annotate`"
+        )
+    weights.checked(np.asarray(dataset.with_format("numpy")[column][:], dtype=np.float32))

@@ -1,0 +1,86 @@
+"""How the strong model reads a prompt and a response: in SFT, alignment and evaluation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from cwpo.types import Message, Prompt
+from cwpo_annotator.encoding import tokenisation, transcript
+from cwpo_annotator.encoding.joining import (
+    BLANK_LINE,
+    JoinedText,
+    join_chat,
+    join_text,
+    join_transcript,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedText:
+    """Token ids of a prompt, and those of the response that continue it."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """Length of both together."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+class Formatter:
+    """Joins prompts and responses for one tokenizer.
+
+    A chat prompt, or a text prompt as its only user message, goes through the tokenizer's chat
+    template. A Human/Assistant transcript stays the plain text that it is. Without a template, chat
+    becomes a transcript, and text is followed by a blank line and the response. Plain text ends
+    with EOS; a template ends its turns itself.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def tokenise(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenisedText]:
+        """Token ids of each prompt with its response.
+
+        The response starts where prompt alone and prompt with response part ways, as in TRL.
+        """
+        texts = [self._ended(*pair) for pair in zip(prompts, responses, strict=True)]
+        openings = tokenisation.opening_ids(self.tokenizer, texts)
+        wholes = tokenisation.token_ids(self.tokenizer, texts)
+        result = []
+        for opening, whole in zip(openings, wholes, strict=True):
+            start = tokenisation.response_start_after(opening, whole)
+            result.append(TokenisedText(whole[:start], whole[start:]))
+        return result
+
+    def opening_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt, ready for the model to continue with its answer."""
+        texts = [self._join(prompt, "") for prompt in prompts]
+        return tokenisation.opening_ids(self.tokenizer, texts)
+
+    def answer(self, prompt: Prompt, text: str) -> str:
+        """A generated text as the response to its prompt, in the form that training data has."""
+        return transcript.first_turn(text) if self._is_transcript(prompt) else text.strip()
+
+    def _is_transcript(self, prompt: Prompt) -> bool:
+        if isinstance(prompt, str):
+            return transcript.is_transcript(prompt)
+        return self.tokenizer.chat_template is None
+
+    def _join(self, prompt: Prompt, response: str) -> JoinedText:
+        if not isinstance(prompt, str):
+            return join_chat(self.tokenizer, prompt, response)
+        if transcript.is_transcript(prompt):
+            return join_transcript(prompt.rstrip(), response)
+        if self.tokenizer.chat_template is not None:
+            return join_chat(self.tokenizer, [Message(role="user", content=prompt)], response)
+        # Other than an annotator's, it may not depend on the response, which is yet to be written.
+        return join_text(prompt, response, "" if prompt[-1:].isspace() else BLANK_LINE)
+
+    def _ended(self, prompt: Prompt, response: str) -> JoinedText:
+        text = self._join(prompt, response)
+        return text if text.is_templated else text.followed_by(str(self.tokenizer.eos_token))

@@ -1,0 +1,171 @@
+"""What is checked before any model is loaded: that all that a run's settings need is there."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from cwpo.errors import ConfigError, first_line
+from cwpo_annotator.checkpoint import resolve, revisions
+from cwpo_trainer.data.weighted import read_annotator
+from cwpo_trainer.run import process
+from cwpo_trainer.settings.mixins import Evaluation, OptimizerName, Publication, ShardingName
+from cwpo_trainer.settings.policy_training import (
+    Labels,
+    PairLoss,
+    PolicyData,
+    PolicyStep,
+    PolicyTraining,
+    Weighting,
+)
+from cwpo_trainer.weights import WEIGHTS
+
+_REVISION = re.compile(r"[0-9a-f]{12}")
+
+
+def check(step: PolicyStep) -> None:
+    """All checks of what SFT and alignment share.
+
+    A dry run may be of another machine than this one.
+    Raises: ConfigError for the first setting that cannot be had, with what to do.
+    """
+    _check_evaluation(step)
+    _check_4bit(step)
+    _check_labels(step)
+    if step.dry_run:
+        return
+    process.expect_world_size(step.world_size)
+    _check_machine(step.load_in_4bit, step.optimizer, step.sharding)
+    _check_publication(step)
+
+
+def check_loss(loss: PairLoss) -> None:
+    """Raises: ConfigError for a setting of a reference where the loss has none."""
+    if loss.precompute_reference and not loss.reads_reference:
+        raise ConfigError(f"--precompute-reference: {loss.loss} has no reference")
+    if loss.reference is not None:
+        if not loss.reads_reference:
+            raise ConfigError(f"--reference: {loss.loss} has no reference")
+        resolve(loss.reference)
+
+
+def check_weighting(weighting: Weighting, labels: Labels) -> None:
+    """Raises: ConfigError for a weight from confidence where people labelled the pairs.
+
+    The default weight says no more than that no other was asked for.
+    """
+    if labels != "human":
+        return
+    is_default = weighting.weight == Weighting.model_fields["weight"].default
+    from_confidence = WEIGHTS[weighting.weight].reads_confidence and not is_default
+    if weighting.calibrated or from_confidence:
+        raise ConfigError(
+            "--labels human: each pair has the weight 1; leave --weight and --calibrated out"
+        )
+
+
+def _check_evaluation(evaluation: Evaluation) -> None:
+    if evaluation.eval_data is not None and evaluation.eval_fraction:
+        raise ConfigError("--eval-data and --eval-fraction: give one of them")
+    if evaluation.eval_steps and not evaluation.evaluates:
+        raise ConfigError("--eval-steps: nothing to evaluate on; give --eval-data too")
+
+
+def _check_4bit(training: PolicyTraining) -> None:
+    if not training.load_in_4bit:
+        return
+    if not training.lora:
+        raise ConfigError("--load-in-4bit: 4-bit weights cannot be trained; add --lora")
+    if training.sharding != "none":
+        raise ConfigError(
+            "--load-in-4bit: each GPU holds the 4-bit weights whole; leave --sharding out"
+        )
+
+
+def _check_labels(data: PolicyData) -> None:
+    if data.annotator is None:
+        return
+    if data.labels == "human":
+        raise ConfigError("--annotator: no annotator wrote human labels; leave the flag out")
+    _check_annotator(data.data, data.annotator)
+
+
+def _check_machine(in_4bit: bool, optimizer: OptimizerName, sharding: ShardingName) -> None:
+    if in_4bit:
+        _need("bitsandbytes", "--load-in-4bit")
+    for flag, is_set, package in (
+        (f"--optimizer {optimizer}", optimizer != "adamw", "bitsandbytes"),
+        ("--sharding fsdp2", sharding == "fsdp2", "torch"),
+        ("--sharding zero3", sharding == "zero3", "deepspeed"),
+    ):
+        if is_set:
+            _need_cuda(flag)
+            _need(package, flag)
+
+
+def _check_publication(publication: Publication) -> None:
+    if publication.report_to != "none":
+        _need(publication.report_to, f"--report-to {publication.report_to}")
+    if not process.is_main():
+        return
+    if publication.report_to == "wandb":
+        _check_wandb()
+    if publication.push_to_hub is not None:
+        _check_hub(publication.push_to_hub)
+
+
+def _need_cuda(flag: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{flag}: needs a CUDA GPU, and torch sees none here")
+
+
+def _need(package: str, flag: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(f"{flag}: the package is missing; `pip install {package}`")
+
+
+def _check_annotator(data: Path, wanted: str) -> None:
+    written_by = read_annotator(data)
+    if written_by is None:
+        raise ConfigError(
+            f"--annotator: {data} does not say which annotator wrote it; Parquet from "
+            "`cwpo annotate` does"
+        )
+    expected = (wanted,) if _REVISION.fullmatch(wanted) else revisions(resolve(wanted))
+    if written_by.revision not in expected:
+        raise ConfigError(
+            f"{data} was written by {written_by.name} at revision {written_by.revision}, "
+            f"not by {wanted} at {expected[0]}: annotate it anew, or name the right --annotator"
+        )
+
+
+def _check_wandb() -> None:
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return
+    try:
+        wandb.login()
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"--report-to wandb: the login at W&B failed: {first_line(error)} With "
+            "WANDB_MODE=offline the log stays here"
+        ) from error
+
+
+def _check_hub(repository: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ConfigError(f"--push-to-hub: a Hub id looks like owner/name, not {repository!r}")
+    try:
+        HfApi().whoami()
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        reason = first_line(error)
+        raise ConfigError(
+            f"--push-to-hub: the login at the Hub failed: {reason}; `hf auth login` first"
+        ) from error

@@ -1,0 +1,41 @@
+"""How several GPUs share one model: FSDP2 or DeepSpeed ZeRO-3, as arguments of the trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cwpo_trainer.settings.mixins import ShardingName
+
+FSDP2: dict[str, Any] = {
+    "version": 2,
+    "reshard_after_forward": True,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    # One plain model folder at the end, and in every checkpoint.
+    "state_dict_type": "FULL_STATE_DICT",
+}
+ZERO3: dict[str, Any] = {
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "bf16": {"enabled": "auto"},
+    "gradient_clipping": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
+
+
+def arguments(sharding: ShardingName, *, checkpointing: bool) -> dict[str, Any]:
+    """Of SFTConfig and DPOConfig: sharding, and the gradient checkpointing that goes with it."""
+    if sharding == "fsdp2":
+        # FSDP's own checkpointing gathers a layer once in backward rather than twice.
+        return {
+            "fsdp": True,
+            "fsdp_config": FSDP2 | {"activation_checkpointing": checkpointing},
+            "gradient_checkpointing": False,
+        }
+    deepspeed = {"deepspeed": ZERO3} if sharding == "zero3" else {}
+    return {**deepspeed, "gradient_checkpointing": checkpointing}

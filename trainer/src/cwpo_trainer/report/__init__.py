@@ -1,0 +1,1 @@
+"""`cwpo report`: the page and its figures."""

@@ -1,0 +1,128 @@
+"""The figures of the report, as inline SVG that takes its text colour from the page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from cwpo_trainer.evaluation.metrics import ConfidenceBin
+
+COLOURS = ("#4f6df5", "#e8833a", "#2a9d6f", "#c0488b", "#8a6bd1")
+# Replaced by the colour of the page's text, which may be light or dark.
+_TEXT = "#012345"
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": _TEXT,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.alpha": 0.15,
+    "grid.color": _TEXT,
+    "legend.frameon": False,
+}
+_SMOOTHING_POINTS = 60
+
+
+def confidence_histogram(confidences: NDArray[np.float32]) -> str:
+    """Histogram of the confidences, as SVG."""
+    with _figure("histogram") as (axes, svg):
+        highest = min(1.0, max(float(confidences.max(initial=0)) * 1.02, 1e-6))
+        axes.hist(confidences, bins=30, range=(0, highest), color=COLOURS[0], alpha=0.85)
+        mean = float(confidences.mean())
+        axes.axvline(mean, color=COLOURS[1], linewidth=1.5)
+        axes.annotate(
+            f"mean {mean:.3f}",
+            (mean, 0.98),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="top",
+        )
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("pairs")
+    return svg()
+
+
+def accuracy_by_confidence(bins: Sequence[ConfidenceBin]) -> str:
+    """Accuracy in each bin, and the accuracy expected from its confidence."""
+    with _figure("accuracy") as (axes, svg):
+        places = np.arange(len(bins))
+        axes.bar(places, [item.accuracy for item in bins], color=COLOURS[0], alpha=0.85)
+        promised = [(1 + item.mean_confidence) / 2 for item in bins]
+        axes.plot(places, promised, "o-", color=COLOURS[1], label="expected: (1 + confidence) / 2")
+        axes.axhline(0.5, color=_TEXT, linewidth=0.8, linestyle=":")
+        labels = [f"{item.mean_confidence:.2g}" for item in bins]
+        axes.set_xticks(places, labels, rotation=45, ha="right")
+        axes.set_ylim(0, 1.18)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+        axes.set_xlabel("mean confidence of the bin")
+        axes.set_ylabel("agrees with the human label")
+        axes.legend(loc="upper left")
+    return svg()
+
+
+def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], value: str, label: str) -> str:
+    """A line for each training log: `value` by step, smoothed, with the raw values behind it."""
+    with _figure(f"curves-{value}") as (axes, svg):
+        for (name, lines), colour in zip(logs.items(), _cycled(COLOURS), strict=False):
+            points = [(line["step"], line[value]) for line in lines if value in line]
+            steps = [step for step, _ in points]
+            values = [float(number) for _, number in points]
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(steps, _smoothed(values), color=colour, linewidth=2, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        if len(logs) > 1:
+            axes.legend()
+    return svg()
+
+
+@contextmanager
+def _figure(name: str) -> Iterator[tuple[Axes, Callable[[], str]]]:
+    """Axes to draw on, and a function that returns the SVG once the block has ended."""
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        sink = io.StringIO()
+        yield axes, lambda: _inline(sink.getvalue())
+        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
+
+
+def _inline(document: str) -> str:
+    svg = document[document.index("<svg") :]
+    return svg.replace(_TEXT, "currentColor").replace("<svg ", '<svg role="img" ', 1)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Exponential moving average; the more values, the smoother."""
+    keep = 1 - 1 / max(1.0, min(len(values), _SMOOTHING_POINTS) / 6)
+    result: list[float] = []
+    for value in values:
+        last = result[-1] if result else value
+        result.append(keep * last + (1 - keep) * value if math.isfinite(value) else last)
+    return result
+
+
+def _cycled(colours: Sequence[str]) -> Iterator[str]:
+    while True:
+        yield from colours

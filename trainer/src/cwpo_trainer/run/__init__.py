@@ -1,0 +1,1 @@
+"""One run of a command: its process, output folder and log, its interruption and resumption."""

@@ -1,0 +1,83 @@
+"""The process that training runs in: its rank, threads, seed, device and number format."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+
+from cwpo.errors import ConfigError
+from cwpo_trainer.settings.mixins import DType
+
+# Names of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def world_size() -> int:
+    """Number of processes that train together, as set by torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the one process that writes files and shows progress."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def expect_world_size(expected: int | None) -> None:
+    """Raises: ConfigError unless that many processes train together; None expects any number."""
+    if expected is not None and expected != world_size():
+        raise ConfigError(
+            f"{world_size()} processes train, --world-size says {expected}: start them with "
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft, .train_annotator)"
+        )
+
+
+def prepare(*, seed: int, threads: int | None) -> None:
+    """Seed all random numbers, set the CPU threads, and silence output of no use to users.
+
+    Args:
+        threads: CPU threads of torch; None shares the cores among the processes of this machine.
+    """
+    import torch
+    from datasets import disable_progress_bars
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
+    if not torch.accelerator.is_available():
+        _keep_freed_memory()
+    set_seed(seed)
+    disable_progress_bars()
+    # They announce what a later TRL or transformers will rename; the versions are pinned.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep large blocks of memory that are freed; other C libraries stay as they are.
+
+    Giving the memory of every tensor of logits back to the kernel and getting it again takes a CPU
+    about a third of an alignment step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def use_bfloat16(dtype: DType) -> bool:
+    """Whether to compute in bfloat16; `auto` does where the hardware multiplies it natively."""
+    import torch
+
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    cpu = torch.cpu.get_capabilities()
+    return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))

@@ -1,0 +1,49 @@
+"""Settings of `cwpo evaluate annotator` and `cwpo evaluate policy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cwpo_trainer.settings.mixins import AnswerSampling, Compute, DType
+
+
+class AnnotatorEvaluation(Compute):
+    """Agreement of an annotator with human labels."""
+
+    annotator: str = Field(description="Folder or Hub id of the annotator.")
+    data: str = Field(description="Labelled pairs, as for `cwpo train-annotator`.")
+    output: Path = Field(description="Folder to create for the figures.")
+    dtype: DType = Field(
+        "auto",
+        description="Number format of the annotator; `auto` picks bfloat16 on a GPU, else float32.",
+    )
+
+
+class PolicyEvaluation(AnswerSampling, Compute):
+    """Comparison of aligned policies with their reference."""
+
+    reference: str = Field(description="Folder of the SFT model that the policies started from.")
+    policy: list[str] = Field(
+        min_length=1, description="Folder of an aligned model; give the flag once for each."
+    )
+    annotator: str = Field(description="Folder or Hub id of the annotator that judges answers.")
+    data: str = Field(description="Labelled pairs, as for `cwpo train-annotator`.")
+    output: Path = Field(description="Folder to create for the figures.")
+    prompts: int = Field(
+        100, ge=1, description="Number of DATA's prompts, from the first on, to sample answers to."
+    )
+    temperature: float = Field(
+        0.7, ge=0, description="Temperature of sampling; 0 always takes the likeliest token."
+    )
+    batch_size: int = Field(8, ge=1, description="Texts in a forward pass.")
+    beta: float = Field(
+        0.5, gt=0, description="Factor of the implicit reward; the --beta of `cwpo align`."
+    )
+    seed: int = Field(0, description="Seed of sampling, the same for every policy.")
+    dtype: DType = Field(
+        "auto",
+        description="Number format of the models; `auto` keeps that in which they are stored, "
+        "since a short alignment changes weights by less than bfloat16 resolves.",
+    )

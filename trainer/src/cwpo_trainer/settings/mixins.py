@@ -1,0 +1,184 @@
+"""Groups of settings that commands share; a function that needs one group takes it alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+DType = Literal["auto", "float32", "bfloat16"]
+OptimizerName = Literal["adamw", "paged_adamw_32bit"]
+ShardingName = Literal["none", "fsdp2", "zero3"]
+
+Epochs = Annotated[float, Field(gt=0, description="Passes over the pairs.")]
+LearningRate = Annotated[
+    float, Field(gt=0, description="Peak learning rate of AdamW, after warm-up.")
+]
+WeightDecay = Annotated[float, Field(ge=0, description="Weight decay of AdamW.")]
+
+
+class Settings(BaseModel, extra="forbid"):
+    """Base of all: a name that is no setting is refused."""
+
+
+class Configurable(Settings):
+    """Settings that a file may hold."""
+
+    config: Path | None = Field(
+        None, description="YAML file of these settings; flags win over what it says."
+    )
+
+
+class Training(Configurable):
+    """What every training needs: a model, a place for the result, and how a run goes on."""
+
+    model: str = Field(description="Folder or Hub id of the model to start from.")
+    output: Path = Field(description="Folder to create for the trained model.")
+    dtype: DType = Field(
+        "auto",
+        description="Number format of forward and backward passes; `auto` picks bfloat16 where "
+        "the hardware multiplies it natively, else float32.",
+    )
+    seed: int = Field(
+        0, description="Seed of splits, of the order of the pairs, and of newly added weights."
+    )
+    world_size: int | None = Field(
+        None,
+        ge=1,
+        description="Required number of processes, checked at the start; not checked by default.",
+    )
+    save_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps between checkpoints; by default a checkpoint is saved only on SIGTERM.",
+    )
+    resume: bool = Field(
+        False,
+        description="Continue from the last checkpoint in --output, or start from the beginning if "
+        "there is none.",
+    )
+
+
+class Compute(Settings):
+    """How a process computes."""
+
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each process; by default the processes share all cores.",
+    )
+
+
+class AnswerSampling(Settings):
+    """What every sampling of a policy's answers needs."""
+
+    max_new_tokens: int = Field(
+        256, ge=1, description="Maximum number of tokens of a sampled answer."
+    )
+
+
+class Lora(Settings):
+    """Low-rank adapters in place of training all weights."""
+
+    lora: bool = Field(
+        False,
+        description="Train a low-rank adapter (LoRA) instead of all weights, and merge it into the "
+        "model at the end.",
+    )
+    lora_rank: int = Field(8, ge=1, description="Rank r of LoRA's two matrices.")
+    lora_alpha: int = Field(
+        16, ge=1, description="Scale of LoRA: its output is multiplied by alpha / rank."
+    )
+    lora_dropout: float = Field(
+        0.05, ge=0, lt=1, description="Dropout probability on LoRA's input while training."
+    )
+
+
+class Optimisation(Settings):
+    """How far and how fast AdamW goes.
+
+    What has no default here has one in each training: what is best depends on the loss.
+    """
+
+    epochs: Epochs
+    max_steps: int | None = Field(
+        None, ge=1, description="Maximum number of optimiser steps; overrides --epochs."
+    )
+    learning_rate: LearningRate
+    warmup_steps: int = Field(
+        100,
+        ge=0,
+        description="Steps over which the learning rate rises to its peak; at most a tenth of all "
+        "steps.",
+    )
+    weight_decay: WeightDecay
+
+
+class Evaluation(Settings):
+    """Evaluation of a policy while it trains."""
+
+    eval_data: Path | None = Field(
+        None,
+        description="File like DATA to evaluate on while training; its pairs are weighted as those "
+        "of DATA are.",
+    )
+    eval_fraction: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="Share of DATA's prompts to hold out for evaluation during training.",
+    )
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between evaluations; one after each epoch by default."
+    )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.eval_data is not None or bool(self.eval_fraction)
+
+
+class Memory(Settings):
+    """What spares memory, at the price of time or exactness."""
+
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Recompute activations in the backward pass instead of storing them: less "
+        "memory, more time.",
+    )
+    load_in_4bit: bool = Field(
+        False,
+        description="Hold the frozen weights in 4 bits (NF4, as in QLoRA); needs --lora and the "
+        "package bitsandbytes.",
+    )
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="Optimiser; `paged_adamw_32bit` is AdamW whose state moves to main memory when "
+        "the GPU is full, and needs the package bitsandbytes.",
+    )
+
+
+class Sharding(Settings):
+    """How several GPUs hold one model."""
+
+    sharding: ShardingName = Field(
+        "none",
+        description="How GPUs hold the model: `none`: each holds all of it (DDP); `fsdp2`, "
+        "`zero3` (DeepSpeed): each holds a part.",
+    )
+
+
+class Publication(Settings):
+    """Where a training is followed, and where its result goes."""
+
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none",
+        description="Experiment tracker to log to besides training.jsonl; the run is named after "
+        "--output.",
+    )
+    push_to_hub: str | None = Field(
+        None,
+        description="Hub repository, owner/name, to upload the trained model to; a new one is "
+        "private.",
+    )

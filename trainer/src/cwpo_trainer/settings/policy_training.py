@@ -1,0 +1,169 @@
+"""Settings of `cwpo sft` and `cwpo align`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, create_model
+
+from cwpo_trainer.constants import HasConstants, names_by_constant
+from cwpo_trainer.losses import LOSSES, LossName
+from cwpo_trainer.settings.mixins import (
+    Compute,
+    Epochs,
+    Evaluation,
+    LearningRate,
+    Lora,
+    Memory,
+    Optimisation,
+    Publication,
+    Settings,
+    Sharding,
+    Training,
+    WeightDecay,
+)
+from cwpo_trainer.weights import WEIGHTS, WeightName
+
+Labels = Literal["annotator", "human"]
+S = TypeVar("S", bound=Settings)
+
+
+class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
+    """How the strong model is trained, whatever it is trained on."""
+
+    batch_size: int = Field(16, ge=1, description="Pairs in a forward pass on each device.")
+    gradient_accumulation: int = Field(
+        4, ge=1, description="Forward passes whose gradients are summed for one optimiser step."
+    )
+    weight_decay: WeightDecay = 0.05
+
+
+class PolicyData(Settings):
+    """What the strong model is trained on."""
+
+    data: Path = Field(
+        description="Weighted dataset: a .parquet or .jsonl file, or the folder of parts to which "
+        "a job was downloaded.",
+    )
+    labels: Labels = Field(
+        "annotator",
+        description="Source of the labels in DATA: `annotator` for a weighted dataset, `human` for "
+        "labelled pairs, each of weight 1 (the baseline).",
+    )
+    max_length: int = Field(
+        1024,
+        ge=2,
+        description="Maximum number of tokens of prompt and response together; longer pairs are "
+        "left out.",
+    )
+    annotator: str | None = Field(
+        None,
+        description="Annotator that must have written DATA, by folder, Hub id or revision; a file "
+        "by another annotator, or one that does not name its annotator (JSONL), is refused; not "
+        "checked by default.",
+    )
+
+
+class PolicyStep(Publication, Evaluation, PolicyData, Compute, PolicyTraining):
+    """What SFT and alignment of the strong model share."""
+
+    dry_run: bool = Field(
+        False,
+        description="Print steps, tokens, memory, time and which GPUs the run fits on, without "
+        "training.",
+    )
+
+
+class FineTuning(PolicyStep):
+    """Step (iii), first half: the strong model on the chosen responses."""
+
+    epochs: Epochs = 3
+    learning_rate: LearningRate = 2e-5
+
+
+_LOSSES = ", ".join(f"`{name}` ({loss.source})" for name, loss in LOSSES.items())
+_WEIGHTS = ", ".join(f"`{name}` ({weight.meaning})" for name, weight in WEIGHTS.items())
+_REFERENCE_FREE = " and ".join(name for name, loss in LOSSES.items() if not loss.reads_reference)
+
+
+def _with_constants(
+    choice: str, registry: Mapping[str, HasConstants]
+) -> Callable[[type[S]], type[S]]:
+    """A class decorator: adds a setting for each constant of the losses or weights in a registry.
+
+    Args:
+        choice: the flag that chooses one of them.
+    """
+    fields: dict[str, Any] = {
+        constant.flag: (
+            constant.kind,
+            Field(
+                constant.default,
+                description=f"{constant.meaning} (--{choice} {', '.join(names)}).",
+            ),
+        )
+        for constant, names in names_by_constant(registry).items()
+    }
+
+    def with_fields(settings: type[S]) -> type[S]:
+        return create_model(
+            settings.__name__,
+            __base__=settings,
+            __doc__=settings.__doc__,
+            __module__=settings.__module__,
+            **fields,
+        )
+
+    return with_fields
+
+
+@_with_constants("loss", LOSSES)
+class PairLoss(Settings):
+    """The loss of a pair, with its constants and its reference model."""
+
+    loss: LossName = Field(
+        "dpo",
+        description=f"Loss of a pair: {_LOSSES}; the equations are those of the CW-PO paper. "
+        f"Without a reference model: {_REFERENCE_FREE}.",
+    )
+    reference: str | None = Field(
+        None,
+        description="Folder or Hub id of the reference model; the model to start from by default.",
+    )
+    precompute_reference: bool = Field(
+        False,
+        description="Run the reference model over all pairs once before training, rather than in "
+        "every step.",
+    )
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference model."""
+        return LOSSES[self.loss].reads_reference
+
+
+@_with_constants("weight", WEIGHTS)
+class Weighting(Settings):
+    """The weight of a pair, with its constants."""
+
+    weight: WeightName = Field(
+        "confidence",
+        description=f"Weight of each pair in the loss, from its confidence C: {_WEIGHTS}.",
+    )
+    calibrated: bool = Field(
+        False,
+        description="Weight pairs by the column calibrated_confidence instead of confidence; "
+        "annotators with a calibration temperature write it.",
+    )
+    normalise: bool = Field(
+        False, description="Divide the weights by their mean, so that they are 1 on average."
+    )
+
+
+class Alignment(Weighting, PairLoss, PolicyStep):
+    """Step (iii), second half: the strong model on weighted preferences."""
+
+    epochs: Epochs = 5
+    learning_rate: LearningRate = 5e-6

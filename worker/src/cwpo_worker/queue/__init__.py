@@ -1,0 +1,1 @@
+"""The task queue: RQ on Redis or Valkey."""

@@ -1,0 +1,100 @@
+"""Task 2: have the service annotate the rows of a shard, and store the answers as a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from cwpo import Client
+from cwpo.errors import APIError
+from cwpo.types import ModelRef
+from cwpo_worker.jobs.finished_shards import RowCounts
+from cwpo_worker.jobs.lifecycle import Lifecycle
+from cwpo_worker.jobs.manifest import Manifest
+from cwpo_worker.jobs.record import JobRecord
+from cwpo_worker.steps.answers import (
+    Answer,
+    Label,
+    answers_to,
+    cautious_answers_to,
+    check_model,
+    is_failure,
+)
+from cwpo_worker.steps.part import read_row_counts, write_part
+from cwpo_worker.steps.shard_rows import numbered_triplets, read_shard
+from cwpo_worker.storage.store import BlobStore
+
+# After so many failures that nobody can explain, the shard is done with caution.
+PATIENCE = 2
+
+
+def annotate_shard(
+    lifecycle: Lifecycle, store: BlobStore, client: Client, job_id: str, index: int
+) -> None:
+    """Annotate one shard, unless its part exists already.
+
+    Raises: ModelRevisionError or OtherModelError while the service has another annotator than the
+    job is pinned to; APIError or ConnectionFailedError as the client does; JobStoppedError when the
+    job was cancelled or pinned anew; StoreError.
+    """
+    job = lifecycle.start_running(job_id)
+    manifest = job.folder.read_manifest(store)
+    if store.exists(job.folder.part(index)):
+        counts = read_row_counts(store, job.folder.part(index))
+    else:
+        counts = _try_part(lifecycle, store, client, job, manifest, index)
+        lifecycle.count_rows(counts)
+    lifecycle.finish_shard(job, index, counts)
+
+
+def _try_part(
+    lifecycle: Lifecycle,
+    store: BlobStore,
+    client: Client,
+    job: JobRecord,
+    manifest: Manifest,
+    index: int,
+) -> RowCounts:
+    """Write the part, cautiously if earlier attempts failed or their workers died."""
+    if job.waiting is not None and job.model is not None:
+        # Cheaper than rows that are refused: workers have other jobs to do meanwhile.
+        check_model(job.model, client.model().ref())
+    attempts = lifecycle.attempts(job.id, index)
+    is_cautious = attempts.begin("shard") >= PATIENCE
+    try:
+        rows = read_shard(store.read(job.folder.shard(index)))
+        triplets = numbered_triplets(rows)
+        pin = partial(_pin, lifecycle, job)
+        if is_cautious:
+            answers = cautious_answers_to(client, triplets, manifest.truncation, attempts, pin)
+        else:
+            answers = answers_to(client, triplets, manifest.truncation, pin)
+        model, labels = _collected(lifecycle, job, answers)
+        key = job.folder.part(index)
+        counts = write_part(store, key, rows, labels, model, extra=manifest.columns)
+    except Exception as error:
+        if not (isinstance(error, APIError) and is_failure(error)):
+            attempts.end("shard")
+        raise
+    attempts.end("shard")
+    return counts
+
+
+def _pin(lifecycle: Lifecycle, job: JobRecord) -> str | None:
+    """The revision that the job is pinned to by now. Raises: JobStoppedError if it was stopped."""
+    model = lifecycle.current(job).model
+    return None if model is None else model.revision
+
+
+def _collected(
+    lifecycle: Lifecycle, job: JobRecord, answers: Iterator[Answer]
+) -> tuple[ModelRef | None, list[Label]]:
+    """The labels of all answers, and the annotator that they came from."""
+    labels: list[Label] = []
+    model: ModelRef | None = None
+    for answer in answers:
+        if answer.model is not None:
+            model = model or lifecycle.pin_model(job, answer.model)
+            check_model(model, answer.model)
+        labels += answer.labels
+    return model, labels

@@ -1,0 +1,144 @@
+"""The part: the result of one shard, as one file.
+
+It is a weighted dataset in Parquet whose metadata also holds the rows that failed. A blob is
+published completely or not at all, so that the answers of two runs of a shard cannot mix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic_core import from_json
+
+from cwpo.columns import Column
+from cwpo.datasets.triplets import RejectedRow
+from cwpo.datasets.weighted import ParquetWriter, weighted_table
+from cwpo.types import Annotation, FailedAnnotation, ModelRef
+from cwpo_worker.jobs.finished_shards import RowCounts
+from cwpo_worker.storage.store import BlobStore
+
+_ERRORS = b"cwpo.errors"
+_SHARD = b"cwpo.shard"
+
+
+class ShardEntry(NamedTuple):
+    """What a part has to cover: how many rows its shard has, and the first and last number."""
+
+    rows: int
+    first_row: int
+    last_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The result of one shard.
+
+    shard: what it has to cover; None in a part that version 0.2 wrote.
+    counts: the numbers of its rows. errors: lines of the errors file, by row. schema: that of the
+    weighted dataset. content: the file itself.
+    """
+
+    shard: ShardEntry | None
+    counts: RowCounts
+    errors: list[dict[str, Any]]
+    schema: pa.Schema
+    content: bytes
+
+    def rows(self) -> pa.Table:
+        """The annotated rows, as a table of the weighted dataset."""
+        # It is in memory: to read ahead would only start threads in a forked task.
+        with pq.ParquetFile(pa.BufferReader(self.content), pre_buffer=False) as file:
+            return file.read(use_threads=False).cast(self.schema)
+
+
+def write_part(
+    store: BlobStore,
+    key: str,
+    rows: pa.Table,
+    labels: Sequence[Annotation | FailedAnnotation],
+    model: ModelRef | None,
+    *,
+    extra: Sequence[Column] = (),
+) -> RowCounts:
+    """Publish a part, unless it exists already.
+
+    Args:
+        rows: rows of the shard, from `read_shard`.
+        labels: their labels, in order.
+        extra: the extra columns of the whole input.
+    Returns: the numbers of rows in the part that exists now.
+    """
+    good = [label for label in labels if isinstance(label, Annotation)]
+    errors: list[dict[str, Any]] = []
+    numbers = rows["row"]
+    shard = ShardEntry(len(rows), numbers[0].as_py(), numbers[-1].as_py())
+    if len(good) < len(labels):
+        is_good = [isinstance(label, Annotation) for label in labels]
+        errors = _errors(rows, labels)
+        rows = rows.filter(pa.array(is_good))
+    table = weighted_table(
+        rows["prompt"],
+        (rows["response_a"], rows["response_b"]),
+        good,
+        model,
+        _beside(rows["extra"], extra),
+    )
+    described = {_ERRORS: json.dumps(errors), _SHARD: json.dumps(shard)}
+    metadata = {**(table.schema.metadata or {}), **described}
+    with store.create(key) as sink:
+        writer = ParquetWriter(sink)
+        writer.write_table(table.replace_schema_metadata(metadata))
+        writer.close()
+    return RowCounts(len(good), len(errors)) if sink.published else read_row_counts(store, key)
+
+
+def read_part(store: BlobStore, key: str) -> Part:
+    """The part with this key. Raises: BlobNotFoundError."""
+    content = store.read(key)
+    with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+        shard, errors, schema = _described(file)
+        counts = RowCounts(file.metadata.num_rows, len(errors))
+    return Part(shard, counts, errors, schema, content)
+
+
+def read_row_counts(store: BlobStore, key: str) -> RowCounts:
+    """The numbers of rows in a part, without reading them. Raises: BlobNotFoundError."""
+    with store.open(key) as source, pq.ParquetFile(source) as file:
+        _, errors, _ = _described(file)
+        return RowCounts(file.metadata.num_rows, len(errors))
+
+
+def _described(
+    file: pq.ParquetFile,
+) -> tuple[ShardEntry | None, list[dict[str, Any]], pa.Schema]:
+    """The shard and the errors of a part, and the schema of its rows, which goes without them."""
+    schema = file.schema_arrow
+    metadata = dict(schema.metadata)
+    errors = json.loads(metadata.pop(_ERRORS))
+    entry = metadata.pop(_SHARD, None)
+    shard = None if entry is None else ShardEntry(*json.loads(entry))
+    return shard, errors, schema.with_metadata(metadata or None)
+
+
+def _errors(
+    rows: pa.Table, labels: Sequence[Annotation | FailedAnnotation]
+) -> list[dict[str, Any]]:
+    named = zip(rows["row"].to_pylist(), rows["id"].to_pylist(), labels, strict=True)
+    return [
+        RejectedRow(row, row_id, label.error).as_dict()
+        for row, row_id, label in named
+        if isinstance(label, FailedAnnotation)
+    ]
+
+
+def _beside(extra: pa.ChunkedArray, known: Sequence[Column]) -> dict[Column, list[Any]]:
+    """The columns beside the triplets, from the JSON object that each row has or not."""
+    if not known:
+        return {}
+    rows = [from_json(value) if value else {} for value in extra.to_pylist()]
+    return {column: [row.get(column.name) for row in rows] for column in known}

@@ -1,0 +1,1 @@
+"""Storage: the blob store, uploads, and inputs below a prefix."""

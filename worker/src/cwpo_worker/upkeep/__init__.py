@@ -1,0 +1,1 @@
+"""Maintenance of an installation: reconciliation and retention."""
