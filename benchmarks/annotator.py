@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.scalar import ScalarHeadBackend
 from cwpo_annotator.encoded import EncodedPair
 
-BATCH_SIZES = (1, 2, 4, 8, 16)
+# Texts in a batch: the sizes that Hugging Face is tried at, and what the pipeline gets.
+BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (32, 64, 128, 256)}
+PIPELINE_BATCH = {"cpu": 4, "cuda": 64}
 DATASETS = ("hh_harmless", "qa_feedback")
 
 # Scores of both responses, shape (pairs, 2).
@@ -48,7 +51,8 @@ Contestant = Callable[[list[Triplet], list[EncodedPair]], NDArray[np.float32]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=12, help="of each dataset")
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--pairs", type=int, default=2000 if on_gpu else 12, help="of each dataset")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
@@ -56,6 +60,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    # Else the pipeline switches it off for the whole process.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     results = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = measurement.with_scalar_head("smollm2", Path(folder) / "annotator")
@@ -86,7 +92,7 @@ def read(dataset: str, count: int) -> list[Triplet]:
 @contextmanager
 def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[str, Contestant]]]:
     annotator = Annotator.load(checkpoint, dtype=dtype)  # type: ignore[arg-type]
-    device = annotator.backend.device
+    device = annotator.backend.device.partition(":")[0]
     tokenizer = annotator.encoder.tokenizer  # type: ignore[attr-defined]
     pad = annotator.encoder.pad_token_id  # type: ignore[attr-defined]
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -94,12 +100,13 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
     ).to(device)
     model.eval()
     model.config.pad_token_id = pad
-    by_pipeline = hugging_face.by_pipeline(model, tokenizer)
+    # With a tokenizer of its own, in which it sets padding and truncation.
+    by_pipeline = hugging_face.by_pipeline(model, deepcopy(tokenizer), PIPELINE_BATCH[device])
     field: dict[str, Contestant] = {
         "cwpo": lambda triplets, _: scores_of(annotator.annotate(triplets, "prompt_left")),
         "pipeline": lambda _, pairs: by_pipeline(pairs),
     }
-    for size in BATCH_SIZES:
+    for size in BATCH_SIZES[device]:
         field[f"hugging face, batches of {size}"] = lambda _, pairs, size=size: (
             hugging_face.length_sorted(model, pairs, size)
         )

@@ -40,7 +40,8 @@ ALL_THREADS = torch.profiler._ExperimentalConfig(profile_all_threads=True)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=12)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--pairs", type=int, default=2000 if on_gpu else 12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default=DATASETS[0], choices=DATASETS)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)

@@ -39,7 +39,7 @@ def padding_share(pairs: list[EncodedPair], size: int) -> float:
     return 1 - sum(lengths) / sum(len(batch) * batch[0] for batch in batches)
 
 
-def by_pipeline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+def by_pipeline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
     """Scores of pairs by pipeline("text-classification")."""
     classify = pipeline(
         "text-classification",
@@ -51,7 +51,7 @@ def by_pipeline(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> A
 
     def score(pairs: list[EncodedPair]) -> NDArray[np.float32]:
         texts = [tokenizer.decode(ids) for pair in pairs for ids in (pair.a, pair.b)]
-        scores = [answer["score"] for answer in classify(texts, batch_size=4)]
+        scores = [answer["score"] for answer in classify(texts, batch_size=batch_size)]
         return np.array(scores, np.float32).reshape(-1, 2)
 
     return score

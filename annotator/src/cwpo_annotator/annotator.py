@@ -28,8 +28,9 @@ from cwpo_annotator.scores import Scores
 if TYPE_CHECKING:
     from cwpo_annotator.backends.vllm.server import VllmServer
 
-# Triplets that are tokenised at a time: several forward passes even on a large GPU.
-_CHUNK = 4096
+# Triplets that are tokenised at a time: several forward passes even on a large GPU, which works on
+# them while the next ones are tokenised.
+_CHUNK = 1024
 
 DType = Literal["auto", "float32", "bfloat16", "int8"]
 

@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from cwpo_annotator.backends.torch.hardware.cores import Cores
 from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
 from cwpo_annotator.backends.torch.hardware.threads import use_threads
-from cwpo_annotator.backends.torch.rows.attention import share_prompts
 from cwpo_annotator.backends.torch.rows.packing import Row, length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.backends.torch.rows.shared_prompts import compile_layers, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.scores import Scores
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
 # their activations are small enough for the allocator to use the same memory again. Fewer texts at
 # a time are nearer in length, and padded the less.
-_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
+_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 _PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512}
+
+# The texts of a pass, and their scores, still on the device.
+_Scored = tuple[list[int], torch.Tensor]
 
 
 class InProcessBackend(ABC):
@@ -59,6 +62,9 @@ class InProcessBackend(ABC):
         self.device, self.dtype = str(device), dtype
         switched = [share_prompts(model) for model in models]
         self.shares_prompts = all(switched)
+        if device.type == "cuda" and self.shares_prompts:
+            for model in models:
+                compile_layers(model)
         self._memory = MemoryBudget(token_budget or default_budget(device, self.shares_prompts))
         cores = torch.get_num_threads() if device.type == "cpu" else 1
         self._cores = Cores(cores if all(map(_keeps_no_state, models)) else 1)
@@ -114,15 +120,12 @@ class InProcessBackend(ABC):
         return self._score_padded(sequences, starts)
 
     def _score_packed(self, rows: Iterable[Row], starts: Sequence[int]) -> NDArray[np.float32]:
-        scores = np.empty(len(starts), np.float32)
-
         @torch.inference_mode()
-        def score(row: Row) -> None:
-            of_row = self._score_row(row, [starts[text] for text in row.texts])
-            scores[row.texts] = of_row.float().cpu().numpy()
+        def score(row: Row) -> _Scored:
+            scores = self._score_row(row, [starts[text] for text in row.texts])
+            return row.texts, scores.float()
 
-        self._cores.each(score, [*rows])
-        return scores
+        return _gathered(self._cores.each(score, [*rows]), len(starts))
 
     def _score_padded(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
@@ -134,7 +137,6 @@ class InProcessBackend(ABC):
         ]
         texts = sorted(set(asked))
         place = {text: at for at, text in enumerate(texts)}
-        scores = np.empty(len(texts), np.float32)
         lengths = [length for length, _, _ in texts]
         batches = length_sorted(lengths, self.token_budget, multiple_of=self._cores.count)
         # A batch is as wide as its first text, the longest.
@@ -142,12 +144,23 @@ class InProcessBackend(ABC):
         self.padding = 1 - sum(lengths) / width if width else 0.0
 
         @torch.inference_mode()
-        def score(rows: list[int]) -> None:
+        def score(rows: list[int]) -> _Scored:
             ids, starts_of = [texts[row][1] for row in rows], [texts[row][2] for row in rows]
-            scores[rows] = self._score_batch(ids, starts_of).float().cpu().numpy()
+            return rows, self._score_batch(ids, starts_of).float()
 
-        self._cores.each(score, batches)
+        scores = _gathered(self._cores.each(score, batches), len(texts))
         return scores[[place[text] for text in asked]]
+
+
+def _gathered(passes: Sequence[_Scored], count: int) -> NDArray[np.float32]:
+    """The scores of all passes, in the order of the texts.
+
+    Only now is a GPU waited for: it has had the next pass to do while each was prepared.
+    """
+    scores = np.empty(count, np.float32)
+    for texts, of_pass in passes:
+        scores[texts] = of_pass.cpu().numpy()
+    return scores
 
 
 def default_budget(device: torch.device, shares_prompts: bool = True) -> int:

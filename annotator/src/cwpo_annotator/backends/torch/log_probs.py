@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cwpo_annotator.backends.torch.rows.attention import read_row
+from cwpo_annotator.backends.torch.hardware.device import integers
 from cwpo_annotator.backends.torch.rows.packing import Row
 from cwpo_annotator.backends.torch.rows.padding import padded
+from cwpo_annotator.backends.torch.rows.shared_prompts import read_row
 
 # Logits that exist at a time, so that they never fill memory.
 _LOGITS = 1 << 23
@@ -36,11 +37,9 @@ def log_probs(model: Any, hidden: Tensor, responses: Sequence[Response]) -> Tens
         hidden: what the model's backbone makes of the tokens, shape (tokens, width).
     """
     device = hidden.device
-    before = torch.tensor([at for item in responses for at in item.before], device=device)
-    targets = torch.tensor([token for item in responses for token in item.targets], device=device)
-    owner = torch.tensor(
-        [at for at, item in enumerate(responses) for _ in item.targets], device=device
-    )
+    before = integers([at for item in responses for at in item.before], device)
+    targets = integers([token for item in responses for token in item.targets], device)
+    owner = integers([at for at, item in enumerate(responses) for _ in item.targets], device)
     head = model.get_output_embeddings()
     size = max(1, _LOGITS // head.out_features)
     sums = torch.zeros(len(responses), device=device)
@@ -73,7 +72,7 @@ def row_log_probs(model: Any, row: Row, starts: Sequence[int]) -> Tensor:
         )
     order = {last: at for at, last in enumerate(distinct)}
     sums = log_probs(model, hidden, [*distinct.values()])
-    return sums[[order[last] for last in row.last]]
+    return sums[integers([order[last] for last in row.last], sums.device)]
 
 
 def batch_log_probs(model: Any, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:

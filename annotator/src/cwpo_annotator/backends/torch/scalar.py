@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from cwpo.errors import ConfigError
-from cwpo_annotator.backends.torch.hardware.device import best_device
+from cwpo_annotator.backends.torch.hardware.device import best_device, integers
 from cwpo_annotator.backends.torch.in_process import InProcessBackend, default_budget
 from cwpo_annotator.backends.torch.kernels.int8 import round_weights
 from cwpo_annotator.backends.torch.kernels.replacement import replace_layers
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32, load_classifier
-from cwpo_annotator.backends.torch.rows.attention import read_row
 from cwpo_annotator.backends.torch.rows.packing import Row
 from cwpo_annotator.backends.torch.rows.padding import padded
+from cwpo_annotator.backends.torch.rows.shared_prompts import read_row
 
 
 class ScalarHeadBackend(InProcessBackend):
@@ -73,8 +73,9 @@ class ScalarHeadBackend(InProcessBackend):
         hidden = read_row(self.model, row)
         # Equal texts are read at one place, and rounding may differ from place to place.
         places, of_text = np.unique(row.last, return_inverse=True)
-        scores: torch.Tensor = self.model.score(hidden[places])[of_text, 0]
-        return scores
+        device = hidden.device
+        of_places: torch.Tensor = self.model.score(hidden[integers(places, device)])[:, 0]
+        return of_places[integers(of_text, device)]
 
     def _score_batch(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         ids, mask = padded(texts, self.pad_token_id, self.model.device)

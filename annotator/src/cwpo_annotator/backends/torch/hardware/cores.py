@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Cores:
@@ -32,16 +33,14 @@ class Cores:
             # The last thread's wish has become the default of threads to come.
             torch.set_num_threads(count)
 
-    def each(self, work: Callable[[Item], object], items: Sequence[Item]) -> None:
-        """Do the work for each item, starting with the first items.
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Do the work for each item, starting with the first items; the results in their order.
 
         If there are fewer items than cores, all cores work on one item at a time.
         """
         if self.count == 1 or len(items) < self.count:
-            for item in items:
-                work(item)
-        else:
-            list(self._pool.map(work, items))
+            return [work(item) for item in items]
+        return list(self._pool.map(work, items))
 
     def close(self) -> None:
         """End the threads."""

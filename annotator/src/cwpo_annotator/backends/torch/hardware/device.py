@@ -1,8 +1,12 @@
-"""Which device a model computes on."""
+"""The device that a model computes on."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 
 def best_device() -> str:
@@ -10,3 +14,16 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def integers(
+    values: ArrayLike, device: torch.device, dtype: type[np.integer[Any]] = np.int64
+) -> torch.Tensor:
+    """The integers on the device, in their shape.
+
+    A GPU gets them without a wait for the work that it has begun.
+    """
+    on_cpu = torch.from_numpy(np.asarray(values, dtype))
+    if device.type != "cuda":
+        return on_cpu.to(device)
+    return on_cpu.pin_memory().to(device, non_blocking=True)

@@ -6,22 +6,23 @@ positions (`Row.positions`) and this attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
-from cwpo_annotator.backends.torch.rows.layout import Layout, Run, reading, row_being_read
-from cwpo_annotator.backends.torch.rows.packing import Row, pack_pairs
+from cwpo_annotator.backends.torch.rows.layout import Layout, Run, row_being_read
 from cwpo_annotator.backends.torch.rows.products import attention_by_products
-from cwpo_annotator.encoded import EncodedPair
 
-# Names of the two implementations of attention in transformers' registry, the faster first.
-AT_ONCE, BY_RUNS = "cwpo_shared_prefix_at_once", "cwpo_shared_prefix"
+# torch 2.11 takes several queries for a key unasked.
+_GROUPED: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+)
 
 
 def attention(
@@ -69,21 +70,17 @@ def _flash(
     window: int | None,
 ) -> torch.Tensor:
     """Attention in one call of torch's flash attention for sequences of different lengths."""
-    groups = query.shape[1] // key.shape[1]
-    keys, values = (
-        states[0].transpose(0, 1)[row.keys].repeat_interleave(groups, dim=1)
-        for states in (key, value)
-    )
+    keys, values = (states[0].transpose(0, 1)[row.keys] for states in (key, value))
     output: Any = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
         keys,
         values,
         row.token_bounds,
         row.key_bounds,
-        max(len(run.tokens) for run in row.runs),
-        max(run.keys for run in row.runs),
+        *row.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
+        **_GROUPED,
     )
     at_once: torch.Tensor = output.transpose(0, 1)[None]
     return at_once
@@ -130,48 +127,11 @@ def _sees(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return sees if window is None else sees.triu(keys - queries - window + 1)
 
 
-AttentionInterface.register(AT_ONCE, partial(attention, at_once=True))
-AttentionInterface.register(BY_RUNS, attention)
-for name in (AT_ONCE, BY_RUNS):
-    # The attention above knows what sees what; no mask is to be built.
-    AttentionMaskInterface.register(name, lambda *_, **__: None)
-
-
-def read_row(model: Any, row: Row) -> torch.Tensor:
-    """Hidden states of a packed row, shape (tokens, width), from a model after `share_prompts`."""
-    with reading(row.segments, model.device):
-        output = model.base_model(
-            input_ids=torch.tensor([row.ids], device=model.device),
-            position_ids=torch.tensor([row.positions], device=model.device),
-            use_cache=False,
-        )
-    hidden: torch.Tensor = output.last_hidden_state[0]
-    return hidden
-
-
-@torch.inference_mode()
-def share_prompts(model: Any) -> bool:
-    """Switch a decoder to shared prompts, if its hidden states then stay the same.
-
-    Encoders, and decoders with an attention of their own, stay as they are.
-    """
-    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
-    if not any(isinstance(head, torch.nn.Linear) for head in heads):
-        return False
-    before = model.config._attn_implementation
-    texts = torch.arange(3, 15), torch.cat((torch.arange(3, 9), torch.arange(20, 24)))
-    (row,) = pack_pairs([EncodedPair(texts[0].tolist(), texts[1].tolist(), shared=6)], 1024)
-    ids = (texts[index] for index in row.texts)
-    own = [model.base_model(input_ids=text[None].to(model.device)) for text in ids]
-    expected = torch.stack([output.last_hidden_state[0, -1] for output in own]).float()
-    for implementation in (AT_ONCE, BY_RUNS):
-        try:
-            model.set_attn_implementation(implementation)
-            error = (read_row(model, row)[row.last].float() - expected).norm() / expected.norm()
-        except (TypeError, ValueError, RuntimeError, LookupError):
-            continue
-        # Another mask or other positions change hidden states by the order of their size.
-        if error < (1e-3 if model.dtype == torch.float32 else 0.1):
-            return True
-    model.set_attn_implementation(before)
-    return False
+# The implementations by their names in transformers' registry, the faster first. It has no function
+# for their masks, so none is built: a layout tells what sees what.
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "cwpo_shared_prefix_at_once": partial(attention, at_once=True),
+    "cwpo_shared_prefix": attention,
+}
+for name, implementation in IMPLEMENTATIONS.items():
+    AttentionInterface.register(name, implementation)

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 
+from cwpo_annotator.backends.torch.hardware.device import integers
 from cwpo_annotator.backends.torch.rows.packing import Segment
 
 
@@ -54,8 +56,8 @@ class Layout:
     @cached_property
     def keys(self) -> torch.Tensor:
         """The positions that the runs attend to, run after run."""
-        places = chain.from_iterable(places for run in self.runs for places in run.seen)
-        return torch.tensor([*places], device=self.device)
+        places = [np.arange(own.start, own.stop) for run in self.runs for own in run.seen]
+        return integers(np.concatenate(places), self.device)
 
     @cached_property
     def key_bounds(self) -> torch.Tensor:
@@ -67,8 +69,13 @@ class Layout:
         """Where each run's tokens begin, and where those of the last end: int32, (runs + 1,)."""
         return self._bounds([len(run.tokens) for run in self.runs])
 
+    @cached_property
+    def longest(self) -> tuple[int, int]:
+        """The most tokens of a run, and the most keys."""
+        return max(len(run.tokens) for run in self.runs), max(run.keys for run in self.runs)
+
     def _bounds(self, counts: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=self.device)
+        return integers([0, *accumulate(counts)], self.device, np.int32)
 
 
 def runs(segment: Segment) -> Iterator[Run]:

@@ -1,0 +1,102 @@
+"""Decoders that read packed rows, in which the responses of a pair share one copy of their prompt.
+
+What makes a model read rows, or read them faster, is tried on two short texts first: a model whose
+hidden states would not stay the same is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+
+from cwpo.errors import first_line
+from cwpo_annotator.backends.torch.hardware.device import integers
+from cwpo_annotator.backends.torch.rows.attention import IMPLEMENTATIONS
+from cwpo_annotator.backends.torch.rows.layout import reading
+from cwpo_annotator.backends.torch.rows.packing import Row, pack_pairs
+from cwpo_annotator.encoded import EncodedPair
+
+logger = logging.getLogger("cwpo_annotator")
+
+# Two short texts with a shared beginning.
+_PROBE = EncodedPair([*range(3, 15)], [*range(3, 9), *range(20, 24)], shared=6)
+(_PROBE_ROW,) = pack_pairs([_PROBE], 1024)
+
+
+def read_row(model: Any, row: Row) -> torch.Tensor:
+    """Hidden states of a packed row, shape (tokens, width), from a model after `share_prompts`."""
+    with reading(row.segments, model.device):
+        output = model.base_model(
+            input_ids=integers([row.ids], model.device),
+            position_ids=integers([row.positions], model.device),
+            use_cache=False,
+        )
+    hidden: torch.Tensor = output.last_hidden_state[0]
+    return hidden
+
+
+@torch.inference_mode()
+def share_prompts(model: Any) -> bool:
+    """Switch a decoder to packed rows; encoders, and decoders of an attention of their own, stay.
+
+    Returns: whether the model reads packed rows now.
+    """
+    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
+    if not any(isinstance(head, torch.nn.Linear) for head in heads):
+        return False
+    before = model.config._attn_implementation
+    texts = ((_PROBE.a, _PROBE.b)[index] for index in _PROBE_ROW.texts)
+    own = [model.base_model(input_ids=integers([text], model.device)) for text in texts]
+    expected = torch.stack([output.last_hidden_state[0, -1] for output in own])
+    for implementation in IMPLEMENTATIONS:
+        try:
+            model.set_attn_implementation(implementation)
+            if _is_close(_read_probe(model), expected):
+                return True
+        except (TypeError, ValueError, RuntimeError, LookupError):
+            continue
+    model.set_attn_implementation(before)
+    return False
+
+
+@torch.inference_mode()
+def compile_layers(model: Any) -> None:
+    """Compile the layers of a decoder that reads packed rows, if it keeps them in a list.
+
+    Between the matrix products of a layer, a GPU then reads and writes memory once where it did so
+    for each operation. Compiling takes some seconds, and needs a C compiler.
+    """
+    lists = (m for m in model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+    if (layers := next(lists, None)) is None:
+        return
+    before, expected = [*layers], _read_probe(model)
+    disable: Any = torch.compiler.disable
+    compiled: Any = torch.compile
+    for name, implementation in IMPLEMENTATIONS.items():
+        # They read a layout, which is another one in every pass.
+        AttentionInterface.register(name, disable(implementation))
+    for at, layer in enumerate(before):
+        layers[at] = compiled(layer, dynamic=True)
+    try:
+        if _is_close(_read_probe(model), expected):
+            return
+        reason = "its hidden states would be others"
+    except Exception as error:  # Of the compiler behind the compiler, whichever that is.
+        reason = first_line(error)
+    logger.warning("the model's layers are not compiled, and slower for it: %s", reason)
+    for at, layer in enumerate(before):
+        layers[at] = layer
+
+
+def _read_probe(model: Any) -> torch.Tensor:
+    return read_row(model, _PROBE_ROW)[_PROBE_ROW.last]
+
+
+def _is_close(hidden: torch.Tensor, expected: torch.Tensor) -> bool:
+    # Another mask or other positions change hidden states by the order of their size.
+    tolerance = 1e-3 if hidden.dtype == torch.float32 else 0.1
+    error = (hidden.float() - expected.float()).norm()
+    return bool(error < tolerance * expected.float().norm())
