@@ -14,6 +14,7 @@ import httpx2
 from pydantic import BaseModel
 
 from cwpo import transport
+from cwpo.download import Download
 from cwpo.errors import CwpoError
 from cwpo.keepalive import KEEPALIVE
 from cwpo.partial_file import ResumableFile, partial_file
@@ -78,26 +79,18 @@ class Connection:
         return path
 
     def fetch(self, sources: Sequence[Request], file: ResumableFile) -> None:
-        """Receive a file that may be there in part; does nothing if it is complete.
-
-        After a failure that may be temporary it continues where it stopped.
+        """Receive a file, of which a part or all may be there already; with retries.
 
         sources: requests for the same content; each is given up for the next one when it fails.
         """
-        if file.is_complete():
-            return
-        left = list(sources)
-        retries = Retries(self.max_retries)
-        while True:
+        download = Download(sources, file, self.max_retries)
+        while (request := download.request()) is not None:
             try:
-                if not file.is_received:
-                    self._receive(left[0], file)
-                return file.publish()
+                with self.stream(request) as response, download.receiving(response) as out:
+                    for chunk in response.iter_bytes():
+                        out.write(chunk)
             except CwpoError as error:
-                if len(left) > 1:
-                    del left[0]
-                else:
-                    self.sleep(retries.delay(error))
+                self.sleep(download.delay(error))
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -106,14 +99,6 @@ class Connection:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-
-    def _receive(self, request: Request, file: ResumableFile) -> None:
-        with (
-            self.stream(request.starting_at(file.received)) as response,
-            file.receiving(transport.first_byte(response)) as out,
-        ):
-            for chunk in response.iter_bytes():
-                out.write(chunk)
 
     def _answer(self, request: Request, progress: Progress | None) -> httpx2.Response:
         content = None if request.file is None else chunks(request.file, "upload", progress)
@@ -176,26 +161,19 @@ class AsyncConnection:
         return path
 
     async def fetch(self, sources: Sequence[Request], file: ResumableFile) -> None:
-        """Receive a file that may be there in part; does nothing if it is complete.
-
-        After a failure that may be temporary it continues where it stopped.
+        """Receive a file, of which a part or all may be there already; with retries.
 
         sources: requests for the same content; each is given up for the next one when it fails.
         """
-        if file.is_complete():
-            return
-        left = list(sources)
-        retries = Retries(self.max_retries)
-        while True:
+        download = Download(sources, file, self.max_retries)
+        while (request := download.request()) is not None:
             try:
-                if not file.is_received:
-                    await self._receive(left[0], file)
-                return file.publish()
+                async with self.stream(request) as response:
+                    with download.receiving(response) as out:
+                        async for chunk in response.aiter_bytes():
+                            out.write(chunk)
             except CwpoError as error:
-                if len(left) > 1:
-                    del left[0]
-                else:
-                    await self.sleep(retries.delay(error))
+                await self.sleep(download.delay(error))
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -204,12 +182,6 @@ class AsyncConnection:
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-    async def _receive(self, request: Request, file: ResumableFile) -> None:
-        async with self.stream(request.starting_at(file.received)) as response:
-            with file.receiving(transport.first_byte(response)) as out:
-                async for chunk in response.aiter_bytes():
-                    out.write(chunk)
 
     async def _answer(self, request: Request, progress: Progress | None) -> httpx2.Response:
         content = None if request.file is None else _chunks_on_thread(request.file, progress)

@@ -41,10 +41,11 @@ class ResumableFile:
         self._size = size
         self._sha256 = sha256
         self._partial = path.with_name(f".{path.name}.partial")
+        self._is_published = False
 
     def is_complete(self) -> bool:
         """Whether the file is there with the right content."""
-        return self.path.is_file() and self._is_right(self.path)
+        return self._is_published or (self.path.is_file() and self._is_right(self.path))
 
     @property
     def received(self) -> int:
@@ -54,7 +55,7 @@ class ResumableFile:
     @property
     def is_received(self) -> bool:
         """Whether all bytes are there, though not checked yet."""
-        return self.received >= self._size
+        return self._partial.is_file() and self.received >= self._size
 
     def receiving(self, start: int) -> BinaryIO:
         """The file to write the bytes from `start` on to."""
@@ -70,6 +71,7 @@ class ResumableFile:
                 f"{self.path}: what was received does not have the checksum that was announced"
             )
         self._partial.replace(self.path)
+        self._is_published = True
 
     def _is_right(self, path: Path) -> bool:
         if path.stat().st_size != self._size:

@@ -1,0 +1,61 @@
+"""A file that is received in pieces, decided without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+import httpx2
+
+from cwpo.errors import CwpoError, DamagedDownloadError
+from cwpo.partial_file import ResumableFile
+from cwpo.transport import Request, Retries, first_byte
+
+
+class Download:
+    """A file of known content, received over any number of connections.
+
+    While there is a `request()`, send it, and write its answer to the file that `receiving` opens.
+    If either fails, wait `delay(error)` seconds before the next one.
+
+    Args:
+        sources: requests for the same content; each is given up for the next one when it fails.
+        file: the file, of which a part may be there already.
+        limit: number of times that the last source may fail and be asked again.
+    """
+
+    def __init__(self, sources: Sequence[Request], file: ResumableFile, limit: int) -> None:
+        self._sources = list(sources)
+        self._file = file
+        self._retries = Retries(limit)
+
+    def request(self) -> Request | None:
+        """The request for the bytes that are missing; None if the file is complete."""
+        if self._file.is_received:
+            # The connection, or an earlier run, ended between the last byte and the check.
+            with suppress(DamagedDownloadError):
+                self._file.publish()
+        if self._file.is_complete():
+            return None
+        return self._sources[0].starting_at(self._file.received)
+
+    @contextmanager
+    def receiving(self, response: httpx2.Response) -> Iterator[BinaryIO]:
+        """The file to write the answer to, which is checked and gets its name after the block.
+
+        Raises: DamagedDownloadError, having discarded the file, if its content is wrong.
+        """
+        with self._file.receiving(first_byte(response)) as out:
+            yield out
+        self._file.publish()
+
+    def delay(self, error: CwpoError) -> float:
+        """Seconds to wait after a failure: none if there is another source, which is asked next.
+
+        Raises: the error itself, if no source is left, and it is permanent or no retries are left.
+        """
+        if len(self._sources) > 1:
+            del self._sources[0]
+            return 0.0
+        return self._retries.delay(error)
