@@ -1,7 +1,10 @@
-"""The SDK is tested with and without asyncio."""
+"""The SDK is tested with and without asyncio, and the command also where nobody reads it."""
 
 import asyncio
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -25,3 +28,25 @@ def use(request):
         return asyncio.run(run())
 
     return {"sync": run_sync, "async": run_async}[request.param]
+
+
+@pytest.fixture
+def unread():
+    """`unread("--help", stream="stdout")`: `cwpo --help`, whose stream is a pipe without reader."""
+
+    def run(*arguments, stream="stdout", **environment):
+        reader, writer = os.pipe()
+        os.close(reader)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+        try:
+            return subprocess.run(
+                [sys.executable, "-m", "cwpo", *map(str, arguments)],
+                **streams,
+                text=True,
+                check=False,
+                env={**os.environ, **environment},
+            )
+        finally:
+            os.close(writer)
+
+    return run

@@ -79,6 +79,14 @@ def test_a_mistake_is_one_clear_line(arguments, message, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "unbuffered"), [("--help", ""), ("--help", "1"), ("jobs list --help", "")]
+)
+def test_output_that_nobody_reads_ends_a_command_without_a_word(unread, command, unbuffered):
+    result = unread(*command.split(), PYTHONUNBUFFERED=unbuffered)
+    assert (result.returncode, result.stderr) == (141, "")
+
+
 @pytest.mark.slow
 def test_flags_win_over_the_environment():
     result = cwpo("jobs", "list", "--url", "http://127.0.0.1:9", CWPO_URL="http://127.0.0.1:10")

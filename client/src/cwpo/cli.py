@@ -8,8 +8,11 @@ variables (`CWPO_LIKE_THIS`), and its method `cli_cmd` does the work.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, get_args
@@ -149,6 +152,30 @@ class Command(BaseSettings):
         CliApp.run_subcommand(self)
 
 
+@contextmanager
+def _ending_with_its_reader() -> Iterator[None]:
+    """Exit without a word if nobody reads the output any more, as in `cwpo --help | head -1`.
+
+    Exits: 141, which is what a shell says of a Unix tool that SIGPIPE ended.
+    """
+    try:
+        try:
+            yield
+        finally:
+            # What is still in the buffer, which Python would flush after the last `except`.
+            print(end="", flush=True)
+    except (BrokenPipeError, SystemExit) as ending:
+        # rich catches the former, and raises the latter while it does.
+        if not any(isinstance(error, BrokenPipeError) for error in (ending, ending.__context__)):
+            raise
+        # The buffer is not empty yet, and Python will try again.
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nobody, stream.fileno())
+        sys.exit(141)
+
+
+@_ending_with_its_reader()
 def main() -> None:
     """Run `cwpo SUBCOMMAND ...`; every expected failure is one line on stderr and exit code 1."""
     arguments = sys.argv[1:]
@@ -163,10 +190,12 @@ def main() -> None:
     run(commands[name].load(), arguments[1:], f"cwpo {name}")
 
 
+@_ending_with_its_reader()
 def run(command: type[Command], arguments: list[str], program: str) -> None:
     """Run one command with its arguments.
 
-    Exits: 1 with one line for an expected failure, 2 for a wrong flag, 130 on Ctrl-C.
+    Exits: 1 with one line for an expected failure, 2 for a wrong flag, 130 on Ctrl-C, 141 if nobody
+        reads the output.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -177,8 +206,6 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         sys.exit("\n".join(f"{program}: {line}" for line in _flag_errors(error)))
     except (CwpoError, SettingsError) as error:
         sys.exit(f"{program}: {error}")
-    except BrokenPipeError:
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -83,6 +83,18 @@ def test_an_input_on_the_service_s_side_is_not_looked_for_here(cwpo):
     assert "its operator has set no --input-prefix" in result.stderr
 
 
+@pytest.mark.slow
+def test_output_that_nobody_reads_ends_a_command_without_a_word(cwpo, up, unread, messy, tmp_path):
+    assert cwpo("jobs", "submit", messy, "--wait").returncode == 0
+    for shown in ("--json", "--limit=1"):
+        result = unread("jobs", "list", shown, CWPO_URL=up)
+        assert (result.returncode, result.stderr) == (141, ""), shown
+    output = tmp_path / "weighted.jsonl"
+    result = unread("annotate", messy, "-o", output, stream="stderr", CWPO_URL=up)
+    assert (result.returncode, result.stdout) == (141, "")
+    assert not output.exists()
+
+
 def test_a_job_that_fails_says_why_and_leaves_no_output(cwpo, tmp_path):
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"no parquet at all")
