@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trl.trainer.dpo_config import DPOConfig
 
 from cwpo_trainer import ConfidenceDPOConfig, losses
 from cwpo_trainer.losses import LOSSES
@@ -137,8 +138,12 @@ def test_the_constants_of_a_loss_are_flags_and_fields_of_the_config(loss):
         setting = Alignment.model_fields[constant.flag]
         assert setting.default == constant.default
         assert setting.description.startswith(constant.meaning)
-        assert constant.config_field in ConfidenceDPOConfig.__dataclass_fields__
         assert constant.argument in inspect.signature(loss.function).parameters
+        field = ConfidenceDPOConfig.__dataclass_fields__[constant.config_field]
+        if constant.config_field not in DPOConfig.__dataclass_fields__:
+            kind = type(constant.default).__name__
+            assert (field.type, field.default) == (kind, constant.default)
+            assert field.metadata["help"] == f"{constant.meaning}."
 
 
 @pytest.mark.parametrize("page", ["method.md", "training.md"])

@@ -4,9 +4,8 @@ Pure functions of log-probabilities: of the policy and of the reference, of the 
 rejected response, each shape (n,), summed over the tokens of the response. All return shape (n,).
 The confidence comes in at one place only, `weighted_mean` (eq. 7).
 
-`LOSSES` lists what `cwpo align --loss` offers. Flags, their checks, the fields of
-ConfidenceDPOConfig, the trainer's choice of the function, the plan of a run and the table in
-docs/training.md all follow from it.
+`LOSSES` lists what `cwpo align --loss` offers. Flags, their checks, the trainer's choice of the
+function, the plan of a run and the table in docs/training.md all follow from it.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,39 +24,31 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from cwpo.errors import ConfigError, DatasetError
 from cwpo.progress import Progress
 from cwpo_trainer import weights
-from cwpo_trainer.constants import names_by_constant
-from cwpo_trainer.losses import EPSILON, LOSSES, OF_TRL_TYPE, Loss, weighted_mean
+from cwpo_trainer.constants import Constant, names_by_constant
+from cwpo_trainer.losses import (
+    EPSILON,
+    GAMMA,
+    LENGTH_NORMALISED,
+    LOSSES,
+    OF_TRL_TYPE,
+    Loss,
+    weighted_mean,
+)
 from cwpo_trainer.run import process
 
 _WEIGHT = "pair_weight"
 
-C = TypeVar("C")
+
+def _field_of(constant: Constant) -> Any:
+    """The field of a constant for which TRL's config has none."""
+    return field(default=constant.default, metadata={"help": f"{constant.meaning}."})
 
 
-def _with_constants(config: type[C]) -> type[C]:
-    """A class decorator: adds the fields of constants of losses for which TRL's config has none."""
-    there = {each.name for each in fields(config)}  # type: ignore[arg-type]
-    own = [
-        (
-            constant.config_field,
-            type(constant.default),
-            field(default=constant.default, metadata={"help": f"{constant.meaning}."}),
-        )
-        for constant in names_by_constant(LOSSES)
-        if constant.config_field not in there
-    ]
-    about = {"__doc__": config.__doc__, "__module__": config.__module__}
-    extended: type[C] = make_dataclass(config.__name__, own, bases=(config,), namespace=about)
-    return extended
-
-
-@_with_constants
 @dataclass
 class ConfidenceDPOConfig(DPOConfig):
     """TRL's DPOConfig for one loss: sigmoid (CW-DPO), ipo (CW-IPO), robust (CW-rDPO) and others.
 
-    `beta` is tau under ipo, and `label_smoothing` is epsilon under robust and cdpo, as in TRL. The
-    other constants in `LOSSES` are fields too: `ipo_length_normalised`, `simpo_gamma`.
+    `beta` is tau under ipo, and `label_smoothing` is epsilon under robust and cdpo, as in TRL.
     Raises: ConfigError for an option that the weighted loss would otherwise silently ignore.
     """
 
@@ -64,6 +56,8 @@ class ConfidenceDPOConfig(DPOConfig):
         default="confidence",
         metadata={"help": "Column of the dataset whose value multiplies the loss of a pair."},
     )
+    ipo_length_normalised: bool = _field_of(LENGTH_NORMALISED)
+    simpo_gamma: float = _field_of(GAMMA)
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
