@@ -8,7 +8,7 @@ text, or else JSON as text (arrays, objects, and values of mixed types).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -35,6 +35,7 @@ _ARROW: dict[ColumnType, pa.DataType] = {
     "text": pa.string(),
     "json": pa.string(),
 }
+_TYPES = {arrow: known for known, arrow in _ARROW.items() if known != "json"}
 _JSON = {b"cwpo.type": b"json"}
 _KINDS = {type(None): "null", bool: "boolean", str: "text", float: "number"}
 # Up to here a double holds every integer.
@@ -54,12 +55,27 @@ class Column(BaseModel):
         metadata = _JSON if self.type == "json" else None
         return pa.field(self.name, _ARROW[self.type], metadata=metadata)
 
+    @classmethod
+    def of(cls, field: pa.Field) -> Column:
+        """The column that a Parquet field is of; it has to be one that `field` gave."""
+        known: ColumnType = "json" if _is_json(field) else _TYPES[field.type]
+        return cls(name=field.name, type=known)
+
 
 class Columns:
-    """The columns of an input and their types, learned row by row."""
+    """The columns of an input and their types, learned row by row.
 
-    def __init__(self) -> None:
-        self._kinds: dict[str, set[str]] = {}
+    Args:
+        kinds: those of rows that were read before, from `kinds`.
+    """
+
+    def __init__(self, kinds: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._kinds = {name: set(given) for name, given in (kinds or {}).items()}
+
+    @property
+    def kinds(self) -> dict[str, list[str]]:
+        """The kinds of the values in each column, as JSON: more than its type tells."""
+        return {name: sorted(kinds) for name, kinds in self._kinds.items()}
 
     def learn(self, extra: Mapping[str, Any]) -> None:
         """Add the columns of one row. Raises: DatasetError for too many different columns."""

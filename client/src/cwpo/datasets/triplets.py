@@ -114,9 +114,13 @@ def read_rows(source: BinaryIO, format: FileFormat) -> Iterator[tuple[int, dict[
 
 def rows_through(
     files: Iterable[Iterable[tuple[int, dict[str, Any] | str]]],
+    before: int = 0,
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of several files as those of one: the numbers continue from file to file."""
-    before = 0
+    """The rows of several files as those of one: the numbers continue from file to file.
+
+    Args:
+        before: number of the last row before the first file.
+    """
     for rows in files:
         number = 0
         for number, row in rows:
@@ -148,15 +152,18 @@ def read_triplets(source: BinaryIO, format: FileFormat) -> Iterator[NumberedTrip
 
 def triplets_of(
     rows: Iterable[tuple[int, dict[str, Any] | str]],
+    is_chat: bool | None = None,
 ) -> Iterator[NumberedTriplet | RejectedRow]:
     """Each numbered row as a triplet, or as a rejected row with the reason.
 
     Responses are the columns response_a and response_b, or TRL's chosen and rejected (then a is
     chosen). A missing id becomes the row's number; a number as id becomes text. The first valid
     row decides whether all prompts have to be texts or chat messages.
+
+    Args:
+        is_chat: whether prompts have to be chat messages, where rows before these have decided it.
     Raises: DatasetError for an extra column that cannot be kept.
     """
-    is_chat: bool | None = None
     for number, value in rows:
         row = parse_triplet(number, value)
         if isinstance(row, NumberedTriplet) and isinstance(value, dict):

@@ -122,6 +122,13 @@ def weighted_schema(
     return pa.schema(fields, metadata=metadata)
 
 
+def columns_beside(schema: pa.Schema) -> list[Column]:
+    """The extra columns of a weighted dataset, from the schema that `weighted_schema` gave."""
+    is_calibrated = "calibrated_confidence" in schema.names
+    own = weighted_schema(chat=False, calibrated=is_calibrated)
+    return [Column.of(field) for field in list(schema)[len(own) :]]
+
+
 def annotator_of(schema: pa.Schema) -> ModelRef | None:
     """The annotator that wrote a weighted dataset; None if its schema does not name one."""
     noted = (schema.metadata or {}).get(_ANNOTATOR)
