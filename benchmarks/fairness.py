@@ -105,7 +105,7 @@ def _large_job(folder: Path, client: Client, file_id: str) -> Iterator[None]:
         blob.write(manifest.model_dump_json().encode())
     lifecycle = Lifecycle(redis.Redis.from_url(_redis_url(folder)), store)
     lifecycle.registry.create(record)
-    lifecycle.start_shards(manifest)
+    lifecycle.note_planned(manifest)
     while lifecycle.finished.count(record.id) < WARM_SHARDS:
         time.sleep(0.1)
     yield

@@ -41,7 +41,7 @@ from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.queue.valkey import EmbeddedValkey
 from cwpo_worker.steps.annotate import annotate_shard
 from cwpo_worker.steps.merge import merge_parts
-from cwpo_worker.steps.plan import plan_job
+from cwpo_worker.steps.plan import plan_file
 from cwpo_worker.storage.store import BlobStore
 from cwpo_worker.storage.uploads import FileCatalog
 from cwpo_worker.upkeep.reconciler import Reconciler
@@ -282,8 +282,17 @@ class House:
         asked = JobRequest(file_id=file_id, **request)
         return self.ledger.submit(asked, owner=owner, idempotency_key=None).id
 
-    def plan(self, job_id: str) -> None:
-        plan_job(self.lifecycle, self.store, job_id)
+    def submit_files(
+        self, *files: list[dict[str, Any]], owner: str | None = None, **request: object
+    ) -> str:
+        """Submit a job for several files of these rows."""
+        lines = ["".join(json.dumps(row) + "\n" for row in rows) for rows in files]
+        file_ids = [self.upload(text.encode(), owner=owner) for text in lines]
+        asked = JobRequest(file_ids=file_ids, **request)
+        return self.ledger.submit(asked, owner=owner, idempotency_key=None).id
+
+    def plan(self, job_id: str, file: int = 0) -> None:
+        plan_file(self.lifecycle, self.store, job_id, file)
 
     def annotate(self, job_id: str, index: int) -> None:
         annotate_shard(self.lifecycle, self.store, self.client, job_id, index)

@@ -299,7 +299,7 @@ class JobRequest(_Sent):
 
 
 class JobProgress(_Answered):
-    """How far a job is. rows_total is unknown while the input is being validated."""
+    """How far a job is. rows_total is unknown until the whole input is read and checked."""
 
     rows_total: int | None = None
     rows_done: int = 0

@@ -8,6 +8,7 @@ from rq.executions import Execution
 from rq.job import Job as QueuedTask
 from rq.serializers import JSONSerializer
 
+from cwpo.types import JobProgress
 from cwpo_worker import tasks
 from cwpo_worker.jobs.finished_shards import RowCounts
 from cwpo_worker.jobs.record import JobRecord, now
@@ -57,8 +58,10 @@ def run(house):
         task, end = take(house)
         if task.step == "shard":
             tasks.shard(task.job_id, task.index, task.count)
+        elif task.step == "plan":
+            tasks.plan(task.job_id, task.index or 0)
         else:
-            getattr(tasks, task.step)(task.job_id)
+            tasks.merge(task.job_id)
         end()
         yield task
 
@@ -143,6 +146,42 @@ def test_a_plan_goes_before_the_shards_that_a_task_has_not_begun(shop):
     assert shop.results(job_id) == shop.expected(shop.rows(512))
 
 
+def test_the_plans_of_two_large_jobs_take_turns(shop):
+    rows = shop.rows(8)
+    first = shop.submit_files(*([row] * 4 for row in rows[:4]), owner="ann")
+    done = [next(run(shop))]
+    second = shop.submit_files(*([row] * 4 for row in rows[4:]), owner="ben")
+    done += run(shop)
+    plans = [task.job_id for task in done if task.step == "plan"]
+    assert plans == [first, second, first, second, first, second, first, second]
+    shards = [at for at, task in enumerate(done) if (task.job_id, task.step) == (first, "shard")]
+    last_plan = max(at for at, task in enumerate(done) if task.step == "plan")
+    assert shards[0] < last_plan
+    assert shop.results(second) == shop.expected([row for row in rows[4:] for _ in range(4)])
+
+
+def test_a_small_job_is_planned_between_two_files_of_a_large_one(shop):
+    rows = shop.rows(16)
+    large = shop.submit_files(*(rows[at : at + 4] for at in range(0, 16, 4)))
+    assert done_by(shop, 1) == {large: 1}
+    small = shop.submit(shop.rows(1))
+    assert done_by(shop, 3) == {small: 3}
+    assert shop.ledger.get(large, owner=None).progress.rows_total is None
+
+
+def test_the_plan_of_a_further_file_does_not_end_a_task_of_several_shards(shop):
+    job_id = shop.submit_files(shop.rows(512), shop.rows(2))
+    assert [str(task) for task in islice(run(shop), 1)] == ["plan"]
+    waits = [str(task) for task in waiting(shop)]
+    assert waits == ["shard 0x8", "shard 8x8", "plan 1"]
+    for _ in range(2):
+        task, end = take(shop)
+        tasks.shard(task.job_id, task.index, task.count)
+        end()
+    assert str(waiting(shop)[0]) == "plan 1"
+    assert shop.finished.count(job_id) == 16
+
+
 def test_what_was_queued_twice_counts_once(shop):
     job_id = submit(shop, 3)
     for index in (0, 1, 0, 0):
@@ -179,9 +218,15 @@ def test_ended_jobs_leave_nothing_of_their_turns(shop):
 def test_half_a_million_shards_are_a_few_kilobytes(house):
     shards = 500_000
     job_id = f"job-{'5' * 24}"
-    house.registry.create(
-        JobRecord(id=job_id, state="running", shard_rows=2048, shards=shards, created_at=now())
+    record = JobRecord(
+        id=job_id,
+        state="running",
+        shard_rows=2048,
+        shards=shards,
+        created_at=now(),
+        progress=JobProgress(rows_total=shards * 2048),
     )
+    house.registry.create(record)
     house.finished.add(job_id, shards - 1, RowCounts(2047, 1))
     house.reconcile()
     assert len(waiting(house)) == 2

@@ -33,7 +33,7 @@ from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.queue.task_queue import SERVICE_RETRY_SECONDS, Task
 from cwpo_worker.steps.annotate import annotate_shard
 from cwpo_worker.steps.merge import discard_shards, merge_parts
-from cwpo_worker.steps.plan import plan_job
+from cwpo_worker.steps.plan import plan_file
 from cwpo_worker.storage.store import BlobStore
 
 # After so long a task gives the shards that it has not begun to others.
@@ -73,11 +73,11 @@ def wind_down() -> None:
     _tools.get().is_ending = True
 
 
-def plan(job_id: str) -> None:
-    """Split the job's input into shards."""
+def plan(job_id: str, file: int = 0) -> None:
+    """Split a file of the job's input into shards; the plan of the next file is queued then."""
     tools = _tools.get()
-    with _verdict(Task(job_id, "plan")):
-        plan_job(tools.lifecycle, tools.store, job_id)
+    with _verdict(Task(job_id, "plan", file or None)):
+        plan_file(tools.lifecycle, tools.store, job_id, file)
 
 
 def shard(job_id: str, index: int, count: int) -> Retry | None:
@@ -115,9 +115,9 @@ def merge(job_id: str) -> None:
 
 
 def _is_urgent() -> bool:
-    """Whether a plan or a merge waits: that of a small job should not wait for many shards."""
+    """Whether a plan or a merge waits that should not wait for many shards."""
     first = _tools.get().lifecycle.queue.first()
-    return first is not None and first.step != "shard"
+    return first is not None and first.is_urgent
 
 
 def _note_wait(

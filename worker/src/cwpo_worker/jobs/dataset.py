@@ -33,13 +33,17 @@ _CURSOR = re.compile(r"\d{1,8}", re.ASCII)
 
 
 class CheckedPart(BaseModel):
-    """A part that was found to be whole: its shard, its annotated and failed rows, its content."""
+    """A part that was found to be whole: its shard, its annotated and failed rows, its content.
+
+    is_completed: the dataset has a copy with columns that were not known when it was annotated.
+    """
 
     index: int
     rows: int
     failed: int
     bytes: int
     sha256: str
+    is_completed: bool = False
 
 
 class Kind(BaseModel):
@@ -132,7 +136,7 @@ class Dataset:
         page = self.page(index // PAGE_PARTS) if found else None
         for part in [] if page is None else page.parts:
             if part.index == index and part.rows:
-                blob = self._store.stored(self._folder.part(index))
+                blob = self._store.stored(self._key(part))
                 return blob._replace(version=part.sha256)
         raise UnknownPartError(f"the dataset has no part {name[:64]!r}")
 
@@ -156,14 +160,19 @@ class Dataset:
         return summary
 
     def _public(self, part: CheckedPart, url_seconds: int | None) -> DatasetPart:
-        key = self._folder.part(part.index)
         return DatasetPart(
             name=f"part-{part.index:08d}.parquet",
             rows=part.rows,
             bytes=part.bytes,
             sha256=part.sha256,
-            url=None if url_seconds is None else self._store.signed_url(key, url_seconds),
+            url=None
+            if url_seconds is None
+            else self._store.signed_url(self._key(part), url_seconds),
         )
+
+    def _key(self, part: CheckedPart) -> str:
+        key = self._folder.completed_part if part.is_completed else self._folder.part
+        return key(part.index)
 
     def _read(self, key: str, model: type[M]) -> M | None:
         try:

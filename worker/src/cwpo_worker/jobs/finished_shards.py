@@ -57,7 +57,7 @@ class FinishedShards:
 
     def progress(self, record: JobRecord) -> JobProgress:
         """The progress of the job: as recorded if it has ended, otherwise from its counters."""
-        if record.state in FINAL_STATES or record.progress.rows_total is None:
+        if record.state in FINAL_STATES:
             return record.progress
         annotated, failed = self._rows(record.id)
         rate = None
@@ -65,13 +65,14 @@ class FinishedShards:
             seconds = (now() - record.started_at).total_seconds()
             rate = (annotated + failed) / seconds if seconds > 0 else None
         done = annotated + failed + record.rejected
+        total = record.progress.rows_total
         return JobProgress(
-            rows_total=record.progress.rows_total,
+            rows_total=total,
             rows_done=done,
             rows_annotated=annotated,
             rows_failed=failed + record.rejected,
             rows_per_second=rate,
-            eta_seconds=(record.progress.rows_total - done) / rate if rate else None,
+            eta_seconds=(total - done) / rate if rate and total is not None else None,
         )
 
     def _rows(self, job_id: str) -> RowCounts:

@@ -295,9 +295,8 @@ class Ledger:
         if self._max_waiting_rows is None:
             return
         waiting = sum(
-            job.progress.rows_total - job.progress.rows_done
-            for job in map(self._public, self._active(owner))
-            if job.progress.rows_total is not None
+            record.rows_known - self._finished.progress(record).rows_done
+            for record in self._active(owner)
         )
         if waiting >= self._max_waiting_rows:
             raise WaitingRowsError(

@@ -13,7 +13,7 @@ from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
 from cwpo_worker.jobs.attempts import Attempts
 from cwpo_worker.jobs.finished_shards import FinishedShards, RowCounts
 from cwpo_worker.jobs.manifest import Manifest
-from cwpo_worker.jobs.record import JobRecord, now
+from cwpo_worker.jobs.record import PLANNING_STATES, JobRecord, now
 from cwpo_worker.jobs.registry import JobRegistry
 from cwpo_worker.jobs.turns import Turns
 from cwpo_worker.queue.task_queue import Census, Task, TaskQueue
@@ -53,23 +53,37 @@ class Lifecycle:
         """The job, if it is in one of the states. Raises: JobStoppedError if not."""
         return self.registry.expect(job_id, *states)
 
-    def start_shards(self, manifest: Manifest) -> None:
-        """Let a planned job have its turns. Raises: JobStoppedError when it was cancelled."""
-        job_id, shards = manifest.job_id, manifest.shard_count
+    def expect_planning(self, job_id: str, file: int) -> JobRecord:
+        """The job, if this file of its input is not planned yet. Raises: JobStoppedError if not."""
+        record = self.expect(job_id, *PLANNING_STATES)
+        if record.is_planned or file < record.files_planned:
+            raise JobStoppedError(f"file {file} of job {job_id} is planned")
+        return record
 
-        def queued(record: JobRecord) -> JobRecord:
-            progress = record.progress.model_copy(update={"rows_total": manifest.rows})
-            return record.moved(
-                "queued", progress=progress, rejected=manifest.rejected, shards=shards
-            )
+    def note_planned(self, manifest: Manifest) -> None:
+        """Let the shards that were planned have their turns, and queue the plan of the next file.
 
-        try:
-            self.registry.change(job_id, queued)
-        except IllegalTransitionError as error:
-            raise JobStoppedError(str(error)) from error
+        Repeating this does nothing. Raises: JobStoppedError when the job was cancelled.
+        """
+        job_id, is_news = manifest.job_id, False
+
+        def planned(record: JobRecord) -> JobRecord:
+            nonlocal is_news
+            changed = record.with_planned(manifest)
+            is_news = changed is not record
+            return changed
+
+        record = self.registry.change(job_id, planned)
+        self.turns.extend(job_id, record.shards or 0)
         self.turns.queue_next()
-        if not shards:
+        if is_news and manifest.next_file is not None:
+            self.queue.enqueue(Task(job_id, "plan", manifest.next_file))
+        if self.has_finished(record):
             self.finalize(job_id)
+
+    def has_finished(self, record: JobRecord) -> bool:
+        """Whether all shards of the job are finished, and none is to come."""
+        return record.is_planned and self.finished.count(record.id) == (record.shards or 0)
 
     def start_running(self, job_id: str) -> JobRecord:
         """Record that a shard has started.
@@ -142,9 +156,11 @@ class Lifecycle:
 
         Raises: JobStoppedError if all rows are annotated anew.
         """
+        self.registry.get(job.id).check_continues(job)
+        finished = self.finished.add(job.id, index, counts)
+        # Read after that: the last file may just have been planned, when this was not finished yet.
         record = self.registry.get(job.id)
-        record.check_continues(job)
-        if self.finished.add(job.id, index, counts) == record.shards:
+        if record.is_planned and finished == record.shards:
             self.finalize(job.id)
 
     def give_back(self, job_id: str, indices: Iterable[int]) -> None:
@@ -246,6 +262,10 @@ class Lifecycle:
                 "validating",
                 **anew,
                 progress=JobProgress(),
+                files_planned=0,
+                rows_planned=0,
+                shards=None,
+                rejected=0,
                 error=None,
                 edition=None,
                 started_at=None,

@@ -9,19 +9,43 @@ from pydantic import BaseModel, model_validator
 
 from cwpo.columns import Column
 from cwpo.types import Truncation
+from cwpo_worker.errors import BlobNotFoundError
 from cwpo_worker.jobs.shard_ranges import Ranges, joined, numbers_in
 from cwpo_worker.storage.store import BlobStore
 
 
+class Continuation(BaseModel):
+    """What the plan of the next file has to know of the files before it.
+
+    files: how many files these are.
+    checksums: theirs.
+    last_row: number of their last row.
+    is_chat: whether their prompts are chat messages; None if no row was valid.
+    first_rejected: the first row that was rejected, and why.
+    kinds: the kinds of the values in each extra column, as `Columns` has learned them.
+    characters: length of the texts of the rows that fill no shard yet, and are in a blob of their
+        own (`JobFolder.open_shard`): the next shard begins with them.
+    """
+
+    files: int = 0
+    checksums: list[str] = []
+    last_row: int = 0
+    is_chat: bool | None = None
+    first_rejected: str | None = None
+    kinds: dict[str, list[str]] = {}
+    characters: int = 0
+
+
 class Manifest(BaseModel):
-    """The plan of a job; it is published last, so that every shard that it names exists.
+    """The plan of a job, or of its first files; it is published after the shards that it names.
 
     Every task reads it, so it does not grow with the job: what rows a shard has is in its part.
 
     rows: number of rows of the input, without blank lines.
-    rejected: how many of them are in no shard; they are in the job's file of rejected rows.
+    rejected: how many of them are in no shard; they are in files of rejected rows.
     columns: the extra columns of the input.
     shards: the numbers of the shards.
+    continuation: where the plan of the other files begins; None once all are planned.
     """
 
     job_id: str
@@ -31,6 +55,7 @@ class Manifest(BaseModel):
     rejected: int
     columns: list[Column] = []
     shards: Ranges
+    continuation: Continuation | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +67,16 @@ class Manifest(BaseModel):
         rows = data.get("rejected", 0) + sum(shard["rows"] for shard in listed)
         shards = joined((shard["index"], shard["index"] + 1) for shard in listed)
         return {**data, "rows": rows, "shards": shards}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all files are planned."""
+        return self.continuation is None
+
+    @property
+    def next_file(self) -> int | None:
+        """The number of the file that is planned next; None once all are planned."""
+        return None if self.continuation is None else self.continuation.files
 
     @property
     def numbers(self) -> Iterator[int]:
@@ -70,11 +105,24 @@ class JobFolder:
         self._annotated = f"{self.path}/repin-{repins}" if repins else self.path
         self.manifest = f"{self.path}/manifest{self._edition}.json"
         self.inputs = f"{self.path}/inputs.json"
+        self.plans = f"{self.path}/plans"
         self.rejected = f"{self.path}/rejected.jsonl"
         self.parts = f"{self._annotated}/parts"
         self.errors = f"{self._annotated}/errors{self._edition}.jsonl"
         self.dataset = f"{self._annotated}/dataset{self._edition}.json"
         self.shards = f"{self.path}/shards"
+
+    def first_files(self, files: int) -> str:
+        """The manifest of the first files of an input that has more."""
+        return f"{self.plans}/{files:05d}.json"
+
+    def open_shard(self, files: int) -> str:
+        """The rows of these files that fill no shard yet."""
+        return f"{self.plans}/{files:05d}.parquet"
+
+    def rejected_up_to(self, files: int) -> str:
+        """The rows that the plan task which ended with this file has rejected."""
+        return f"{self.plans}/{files:05d}.jsonl"
 
     def shard(self, index: int) -> str:
         """The rows that the shard task reads."""
@@ -83,6 +131,10 @@ class JobFolder:
     def part(self, index: int) -> str:
         """The annotated rows of the shard; it exists once the shard is finished."""
         return f"{self.parts}/{index:05d}.parquet"
+
+    def completed_part(self, index: int) -> str:
+        """A part with columns of the dataset that were not known when it was annotated."""
+        return f"{self._annotated}/dataset{self._edition}/{index:05d}.parquet"
 
     def page(self, number: int) -> str:
         """A page of the list of the dataset's parts."""
@@ -93,5 +145,19 @@ class JobFolder:
         return f"{self._annotated}/results{self._edition}.{format}"
 
     def read_manifest(self, store: BlobStore) -> Manifest:
-        """Raises: BlobNotFoundError while the job is not planned."""
-        return Manifest.model_validate_json(store.read(self.manifest))
+        """The manifest, or that of the first files as long as not all are planned.
+
+        Raises: BlobNotFoundError while there is neither.
+        """
+        try:
+            return Manifest.model_validate_json(store.read(self.manifest))
+        except BlobNotFoundError:
+            planned = [key for key in store.list(self.plans) if key.endswith(".json")]
+            if not planned:
+                raise
+            return Manifest.model_validate_json(store.read(planned[-1]))
+
+    def rejected_files(self, store: BlobStore, files: int) -> list[str]:
+        """The files of rejected rows that plan tasks up to this input file have left, in order."""
+        last = self.rejected_up_to(files)
+        return [key for key in store.list(self.plans) if key.endswith(".jsonl") and key <= last]

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from cwpo.errors import mistake_in
 from cwpo.types import FINAL_STATES, Job, JobState
 from cwpo_worker.errors import DamagedRecordError, IllegalTransitionError, JobStoppedError
-from cwpo_worker.jobs.manifest import JobFolder
+from cwpo_worker.jobs.manifest import JobFolder, Manifest
 
+# The first shards of a job are annotated while its last files are planned.
+PLANNING_STATES: tuple[JobState, ...] = ("validating", "queued", "running")
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     "validating": frozenset({"queued", "failed", "cancelling"}),
     # A job without a row to annotate has no shard, and a restored one may have all its parts.
@@ -33,7 +35,8 @@ class JobRecord(Job, extra="allow"):
     owner: name of the API key that submitted the job; None if the service has no keys.
     version: number of changes so far; of two records of a job, the higher one is newer.
     shard_rows: rows per shard, fixed at submission, so that planning again gives the same shards.
-    shards, rejected: number of planned shards, and of rows that are in no shard.
+    files_planned, rows_planned: number of input files and of their rows that are planned.
+    shards, rejected: number of shards that are planned, and of rows that are in no shard.
     repins: number of times that all rows were to be annotated anew.
     edition: names the results of a job that was cancelled when some of its shards were finished.
     input_url, input_version: location and version of an input that was not uploaded.
@@ -46,6 +49,8 @@ class JobRecord(Job, extra="allow"):
     owner: str | None = None
     version: int = 0
     shard_rows: int
+    files_planned: int = 0
+    rows_planned: int = 0
     shards: int | None = None
     rejected: int = 0
     repins: int = 0
@@ -62,10 +67,45 @@ class JobRecord(Job, extra="allow"):
             changes["finished_at"] = now()
         return self.model_copy(update={"state": state, "waiting": None, **changes})
 
+    def with_planned(self, manifest: Manifest) -> JobRecord:
+        """The record once this is planned; itself, if that or more is planned already.
+
+        The job is queued as soon as it has a shard, or its input has none.
+        Raises: JobStoppedError if it was stopped.
+        """
+        if self.state not in PLANNING_STATES:
+            raise JobStoppedError(f"job {self.id} is {self.state}")
+        next_file = manifest.next_file
+        if self.is_planned or (next_file is not None and next_file <= self.files_planned):
+            return self
+        changes: dict[str, Any] = {
+            "rows_planned": manifest.rows,
+            "rejected": manifest.rejected,
+            "shards": manifest.shard_count,
+        }
+        if next_file is None:
+            changes["progress"] = self.progress.model_copy(update={"rows_total": manifest.rows})
+        else:
+            changes["files_planned"] = next_file
+        if self.state == "validating" and (manifest.shards or manifest.is_whole):
+            return self.moved("queued", **changes)
+        return self.model_copy(update=changes)
+
     def check_continues(self, begun: JobRecord) -> None:
         """Raises: JobStoppedError if all rows are annotated anew since the work on `begun`."""
         if self.repins != begun.repins:
             raise JobStoppedError(f"job {self.id} is annotated anew by another annotator")
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether all of its input is planned: until then, nobody knows how many rows it has."""
+        return self.progress.rows_total is not None
+
+    @property
+    def rows_known(self) -> int:
+        """Number of rows of what is planned of its input."""
+        total = self.progress.rows_total
+        return self.rows_planned if total is None else total
 
     @property
     def folder(self) -> JobFolder:

@@ -79,6 +79,11 @@ class Turn(BaseModel):
             self.left.insert(0, (middle, stop))
         return Task(job_id, "shard", start, middle - start)
 
+    def extend(self, shards: int) -> None:
+        """Let the job have so many shards, of which the new ones are left."""
+        self.left = joined([*self.left, (self.shards, shards)])
+        self.shards = shards
+
     def put_back(self, shards: Iterable[int]) -> None:
         """Let the shards be left again."""
         self.left = joined([*self.left, *((index, index + 1) for index in shards)])
@@ -87,9 +92,9 @@ class Turn(BaseModel):
 class Turns:
     """The turns of all jobs whose shards are being annotated, in Redis.
 
-    A job has a turn from when it is planned (the registry adds it with the job's record) until its
-    last shard is finished. What is queued is known by the job, and by the queue: what the first has
-    and the second has not was lost.
+    A job has a turn from when its first shards are planned (the registry adds it with the job's
+    record) until its last one is finished. What is queued is known by the job, and by the queue:
+    what the first has and the second has not was lost.
     """
 
     def __init__(self, redis: redis.Redis, queue: TaskQueue) -> None:
@@ -107,6 +112,18 @@ class Turns:
                 pipe.sadd(shard_keys(task.job_id).queued, *task.shards)
                 self._queue.enqueue(task, at_front=at_front, pipe=pipe)
             self._write(pipe, {task.job_id: turns[task.job_id] for task, _ in due})
+
+        self._transaction(attempt)
+
+    def extend(self, job_id: str, shards: int) -> None:
+        """Let a job have so many shards by now; does nothing if it has no turn, or as many."""
+
+        def attempt(pipe: Pipeline) -> None:
+            turn = self._read(pipe).get(job_id)
+            pipe.multi()
+            if turn is not None and turn.shards < shards:
+                turn.extend(shards)
+                self._write(pipe, {job_id: turn})
 
         self._transaction(attempt)
 
@@ -138,9 +155,10 @@ class Turns:
             for job_id, indices in zip(job_ids, found, strict=True)
         }
 
-    def contains(self, job_id: str) -> bool:
-        """Whether the job has a turn."""
-        return bool(self._redis.hexists(TURNS, job_id))
+    def shards_of(self, job_id: str) -> int | None:
+        """How many shards the job has by its turn; None if it has none."""
+        turn = cast("bytes | None", self._redis.hget(TURNS, job_id))
+        return None if turn is None else Turn.model_validate_json(turn).shards
 
     def tasks_left(self) -> int:
         """How many tasks of all jobs are not queued yet."""

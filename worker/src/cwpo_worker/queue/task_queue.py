@@ -41,7 +41,11 @@ _TASK_ID = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One step of a job. A shard task does `count` shards, from number `index` on."""
+    """One step of a job.
+
+    A shard task does `count` shards, from number `index` on. A plan task reads the input file of
+    number `index`: the first one has no index, and each queues the next.
+    """
 
     job_id: str
     step: Step
@@ -57,7 +61,17 @@ class Task:
     @property
     def shards(self) -> range:
         """The numbers of the task's shards; empty for a plan or a merge."""
-        return range(0) if self.index is None else range(self.index, self.index + self.count)
+        if self.step != "shard" or self.index is None:
+            return range(0)
+        return range(self.index, self.index + self.count)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it goes before waiting shards: so that a small job does not wait for a large one.
+
+        The plans of further files take their turn: a job of many files is no small one.
+        """
+        return self.step == "merge" or (self.step == "plan" and not self.index)
 
     @classmethod
     def parse(cls, task_id: str) -> Task | None:
@@ -93,8 +107,9 @@ class Census:
 class TaskQueue:
     """The tasks that workers take, in this order. They are few: of a large job, some of its shards.
 
-    Plans and merges go before waiting shards, so that a small job does not wait for the shards of a
-    large one, and a job whose shards are finished gets its results.
+    The first plan of a job and its merge go before waiting shards, so that a small job does not
+    wait for the shards of a large one, and a job whose shards are finished gets its results. The
+    plans of further files wait behind what is there: shards, and the plans of others.
     """
 
     def __init__(self, redis: redis.Redis) -> None:
@@ -104,12 +119,15 @@ class TaskQueue:
         self._started = self.rq.started_job_registry
         self._failed = self.rq.failed_job_registry
 
-    def enqueue(self, task: Task, *, at_front: bool = True, pipe: Pipeline | None = None) -> None:
-        """Add a task, at once or with the pipeline.
+    def enqueue(
+        self, task: Task, *, at_front: bool | None = None, pipe: Pipeline | None = None
+    ) -> None:
+        """Add a task, at once or with the pipeline; an urgent one at the front, if not told.
 
         A task that is already queued runs twice, with the same result.
         """
-        self.rq.enqueue_many([_enqueued(task, at_front=at_front)], pipeline=pipe)
+        is_first = task.is_urgent if at_front is None else at_front
+        self.rq.enqueue_many([_enqueued(task, at_front=is_first)], pipeline=pipe)
 
     def census(self) -> Census:
         """The tasks that wait and those that run, read in one transaction."""
@@ -241,7 +259,9 @@ def _losses_key(task_id: str) -> str:
 
 
 def _enqueued(task: Task, *, at_front: bool) -> Any:
-    arguments = (task.job_id,) if task.index is None else (task.job_id, task.index, task.count)
+    arguments: tuple[str | int, ...] = (task.job_id,)
+    if task.index is not None:
+        arguments += (task.index,) if task.step == "plan" else (task.index, task.count)
     return rq.Queue.prepare_data(
         f"cwpo_worker.tasks.{task.step}",
         args=arguments,

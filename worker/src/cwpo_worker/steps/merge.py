@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from hashlib import sha256
 from itertools import groupby
+from typing import Any
 
+from cwpo.columns import Column
 from cwpo.datasets.weighted import annotator_of
 from cwpo.types import DatasetColumn, JobProgress, Merge
 from cwpo_worker.errors import BlobNotFoundError, IncompleteJobError, ModelChangedError
@@ -30,7 +32,8 @@ from cwpo_worker.jobs.manifest import JobFolder, Manifest
 from cwpo_worker.jobs.record import JobRecord, now
 from cwpo_worker.jobs.shard_ranges import joined
 from cwpo_worker.steps.merged_files import ErrorsFile, MergedFiles
-from cwpo_worker.steps.part import Part, ShardEntry, read_part
+from cwpo_worker.steps.part import Part, ShardEntry, complete_part, read_part
+from cwpo_worker.steps.shard_rows import read_shard
 from cwpo_worker.storage.store import BlobStore
 
 # How many parts are read at a time: a billion rows have half a million of them.
@@ -40,10 +43,12 @@ PARTS_AHEAD = 8
 def merge_parts(lifecycle: Lifecycle, store: BlobStore, job_id: str) -> None:
     """Publish the dataset, and end the job.
 
-    The parts are the dataset, in the order of their shards. If they are small, they are also merged
-    into results.parquet and results.jsonl; errors.jsonl is always written. If the job is being
-    cancelled, the dataset has its finished shards. Only a few parts are in memory at a time. If
-    this runs twice, the second run finds what the first has published.
+    The parts are the dataset, in the order of their shards. A part that was annotated before a
+    later file brought another column, or another type, is in the dataset as a copy with all
+    columns. If the parts are small, they are also merged into results.parquet and results.jsonl;
+    errors.jsonl is always written. If the job is being cancelled, the dataset has its finished
+    shards. Only a few parts are in memory at a time. If this runs twice, the second run finds what
+    the first has published.
 
     Raises: IncompleteJobError if the parts do not match the manifest, row for row;
     ModelChangedError; JobStoppedError; StoreError.
@@ -59,7 +64,7 @@ def merge_parts(lifecycle: Lifecycle, store: BlobStore, job_id: str) -> None:
         folder = JobFolder(job_id, edition=record.version, repins=record.repins)
         finished = _finished(store, folder, whole)
         summary = _Publication(store, folder, wanted).run(finished, record.merge)
-        progress = _progress(record, whole, summary).model_copy(update={"eta_seconds": None})
+        progress = _progress(record, finished, summary).model_copy(update={"eta_seconds": None})
         lifecycle.end_cancelled(job_id, progress, edition=record.version)
 
 
@@ -99,6 +104,7 @@ class _Publication:
         self._dataset = Dataset(store, folder)
         self._wanted = wanted
         self._kind: Kind | None = None
+        self._columns: list[Column] = []
         self._last_row = 0
 
     def run(self, manifest: Manifest, merge: Merge, expected: int | None = None) -> Summary:
@@ -111,13 +117,14 @@ class _Publication:
         published = self._dataset.summary()
         if published is not None:
             return published
+        self._columns = manifest.columns
         with ExitStack() as stack:
             merged = None
             if merge == "auto" and manifest.rows <= MERGED_ROWS:
                 merged = stack.enter_context(closing(MergedFiles(self._store, self._folder)))
-            rejected = stack.enter_context(self._store.open(self._folder.rejected))
+            rejected = stack.enter_context(closing(self._rejected(manifest)))
             sink = stack.enter_context(self._store.create(self._folder.errors))
-            errors = ErrorsFile(sink, map(json.loads, rejected))
+            errors = ErrorsFile(sink, rejected)
             rows = failed = size = pages = 0
             for number, shards in groupby(manifest.numbers, lambda index: index // PAGE_PARTS):
                 for part in self._checked(number, shards, merged, errors):
@@ -140,6 +147,15 @@ class _Publication:
         self._dataset.publish(summary)
         return summary
 
+    def _rejected(self, manifest: Manifest) -> Generator[dict[str, Any]]:
+        """The lines of the rows that were rejected when they were planned."""
+        keys = [self._folder.rejected]
+        if manifest.next_file is not None:
+            keys = self._folder.rejected_files(self._store, manifest.next_file)
+        for key in keys:
+            with self._store.open(key) as lines:
+                yield from map(json.loads, lines)
+
     def _checked(
         self,
         number: int,
@@ -160,10 +176,11 @@ class _Publication:
         ]
         for index, part in zip(unread, _read_ahead(self._read, unread), strict=True):
             self._wanted()
-            known[index] = self._check(index, part)
+            whole = self._completed(index, part)
+            known[index] = self._check(index, whole, is_completed=whole is not part)
             errors.write(part.errors)
             if merged is not None:
-                merged.write(part.rows())
+                merged.write(whole.rows())
         checked = [known[index] for index in of_page]
         if page is None:
             kind = self._kind if any(part.rows for part in checked) else None
@@ -177,7 +194,21 @@ class _Publication:
         except BlobNotFoundError:
             raise IncompleteJobError(f"part {index} is missing") from None
 
-    def _check(self, index: int, part: Part) -> CheckedPart:
+    def _completed(self, index: int, part: Part) -> Part:
+        """The part, or a copy of it if it lacks columns of the dataset or has others.
+
+        Raises: IncompleteJobError if that would take a shard that is missing.
+        """
+        if not part.counts.annotated or part.columns == self._columns:
+            return part
+        try:
+            rows = read_shard(self._store.read(self._folder.shard(index)))
+        except BlobNotFoundError:
+            raise IncompleteJobError(f"shard {index} is missing") from None
+        key = self._folder.completed_part(index)
+        return complete_part(self._store, key, part, rows, self._columns)
+
+    def _check(self, index: int, part: Part, *, is_completed: bool) -> CheckedPart:
         """Compare a part with its shard, and with the parts before it.
 
         Raises: IncompleteJobError if it lacks a result or an error for a row of its shard, has rows
@@ -195,6 +226,7 @@ class _Publication:
             failed=part.counts.failed,
             bytes=len(part.content),
             sha256=sha256(part.content).hexdigest(),
+            is_completed=is_completed,
         )
 
     def _expect_rows(self, index: int, counts: RowCounts, shard: ShardEntry) -> None:
@@ -236,7 +268,7 @@ def _progress(record: JobRecord, manifest: Manifest, summary: Summary) -> JobPro
     done = summary.rows + summary.failed + manifest.rejected
     seconds = (now() - (record.started_at or record.created_at)).total_seconds()
     return JobProgress(
-        rows_total=manifest.rows,
+        rows_total=record.progress.rows_total,
         rows_done=done,
         rows_annotated=summary.rows,
         rows_failed=done - summary.rows,

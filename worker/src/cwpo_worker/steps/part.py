@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic_core import from_json
 
-from cwpo.columns import Column
+from cwpo.columns import Column, stored
 from cwpo.datasets.triplets import RejectedRow
-from cwpo.datasets.weighted import ParquetWriter, weighted_table
+from cwpo.datasets.weighted import ParquetWriter, columns_beside, weighted_table
 from cwpo.types import Annotation, FailedAnnotation, ModelRef
 from cwpo_worker.jobs.finished_shards import RowCounts
 from cwpo_worker.storage.store import BlobStore
@@ -49,6 +50,11 @@ class Part:
     schema: pa.Schema
     content: bytes
 
+    @property
+    def columns(self) -> list[Column]:
+        """The extra columns of its rows."""
+        return columns_beside(self.schema)
+
     def rows(self) -> pa.Table:
         """The annotated rows, as a table of the weighted dataset."""
         # It is in memory: to read ahead would only start threads in a forked task.
@@ -70,7 +76,7 @@ def write_part(
     Args:
         rows: rows of the shard, from `read_shard`.
         labels: their labels, in order.
-        extra: the extra columns of the whole input.
+        extra: the extra columns that are known of the input.
     Returns: the numbers of rows in the part that exists now.
     """
     good = [label for label in labels if isinstance(label, Annotation)]
@@ -88,13 +94,30 @@ def write_part(
         model,
         _beside(rows["extra"], extra),
     )
-    described = {_ERRORS: json.dumps(errors), _SHARD: json.dumps(shard)}
-    metadata = {**(table.schema.metadata or {}), **described}
-    with store.create(key) as sink:
-        writer = ParquetWriter(sink)
-        writer.write_table(table.replace_schema_metadata(metadata))
-        writer.close()
-    return RowCounts(len(good), len(errors)) if sink.published else read_row_counts(store, key)
+    is_published = _publish(store, key, table, errors, shard)
+    return RowCounts(len(good), len(errors)) if is_published else read_row_counts(store, key)
+
+
+def complete_part(
+    store: BlobStore, key: str, part: Part, rows: pa.Table, extra: Sequence[Column]
+) -> Part:
+    """Publish a copy of a part with other extra columns, unless it exists already.
+
+    Args:
+        part: with an annotated row.
+        rows: rows of its shard, from `read_shard`.
+        extra: the extra columns of the whole input.
+    Returns: the copy that exists now.
+    """
+    failed = pa.array([line["row"] for line in part.errors], pa.int64())
+    values = _beside(rows.filter(pc.invert(pc.is_in(rows["row"], failed)))["extra"], extra)
+    table = part.rows()
+    table = table.drop_columns([column.name for column in part.columns])
+    for column in extra:
+        field = column.field()
+        table = table.append_column(field, [pa.array(stored(field, values[column]), field.type)])
+    _publish(store, key, table, part.errors, part.shard)
+    return read_part(store, key)
 
 
 def read_part(store: BlobStore, key: str) -> Part:
@@ -111,6 +134,23 @@ def read_row_counts(store: BlobStore, key: str) -> RowCounts:
     with store.open(key) as source, pq.ParquetFile(source) as file:
         _, errors, _ = _described(file)
         return RowCounts(file.metadata.num_rows, len(errors))
+
+
+def _publish(
+    store: BlobStore,
+    key: str,
+    table: pa.Table,
+    errors: list[dict[str, Any]],
+    shard: ShardEntry | None,
+) -> bool:
+    """Write a part; returns whether none existed yet."""
+    described = {_ERRORS: json.dumps(errors), _SHARD: json.dumps(shard)}
+    metadata = {**(table.schema.metadata or {}), **described}
+    with store.create(key) as sink:
+        writer = ParquetWriter(sink)
+        writer.write_table(table.replace_schema_metadata(metadata))
+        writer.close()
+    return bool(sink.published)
 
 
 def _described(

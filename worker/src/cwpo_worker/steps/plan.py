@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,8 +22,9 @@ from cwpo.datasets.triplets import (
 from cwpo.datasets.weighted import JsonlWriter
 from cwpo.errors import DatasetError
 from cwpo.types import FileFormat
+from cwpo_worker.errors import BlobNotFoundError
 from cwpo_worker.jobs.lifecycle import Lifecycle
-from cwpo_worker.jobs.manifest import JobFolder, Manifest
+from cwpo_worker.jobs.manifest import Continuation, JobFolder, Manifest
 from cwpo_worker.jobs.record import JobRecord
 from cwpo_worker.jobs.shard_ranges import joined
 from cwpo_worker.steps.shard_rows import ShardRows
@@ -46,61 +48,180 @@ class Source:
     sha256: str
 
 
-def plan_job(lifecycle: Lifecycle, store: BlobStore, job_id: str) -> None:
-    """Write the shards and the manifest, and queue the shards.
+def plan_file(lifecycle: Lifecycle, store: BlobStore, job_id: str, file: int = 0) -> None:
+    """Write the shards of the next input file, and let them have their turns.
 
-    Raises: DatasetError if the input cannot be read, has no rows or too large a share of invalid
-    rows; JobStoppedError if the job was cancelled; StoreError.
+    Files that fill no shard are planned together. What is known then is published as the manifest
+    of the first files, with which the plan of the next file begins, and after the last file as the
+    manifest of the job. If this runs twice, the second run finds what the first has published.
+
+    Args:
+        file: the number of the file, counted from 0.
+    Raises: DatasetError if the file cannot be read, or all files together have no rows or too large
+    a share of invalid rows; JobStoppedError if the job was cancelled, or the file is planned;
+    StoreError.
     """
-    record = lifecycle.expect(job_id, "validating")
-    folder = JobFolder(job_id)
-    if store.exists(folder.manifest):
-        manifest = folder.read_manifest(store)
-    else:
-        manifest = _cut(lifecycle, store, record, folder)
-    if manifest.rows == 0:
+    record = lifecycle.expect_planning(job_id, file)
+    manifest = _planned(store, JobFolder(job_id))
+    if manifest is None or (manifest.next_file is not None and manifest.next_file <= file):
+        plan = _Plan(store, record, manifest, lambda: lifecycle.expect_planning(job_id, file))
+        manifest = plan.run()
+    if manifest.is_whole and not manifest.rows:
         raise DatasetError("the input has no rows")
-    lifecycle.start_shards(manifest)
+    lifecycle.note_planned(manifest)
 
 
-def _cut(lifecycle: Lifecycle, store: BlobStore, record: JobRecord, folder: JobFolder) -> Manifest:
-    rejected = annotatable = shards = 0
-    columns = Columns()
-    checksums: list[str] = []
-    with store.create(folder.rejected) as sink:
-        errors = JsonlWriter(sink)
-        rows = rows_through(_rows(source, checksums) for source in _sources(store, record))
-        items = _within_rejected_share(triplets_of(rows), record.max_rejected_share)
-        for item in _shards(store, record, items, columns):
-            if isinstance(item, RejectedRow):
-                errors.write([item.as_dict()])
-                rejected += 1
-            else:
-                annotatable += item
-                shards += 1
-                lifecycle.expect(record.id, "validating")
-    manifest = Manifest(
-        job_id=record.id,
-        input_sha256=_checksum(checksums),
-        truncation=record.truncation,
-        rows=annotatable + rejected,
-        rejected=rejected,
-        columns=columns.known(),
-        shards=joined([(0, shards)]),
-    )
-    with store.create(folder.manifest) as blob:
-        blob.write(manifest.model_dump_json().encode())
-    return manifest
+def _planned(store: BlobStore, folder: JobFolder) -> Manifest | None:
+    """What is planned; None for nothing."""
+    try:
+        return folder.read_manifest(store)
+    except BlobNotFoundError:
+        return None
 
 
-def _sources(store: BlobStore, record: JobRecord) -> Iterator[AbstractContextManager[Source]]:
+class _Plan:
+    """Cuts files into shards, as one file would be cut: a shard may hold rows of several.
+
+    Args:
+        before: what the files before them came to; None for none.
+        wanted: called after each shard; raises JobStoppedError once the plan is not wanted.
+    """
+
+    def __init__(
+        self,
+        store: BlobStore,
+        record: JobRecord,
+        before: Manifest | None,
+        wanted: Callable[[], object],
+    ) -> None:
+        self._store = store
+        self._record = record
+        self._folder = JobFolder(record.id)
+        self._wanted = wanted
+        at = Continuation() if before is None else before.continuation or Continuation()
+        self._at = at.model_copy(deep=True)
+        self._sources = _sources(store, record)
+        self._rows = 0 if before is None else before.rows
+        self._rejected = 0 if before is None else before.rejected
+        self._shards = 0 if before is None else before.shard_count
+        self._columns = Columns(at.kinds)
+        self._open = ShardRows()
+        if at.characters:
+            blob = store.read(self._folder.open_shard(at.files))
+            self._open = ShardRows.read(blob, at.characters)
+
+    def run(self) -> Manifest:
+        """Plan files until a shard is full, or there are no more; returns what is published."""
+        at, shards = self._at, self._shards
+        with closing(self._store.draft(self._folder.rejected)) as draft:
+            errors, rejected = JsonlWriter(draft), self._rejected
+            while at.files < len(self._sources) and self._shards == shards:
+                self._read(self._sources[at.files], errors)
+                at.files += 1
+            if self._rejected > rejected:
+                draft.publish(self._folder.rejected_up_to(at.files))
+        if at.files == len(self._sources):
+            return self._publish_all()
+        return self._publish_first_files()
+
+    def _read(self, opening: AbstractContextManager[Source], errors: JsonlWriter) -> None:
+        at = self._at
+        with opening as source:
+            at.checksums.append(source.sha256)
+            rows = rows_through([_rows(source)], at.last_row)
+            for item in triplets_of(rows, at.is_chat):
+                self._rows += 1
+                if isinstance(item, RejectedRow):
+                    self._reject(item, errors)
+                else:
+                    self._add(item)
+                if self._rejected and self._rows >= JUDGED_ROWS:
+                    self._expect_few_rejected(source)
+                at.last_row = item.row
+
+    def _reject(self, row: RejectedRow, errors: JsonlWriter) -> None:
+        self._rejected += 1
+        if self._at.first_rejected is None:
+            self._at.first_rejected = f"row {row.row}: {row.error.detail}"
+        errors.write([row.as_dict()])
+
+    def _add(self, row: NumberedTriplet) -> None:
+        if row.extra:
+            self._columns.learn(row.extra)
+        if self._at.is_chat is None:
+            self._at.is_chat = not isinstance(row.triplet.prompt, str)
+        self._open.add(row)
+        is_full = len(self._open.numbers) == self._record.shard_rows
+        if is_full or self._open.characters >= SHARD_CHARACTERS:
+            self._write_shard()
+            self._wanted()
+
+    def _write_shard(self) -> None:
+        key = self._folder.shard(self._shards)
+        # A plan that was interrupted has written the first ones.
+        if not self._store.exists(key):
+            with self._store.create(key) as blob:
+                self._open.write(blob)
+        self._shards += 1
+        self._open = ShardRows()
+
+    def _expect_few_rejected(self, source: Source) -> None:
+        """Raises: DatasetError once more than the job's share of all rows so far is rejected."""
+        share = self._record.max_rejected_share
+        if self._rejected > share * self._rows:
+            place = f", up to {source.name}," if len(self._sources) > 1 else ""
+            raise DatasetError(
+                f"{self._rejected:,} of the first {self._rows:,} rows{place} are invalid, a larger "
+                f"share than max_rejected_share = {share:g} allows; the first is "
+                f"{self._at.first_rejected}"
+            )
+
+    def _publish_first_files(self) -> Manifest:
+        """Publish what the plan of the next file begins with."""
+        at = self._at
+        at.kinds = self._columns.kinds
+        at.characters = self._open.characters
+        if self._open.numbers:
+            with self._store.create(self._folder.open_shard(at.files)) as blob:
+                self._open.write(blob)
+        return self._publish(self._folder.first_files(at.files), at)
+
+    def _publish_all(self) -> Manifest:
+        """Publish the last shard, the file of rejected rows, and the manifest."""
+        if self._open.numbers:
+            self._write_shard()
+        with self._store.create(self._folder.rejected) as sink:
+            for key in self._folder.rejected_files(self._store, len(self._sources)):
+                with self._store.open(key) as source:
+                    shutil.copyfileobj(source, sink)
+        return self._publish(self._folder.manifest, None)
+
+    def _publish(self, key: str, continuation: Continuation | None) -> Manifest:
+        manifest = Manifest(
+            job_id=self._record.id,
+            input_sha256=_checksum(self._at.checksums),
+            truncation=self._record.truncation,
+            rows=self._rows,
+            rejected=self._rejected,
+            columns=self._columns.known(),
+            shards=joined([(0, self._shards)]),
+            continuation=continuation,
+        )
+        with self._store.create(key) as blob:
+            blob.write(manifest.model_dump_json(exclude_none=True).encode())
+        return manifest
+
+
+def _sources(store: BlobStore, record: JobRecord) -> list[AbstractContextManager[Source]]:
     """The inputs in order, each to be opened when it is read."""
-    for file_id in record.files:
-        yield _upload(store, file_id)
+    sources: list[AbstractContextManager[Source]] = [
+        _upload(store, file_id) for file_id in record.files
+    ]
     if record.input_url is not None:
-        yield _input(Input(record.input_url, record.input_version or ""))
+        sources.append(_input(Input(record.input_url, record.input_version or "")))
     if record.prefix is not None:
-        yield from map(_input, INPUTS.validate_json(store.read(JobFolder(record.id).inputs)))
+        sources += map(_input, INPUTS.validate_json(store.read(JobFolder(record.id).inputs)))
+    return sources
 
 
 @contextmanager
@@ -117,15 +238,11 @@ def _input(found: Input) -> Iterator[Source]:
         yield Source(found.name, stream, file_format(Path(found.url)), sha256_of(stream))
 
 
-def _rows(
-    opening: AbstractContextManager[Source], checksums: list[str]
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    with opening as source:
-        checksums.append(source.sha256)
-        try:
-            yield from read_rows(source.stream, source.format)
-        except DatasetError as error:
-            raise DatasetError(f"{source.name}: {error}") from error
+def _rows(source: Source) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    try:
+        yield from read_rows(source.stream, source.format)
+    except DatasetError as error:
+        raise DatasetError(f"{source.name}: {error}") from error
 
 
 def _checksum(checksums: list[str]) -> str:
@@ -133,54 +250,3 @@ def _checksum(checksums: list[str]) -> str:
     return (
         checksums[0] if len(checksums) == 1 else sha256("\n".join(checksums).encode()).hexdigest()
     )
-
-
-def _within_rejected_share(
-    items: Iterable[NumberedTriplet | RejectedRow], share: float
-) -> Iterator[NumberedTriplet | RejectedRow]:
-    """The same items. Raises: DatasetError once more than this share of them is rejected."""
-    rejected = 0
-    first: RejectedRow | None = None
-    for seen, item in enumerate(items, 1):
-        if isinstance(item, RejectedRow):
-            rejected += 1
-            first = first or item
-        if first is not None and seen >= JUDGED_ROWS and rejected > share * seen:
-            raise DatasetError(
-                f"{rejected:,} of the first {seen:,} rows are invalid, a larger share than "
-                f"max_rejected_share = {share:g} allows; the first is row {first.row}: "
-                f"{first.error.detail}"
-            )
-        yield item
-
-
-def _shards(
-    store: BlobStore,
-    record: JobRecord,
-    items: Iterable[NumberedTriplet | RejectedRow],
-    columns: Columns,
-) -> Iterator[int | RejectedRow]:
-    """The rows of each shard once it is written, the rejected rows in between; collects columns."""
-    folder = JobFolder(record.id)
-    index = 0
-    rows = ShardRows()
-
-    def written() -> int:
-        # A plan that was interrupted has written the first ones.
-        if not store.exists(folder.shard(index)):
-            with store.create(folder.shard(index)) as blob:
-                rows.write(blob)
-        return len(rows.numbers)
-
-    for item in items:
-        if isinstance(item, RejectedRow):
-            yield item
-            continue
-        if item.extra:
-            columns.learn(item.extra)
-        rows.add(item)
-        if len(rows.numbers) == record.shard_rows or rows.characters >= SHARD_CHARACTERS:
-            yield written()
-            index, rows = index + 1, ShardRows()
-    if rows.numbers:
-        yield written()

@@ -29,6 +29,16 @@ class ShardRows:
         self.numbers: list[int] = []
         self._columns: dict[str, list[Any]] = {name: [] for name in (*_TRIPLET, "extra")}
 
+    @classmethod
+    def read(cls, blob: bytes, characters: int) -> ShardRows:
+        """Rows that `write` wrote, to be continued. Raises: StoreError for anything else."""
+        table = read_shard(blob)
+        rows = cls()
+        rows.characters = characters
+        rows.numbers = table["row"].to_pylist()
+        rows._columns = {name: table[name].to_pylist() for name in rows._columns}
+        return rows
+
     def add(self, row: NumberedTriplet) -> None:
         """Append a row; either all rows have text prompts, or all have chat prompts."""
         triplet = row.triplet

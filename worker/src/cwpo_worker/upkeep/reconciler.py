@@ -17,7 +17,7 @@ from cwpo.types import JobState
 from cwpo_worker.errors import DamagedRecordError, UnknownJobError
 from cwpo_worker.jobs.ledger import Ledger
 from cwpo_worker.jobs.lifecycle import Lifecycle
-from cwpo_worker.jobs.record import JobRecord
+from cwpo_worker.jobs.record import PLANNING_STATES, JobRecord
 from cwpo_worker.queue.task_queue import Census, Task
 from cwpo_worker.queue.totals import note_reconciled
 from cwpo_worker.storage.store import BlobStore
@@ -110,11 +110,10 @@ class Reconciler:
         if record.state != before:
             return
         held = census.of(job_id)
-        if Task(job_id, "plan") in held:
-            return  # It may be about to queue the very shards that seem to be missing.
-        if record.state == "validating":
-            self._enqueue_lost(Task(job_id, "plan"))
-        elif record.state in ("queued", "running"):
+        is_planning = record.state in PLANNING_STATES and not record.is_planned
+        if is_planning and not any(task.step == "plan" for task in held):
+            self._enqueue_lost(Task(job_id, "plan", record.files_planned or None))
+        if record.state in ("queued", "running"):
             self._advance_shards(record, queued, held)
         elif record.state == "finalizing" and Task(job_id, "merge") not in held:
             self._enqueue_lost(Task(job_id, "merge"))
@@ -122,10 +121,13 @@ class Reconciler:
             self._lifecycle.settle(job_id, census)
 
     def _advance_shards(self, record: JobRecord, queued: set[int], held: frozenset[Task]) -> None:
-        if self._finished.count(record.id) == (record.shards or 0):
+        planned, known = record.shards or 0, self._turns.shards_of(record.id)
+        if self._lifecycle.has_finished(record):
             self._lifecycle.finalize(record.id)
-        elif not self._turns.contains(record.id):
+        elif known is None:
             self._registry.give_turn(record.id)
+        elif known < planned:
+            self._turns.extend(record.id, planned)
         elif lost := queued.difference(*(task.shards for task in held)):
             log.debug("lost shards of %s are queued again: %d", record.id, len(lost))
             self._turns.put_back(record.id, lost)
