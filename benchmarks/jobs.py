@@ -2,6 +2,7 @@
 
 Example:
     python benchmarks/jobs.py --rows 1000000 --workers 1 2 4
+    python benchmarks/jobs.py --rows 20000000 --files 100 --workers 2 --output /dev/stdout
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +36,7 @@ from cwpo_service.server import listen
 RESULTS = measurement.RESULTS / "jobs.json"
 SAMPLE_SECONDS = 0.25
 LOOP_ROWS = 256
+LOOP_MOST_ROWS = 1_000_000
 WORDS = ("the", "model", "answers", "a", "question", "about", "basil", "and", "light")
 
 
@@ -42,12 +44,14 @@ WORDS = ("the", "model", "answers", "a", "question", "about", "basil", "and", "l
 class Run:
     """What one job took.
 
+    seconds: of the uploads and of the job.
     memory_mb: peak resident memory of one process of each kind, over the first half of the run
     and over the second: flat means that the second is no higher.
     """
 
     workers: int
     rows: int
+    files: int
     seconds: float
     rows_per_second: float
     upload_seconds: float
@@ -120,14 +124,14 @@ def _kind(process: psutil.Process) -> str:
     return "task" if parent is not None and "worker" in parent.cmdline() else "worker"
 
 
-def write_rows(path: Path, count: int) -> None:
-    """Rows of about 400 bytes, each with texts of its own."""
+def write_rows(path: Path, count: int, first: int = 0) -> None:
+    """Rows of about 400 bytes from a number on, each with texts of its own."""
 
     def text(number: int, words: int) -> str:
         return f"{number} " + " ".join(WORDS[(number * 7 + i) % len(WORDS)] for i in range(words))
 
     with path.open("w") as sink:
-        for number in range(count):
+        for number in range(first, first + count):
             row = {
                 "id": f"row-{number}",
                 "prompt": text(number, 20),
@@ -175,29 +179,28 @@ def running(folder: str, workers: int) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def measure(path: Path, rows: int, workers: int) -> Run:
+def measure(rows: int, files: int, workers: int) -> Run:
     """One job in a fresh data folder, from the first byte uploaded to its last state."""
     with (
-        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        tempfile.TemporaryDirectory() as folder,
         running(folder, workers) as (url, pid),
     ):
         sampler = Sampler(pid)
         sampler.start()
-        run = _follow(url, path, rows, workers)
+        run = _follow(url, rows, files, workers)
         sampler.stop()
         run.memory_mb = sampler.memory_mb()
         run.cpu_seconds = sampler.cpu_seconds()
     return run
 
 
-def _follow(url: str, path: Path, rows: int, workers: int) -> Run:
+def _follow(url: str, rows: int, files: int, workers: int) -> Run:
     states: dict[str, float] = defaultdict(float)
     first = None
     with Client(url) as client:
-        begun = time.monotonic()
-        file = client.files.upload(path)
+        file_ids, upload_seconds = _uploaded(client, rows, files)
         submitted = last = time.monotonic()
-        job = client.jobs.create(file.id)
+        job = client.jobs.create(file_ids=file_ids)
         while job.state not in FINAL_STATES:
             time.sleep(0.1)
             job = client.jobs.get(job.id)
@@ -208,44 +211,58 @@ def _follow(url: str, path: Path, rows: int, workers: int) -> Run:
                 first = now - submitted
     assert job.state == "completed", job
     assert job.progress.rows_annotated == rows
-    seconds = last - begun
+    seconds = upload_seconds + last - submitted
     return Run(
         workers=workers,
         rows=rows,
+        files=files,
         seconds=round(seconds, 2),
         rows_per_second=round(rows / seconds),
-        upload_seconds=round(submitted - begun, 2),
+        upload_seconds=round(upload_seconds, 2),
         first_result_seconds=round(first or seconds, 2),
         state_seconds={state: round(spent, 2) for state, spent in states.items()},
         cpu_seconds={},
     )
 
 
+def _uploaded(client: Client, rows: int, files: int) -> tuple[list[str], float]:
+    """The ids of so many files of these rows, and the seconds that it took to send them."""
+    ids, seconds = [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        for first, after in pairwise(rows * number // files for number in range(files + 1)):
+            write_rows(path, after - first, first)
+            spent, file = measurement.timed(lambda: client.files.upload(path))
+            ids.append(file.id)
+            seconds += spent
+    return ids, seconds
+
+
 def main() -> None:
     """Print a table and write benchmarks/results/jobs.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--files", type=int, default=1, help="files that the rows are in")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
-        write_rows(path, options.rows)
-        size = path.stat().st_size
+        write_rows(path, min(options.rows, LOOP_MOST_ROWS))
         loop = bare_loop(path)
-        runs = []
-        print(f"{options.rows:,} rows, {size / 1e6:,.0f} MB; bare loop: {loop}", flush=True)
-        print("workers  seconds   rows/s  first  x loop  states; CPU s; MB in 1st and 2nd half")
-        for workers in options.workers:
-            run = measure(path, options.rows, workers)
-            runs.append(run)
-            ratio = run.seconds / loop["seconds"]
-            print(
-                f"{workers:7} {run.seconds:8.1f} {run.rows_per_second:8,}"
-                f" {run.first_result_seconds:6.1f} {ratio:7.2f}"
-                f"  {run.state_seconds}; {run.cpu_seconds}; {run.memory_mb}",
-                flush=True,
-            )
+    runs = []
+    print(f"{options.rows:,} rows in {options.files} files; bare loop: {loop}", flush=True)
+    print("workers  seconds   rows/s  first  x loop  states; CPU s; peak MB in 1st and 2nd half")
+    for workers in options.workers:
+        run = measure(options.rows, options.files, workers)
+        runs.append(run)
+        ratio = loop["rows_per_second"] / run.rows_per_second
+        print(
+            f"{workers:7} {run.seconds:8.1f} {run.rows_per_second:8,}"
+            f" {run.first_result_seconds:6.1f} {ratio:7.2f}"
+            f"  {run.state_seconds}; {run.cpu_seconds}; {run.memory_mb}",
+            flush=True,
+        )
     record = {
         "command": f"python {' '.join(sys.argv)}",
         "machine": measurement.machine(
@@ -253,7 +270,6 @@ def main() -> None:
             memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
             load_average=os.getloadavg(),
         ),
-        "bytes": size,
         "bare_loop": loop,
         "runs": [asdict(run) for run in runs],
     }
