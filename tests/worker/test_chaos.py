@@ -27,6 +27,7 @@ pytestmark = pytest.mark.chaos
 
 TIMEOUT = 240
 KILLS_A_JOB = 10
+FILES = 5
 VICTIMS = {"task": 6, "worker": 4, "service": 3, "valkey": 2, "supervisor": 1}
 
 
@@ -120,9 +121,12 @@ def lines_of(house, count):
 
 def test_kills_and_a_wiped_redis_change_nothing_in_the_dataset(up, open_house, scale, dice):
     rows, kills = scale
+    lines = lines_of(open_house, rows).splitlines(keepends=True)
     path = up.data_dir / "rows.jsonl"
-    path.write_text(lines_of(open_house, rows))
-    file = up.client.files.upload(path)
+    files = []
+    for at in range(FILES):
+        path.write_text("".join(lines[at * rows // FILES : (at + 1) * rows // FILES]))
+        files.append(up.client.files.upload(path).id)
 
     def outcome(job):
         job = up.client.jobs.wait(job.id)
@@ -132,12 +136,12 @@ def test_kills_and_a_wiped_redis_change_nothing_in_the_dataset(up, open_house, s
         errors = up.client.jobs.download_errors(job.id, up.data_dir / "errors.jsonl")
         return result.read_bytes(), errors.read_bytes()
 
-    undisturbed = outcome(up.client.jobs.create(file.id))
+    undisturbed = outcome(up.client.jobs.create(file_ids=files))
     assert undisturbed[0].count(b"\n") == rows - 1
     killed = []
     is_wiped = False
     while len(killed) < kills:
-        job = up.client.jobs.create(file.id)
+        job = up.client.jobs.create(file_ids=files)
         deadline = time.monotonic() + TIMEOUT
         spared = len(killed) + KILLS_A_JOB
         while not up.has_ended(job.id):
