@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from cwpo_annotator.backends.torch.hardware.device import best_device
-from cwpo_annotator.backends.torch.in_process import InProcessBackend, default_budget
-from cwpo_annotator.backends.torch.kernels.replacement import replace_layers
+from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.backends.torch.loading import load_language_model
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
 from cwpo_annotator.backends.torch.rows.packing import Row
@@ -50,9 +49,9 @@ class ImplicitBackend(InProcessBackend):
             for path in (folder, folder / REFERENCE_NAME)
         )
         models = [self.policy, self.reference]
-        for model in models:
-            replace_layers(model, token_budget or default_budget(on))
-        super().__init__(models, device=on, dtype=dtype, token_budget=token_budget, threads=threads)
+        super().__init__(
+            models, models, device=on, dtype=dtype, token_budget=token_budget, threads=threads
+        )
 
     def close(self) -> None:
         """Free both models."""

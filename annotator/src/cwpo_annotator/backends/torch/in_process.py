@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cwpo_annotator.backends.torch.hardware.cores import Cores
 from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
 from cwpo_annotator.backends.torch.hardware.threads import use_threads
+from cwpo_annotator.backends.torch.kernels.replacement import replace_layers
 from cwpo_annotator.backends.torch.rows.packing import Row, length_sorted, pack_pairs, pack_texts
 from cwpo_annotator.backends.torch.rows.shared_prompts import compile_layers, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
@@ -37,6 +38,7 @@ class InProcessBackend(ABC):
 
     Args:
         models: the models that read each pass.
+        replaceable: the parts of them whose layers are replaced by faster ones.
         device: the device of the models.
         dtype: name of the models' number format.
         token_budget: maximum number of tokens in a pass, padding included; None chooses by the
@@ -51,6 +53,7 @@ class InProcessBackend(ABC):
     def __init__(
         self,
         models: Sequence[Any],
+        replaceable: Sequence[Any],
         *,
         device: torch.device,
         dtype: str,
@@ -62,6 +65,8 @@ class InProcessBackend(ABC):
         self.device, self.dtype = str(device), dtype
         switched = [share_prompts(model) for model in models]
         self.shares_prompts = all(switched)
+        for part in replaceable:
+            replace_layers(part, token_budget or default_budget(device))
         if device.type == "cuda" and self.shares_prompts:
             for model in models:
                 compile_layers(model)

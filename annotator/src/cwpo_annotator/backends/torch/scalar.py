@@ -10,9 +10,8 @@ import torch
 
 from cwpo.errors import ConfigError
 from cwpo_annotator.backends.torch.hardware.device import best_device, integers
-from cwpo_annotator.backends.torch.in_process import InProcessBackend, default_budget
+from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.backends.torch.kernels.int8 import round_weights
-from cwpo_annotator.backends.torch.kernels.replacement import replace_layers
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32, load_classifier
 from cwpo_annotator.backends.torch.rows.packing import Row
 from cwpo_annotator.backends.torch.rows.padding import padded
@@ -56,10 +55,13 @@ class ScalarHeadBackend(InProcessBackend):
         dtype_of_rest = torch.float32 if is_int8 else getattr(torch, dtype)
         self.model = load_classifier(folder, dtype=dtype_of_rest, pad_token_id=pad_token_id).to(on)
         keep_head_in_float32(self.model)
-        if not is_int8:
-            replace_layers(self.model.base_model, token_budget or default_budget(on))
         super().__init__(
-            [self.model], device=on, dtype=dtype, token_budget=token_budget, threads=threads
+            [self.model],
+            [] if is_int8 else [self.model.base_model],
+            device=on,
+            dtype=dtype,
+            token_budget=token_budget,
+            threads=threads,
         )
         if is_int8:
             round_weights(self.model.base_model)
