@@ -18,6 +18,8 @@ from cwpo_annotator.checkpoint import read_card, write_card
 from cwpo_annotator.quantization import QuantizationError, quantize
 from cwpo_service.settings import ServeSettings
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["why", "good", "cat", "people", "water", "hello", "thanks", "rude", "kind", "some"]
 
 

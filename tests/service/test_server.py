@@ -155,6 +155,7 @@ def until_ready(process, url):
     raise AssertionError(process.communicate())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_serves_until_a_signal_and_exits_with_0(command, triplet, number):
     port = free_port()
@@ -203,6 +204,7 @@ def test_serving_a_model_prints_that_it_loads_and_that_it_is_ready(tiny_annotato
     ]
 
 
+@pytest.mark.slow
 def test_a_busy_port_is_one_line(command):
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -255,6 +257,7 @@ def test_settings_that_do_not_fit_are_one_line(command, arguments, line):
     assert stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_null_backend_never_imports_torch(tmp_path):
     program = """
 import sys, threading, httpx2

@@ -117,12 +117,14 @@ def failing(*arguments, tmp_path):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_annotator_is_one_line(tmp_path):
     line = failing("--annotator", str(tmp_path / "missing"), "--port", "0", tmp_path=tmp_path)
     assert "missing: no such folder" in line
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_a_busy_port_is_one_line(tmp_path):
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -130,6 +132,7 @@ def test_a_busy_port_is_one_line(tmp_path):
     assert line.startswith(f"cwpo up: 127.0.0.1:{port} is in use")
 
 
+@pytest.mark.slow
 def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "data").write_text("a file")
     line = failing("--backend", "null", "--port", "0", tmp_path=tmp_path)

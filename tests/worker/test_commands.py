@@ -41,6 +41,7 @@ def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
     assert "cannot write" in line
 
 
+@pytest.mark.slow
 def test_a_burst_begins_with_what_the_queue_has_lost(house):
     job_id = house.submit(house.rows(3))
     house.queue.rq.empty()
@@ -74,6 +75,7 @@ def test_the_end_is_warm_the_task_at_hand_is_finished_first(house):
     assert (job.state, job.progress.rows_done) == ("running", 2048)
 
 
+@pytest.mark.slow
 def test_a_worker_that_loses_its_queue_ends_with_one(house):
     worker = house.start_worker()
     house.wait_for(house.submit(b"no json\n"), lambda job: job.finished_at)

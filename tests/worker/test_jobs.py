@@ -11,6 +11,7 @@ from cwpo import Message, Triplet
 from cwpo.types import JobRequest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["jsonl", "jsonl.gz", "parquet"])
 def test_every_format_gives_the_rows_in_order_with_their_ids(open_house, encoded, format):
     rows = open_house.rows(5000)  # Three shards.

@@ -83,6 +83,7 @@ def test_a_job_cancelled_under_its_task_is_a_line(house, worker, log):
     assert line.endswith(f"shard 0 of {job_id} is not needed any more: job {job_id} is cancelling")
 
 
+@pytest.mark.slow
 def test_a_damaged_store_is_a_line_that_says_when_it_is_tried_again(house, log):
     job_id = planned(house)
     house.store.put(JobFolder(job_id).shard(0), b"question")
@@ -94,6 +95,7 @@ def test_a_damaged_store_is_a_line_that_says_when_it_is_tried_again(house, log):
     assert line.endswith("; it is tried again in 1 s")
 
 
+@pytest.mark.slow
 def test_an_error_that_nobody_foresaw_keeps_its_trace_and_shows_no_row(house, log):
     job_id = planned(house)
     house.store.put(JobFolder(job_id).manifest, b'{"job_id": ["question"]}')
@@ -120,6 +122,7 @@ def test_a_task_that_is_killed_is_a_line(house, worker, log):
     assert f"shard 0 of {job_id}: its process was ended by signal 9; it is tried again" in line
 
 
+@pytest.mark.slow
 def test_a_queue_that_is_away_is_lines_and_no_trace(house, worker, log):
     house.wait(house.submit(house.rows(10)))
     house.valkey.stop()

@@ -19,6 +19,7 @@ def foreign(house, tmp_path, name, **options):
     return queue.enqueue(name, str(tmp_path / "trace"), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["os.mkdir", "cwpo_worker.tasks.equip", "cwpo_worker.tasks"])
 def test_a_function_that_is_no_task_is_refused_before_it_runs(house, tmp_path, name):
     queued = foreign(house, tmp_path, name)
@@ -40,6 +41,7 @@ def test_a_task_with_a_foreign_callback_is_refused(house, capfd):
     assert "refused" in printed.err
 
 
+@pytest.mark.slow
 def test_a_pickle_is_never_opened(house, tmp_path):
     class Bomb:
         def __reduce__(self):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job_above", [100, 0], ids=["by requests", "by a job"])
 def test_annotate_gives_a_complete_result_and_the_rejected_rows(
     cwpo, messy, tmp_path, job_above, check_outputs
@@ -22,6 +23,7 @@ def test_annotate_gives_a_complete_result_and_the_rejected_rows(
     check_outputs(output)
 
 
+@pytest.mark.slow
 def test_jsonl_and_parquet_outputs_hold_the_same_rows(cwpo, messy, tmp_path):
     outputs = [tmp_path / "weighted.parquet", tmp_path / "weighted.jsonl"]
     for output in outputs:

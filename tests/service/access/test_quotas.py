@@ -78,6 +78,7 @@ def test_a_retry_of_an_upload_does_not_count_twice(alice):
     assert upload(alice, 2).status_code == 201
 
 
+@pytest.mark.slow
 def test_a_key_with_enough_rows_waiting_may_submit_no_more(house, people, problem):
     alice = people["alice"]
     file = upload(alice, 6).json()["id"]

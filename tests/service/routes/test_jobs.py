@@ -373,6 +373,7 @@ def test_a_cursor_of_no_page_of_parts_is_a_422(alice, finished, problem):
     assert "next_cursor" in problem(answer)["detail"]
 
 
+@pytest.mark.slow
 def test_without_a_single_file_a_409_names_the_parts_and_the_command(alice, office, rows, problem):
     file = upload(alice, rows[:2]).json()
     job = alice.post("/jobs", json={"file_id": file["id"], "merge": "never"}).json()

@@ -84,6 +84,7 @@ def test_no_text_of_a_client_is_in_a_span(spans):
     )
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_command_says_how_to_get_it():
     # None in sys.modules is how Python says that a package cannot be imported.
     program = (

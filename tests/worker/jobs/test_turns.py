@@ -131,6 +131,7 @@ def test_a_job_that_waits_for_its_service_keeps_its_shards_to_itself(shop):
     assert shop.ledger.get(job_id, owner=None).state == "queued"
 
 
+@pytest.mark.slow
 def test_a_plan_goes_before_the_shards_that_a_task_has_not_begun(shop):
     job_id = submit(shop, 256)
     first, end = take(shop)

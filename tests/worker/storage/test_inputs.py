@@ -133,6 +133,7 @@ def test_an_input_that_changes_while_it_is_read_gives_no_manifest(house, shelf, 
         read()
 
 
+@pytest.mark.slow
 def test_an_input_that_is_gone_fails_the_job_without_the_prefix_in_the_reason(house, shelf):
     job_id = submit(house, "2026/a.jsonl", str(shelf))
     (shelf / "2026" / "a.jsonl").unlink()

@@ -254,6 +254,7 @@ def test_redis_forgetting_everything_under_a_working_worker_loses_nothing(house)
     undisturbed(house, job_id, rows)
 
 
+@pytest.mark.slow
 def test_ended_jobs_are_remembered_when_redis_has_forgotten_them(house):
     done, cancelled = house.submit(b"no json\n"), house.submit(house.rows(1))
     house.ledger.cancel(cancelled, owner=None)

@@ -158,6 +158,7 @@ def test_without_a_retention_everything_stays(house, done):
     assert left(house) == before
 
 
+@pytest.mark.slow
 def test_a_job_whose_file_is_gone_fails_and_says_so(house):
     file_id = house.upload(b"{}")
     request = JobRequest(file_id=file_id)
