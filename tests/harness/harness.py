@@ -24,13 +24,13 @@ import httpx2
 import psutil
 import pyarrow.parquet as pq
 import redis
+import rq
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from cwpo import Annotation, Client, Triplet
 from cwpo.datasets.weighted import weighted_row
-from cwpo.process import free_port
 from cwpo.types import FINAL_STATES, AnnotateRequest, AnnotateResponse, JobRequest, Usage
 from cwpo_annotator import Annotator
 from cwpo_service.app import create_app
@@ -46,13 +46,30 @@ from cwpo_worker.storage.store import BlobStore
 from cwpo_worker.storage.uploads import FileCatalog
 from cwpo_worker.upkeep.reconciler import Reconciler
 
-TIMEOUT = 30.0
+# Seconds after which a test gives up what it waits for. They cost nothing where all goes well, and
+# a loaded machine may need many.
+TIMEOUT = 120.0
 
 
 def labels_of(triplets: Sequence[Triplet], annotator: Path | None = None) -> list[Annotation]:
     """What an annotator says of them without a service, by default the null one."""
     loaded = Annotator.null() if annotator is None else Annotator.load(str(annotator))
     return loaded.annotate(triplets)
+
+
+def url_in(line: str) -> str:
+    """The url in the line with which a service says that it is ready."""
+    urls = [word for word in line.split() if word.startswith("http://")]
+    assert urls, f"it is not ready, but says {line!r}"
+    return urls[0]
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it does anything: whoever reaps it may be late."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class HasUrl(Protocol):
@@ -122,6 +139,7 @@ class UnsteadyService:
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
+            assert self._thread.is_alive()
             time.sleep(0.01)
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
@@ -135,6 +153,7 @@ class UnsteadyService:
         self.max_body_bytes = 1 << 30
         self.gate = threading.Event()
         self.gate.set()
+        self.closes_at = None
         self.requests = 0
 
     def stop(self) -> None:
@@ -149,7 +168,9 @@ class UnsteadyService:
 
     def _annotate(self, request: Request, body: AnnotateRequest) -> JSONResponse:
         self.requests += 1
-        self.gate.wait(30)
+        if self.requests == self.closes_at:
+            self.gate.clear()
+        self.gate.wait(TIMEOUT)
         if self.unavailable:
             return _problem(503, "loading")
         pin = request.headers.get("x-model-revision")
@@ -241,7 +262,16 @@ class House:
 
     def work(self) -> None:
         """Let a worker do all that is queued."""
-        assert self.start_worker("--burst").wait(60) == 0
+        assert self.start_worker("--burst").wait(TIMEOUT) == 0
+
+    def end_after_this_shard(self, worker: subprocess.Popen[bytes]) -> None:
+        """Tell the worker to end, and wait until its task knows."""
+        worker.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + TIMEOUT
+        # RQ notes it after the worker has told its task.
+        while not any(each.shutdown_requested_date for each in rq.Worker.all(self.redis)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def kill(self, worker: subprocess.Popen[bytes]) -> None:
         """Kill the worker with all its children."""
@@ -307,10 +337,10 @@ class House:
         ledger = Ledger(connection, self.store, lifecycle, self.files)
         Reconciler(connection, self.store, lifecycle, ledger, kept).reconcile()
 
-    def wait(self, job_id: str, seconds: float = 60.0):
+    def wait(self, job_id: str, seconds: float = TIMEOUT):
         return self.wait_for(job_id, lambda job: job.state in FINAL_STATES, seconds)
 
-    def wait_for(self, job_id: str, reached, seconds: float = 60.0):
+    def wait_for(self, job_id: str, reached, seconds: float = TIMEOUT):
         deadline = time.monotonic() + seconds
         while True:
             job = self.ledger.get(job_id, owner=None)
@@ -369,23 +399,24 @@ class Up:
 
     def __init__(self, data_dir: Path, *flags: str, **environment: str) -> None:
         self.data_dir = data_dir
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", "cwpo", "up", "--port", str(port)]
-        self._command += ["--data-dir", str(data_dir), *flags]
+        self._command = [sys.executable, "-m", "cwpo", "up", "--data-dir", str(data_dir), *flags]
         self._environment = {**os.environ, **environment}
-        self.start()
+        self.url = self._start(port=0)
 
     def start(self) -> None:
+        assert self._start(int(self.url.rsplit(":", 1)[1])) == self.url
+
+    def _start(self, port: int) -> str:
+        """Its url, once it is ready."""
         self.process = subprocess.Popen(
-            self._command,
+            [*self._command, "--port", str(port)],
             stdout=subprocess.PIPE,
             text=True,
             env=self._environment,
         )
         line = self.process.stdout.readline()
         assert line.startswith("cwpo up: ")
-        assert self.url in line
+        return url_in(line)
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -400,7 +431,7 @@ class Up:
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         self.process.send_signal(number)
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=TIMEOUT)
 
     def close(self) -> None:
         """Kill what is left."""

@@ -1,25 +1,31 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 
 import httpx2
+import psutil
 import pytest
 
 from cwpo.errors import CwpoError
 from cwpo_annotator import Annotator, CheckpointError
+from cwpo_annotator.annotator import GOLDEN_ITEMS
 from cwpo_annotator.backends.null import NullBackend
 from cwpo_service.app import create_app
 from cwpo_service.server import Server, listen
 from cwpo_service.settings import ServeSettings
+from harness import TIMEOUT, lives, url_in
 
 
 def test_while_the_model_loads_the_service_is_up_but_not_ready(serve, triplet, problem):
     loaded = threading.Event()
 
     def factory():
-        assert loaded.wait(30)
+        assert loaded.wait(TIMEOUT)
         return Annotator.null()
 
     with serve(factory, wait=False) as service:
@@ -61,7 +67,7 @@ def test_a_stopping_service_answers_what_it_accepted_and_nothing_new(
     with serve(lambda: annotator_with(gated)) as service:
         asking = threading.Thread(target=lambda: answers.append(service.annotate(triplet())))
         asking.start()
-        assert gated.entered.acquire(timeout=30)
+        assert gated.entered.acquire(timeout=TIMEOUT)
         service.server.should_exit = True
         while service.http.get("/health/ready").status_code == 200:
             pass
@@ -70,26 +76,27 @@ def test_a_stopping_service_answers_what_it_accepted_and_nothing_new(
             assert problem(answer)["detail"] == "the service is draining"
             assert int(answer.headers["retry-after"]) >= 1
         gated.gate.set()
-        asking.join(30)
+        asking.join(TIMEOUT)
     assert [answer.status_code for answer in answers] == [200]
+
+
+def status_of(service, triplet):
+    """The status of an answer, None without one."""
+    try:
+        return service.annotate(triplet).status_code
+    except httpx2.TransportError:
+        return None
 
 
 @pytest.mark.slow
 def test_draining_ends_when_its_time_is_up(serve, annotator_with, gated, triplet):
     statuses = []
-
-    def ask(service):
-        try:
-            statuses.append(service.annotate(triplet()).status_code)
-        except httpx2.TransportError:
-            statuses.append(None)
-
     with serve(lambda: annotator_with(gated), drain_seconds=0.1) as service:
-        asking = threading.Thread(target=ask, args=[service])
+        asking = threading.Thread(target=lambda: statuses.append(status_of(service, triplet())))
         asking.start()
-        assert gated.entered.acquire(timeout=30)
+        assert gated.entered.acquire(timeout=TIMEOUT)
         service.stop()
-        asking.join(30)
+        asking.join(TIMEOUT)
     assert statuses != [200]
 
 
@@ -106,13 +113,14 @@ def test_the_backend_is_closed_only_after_the_batch_that_it_is_at(
 
     gated.score_pairs = score_pairs
     with serve(lambda: annotator_with(gated), drain_seconds=0.1) as service:
-        with pytest.raises(httpx2.TransportError):
-            service.http.post("/annotate", json={"triplets": [triplet()]}, timeout=0.2)
-        assert gated.entered.acquire(timeout=30)
+        asking = threading.Thread(target=status_of, args=[service, triplet()])
+        asking.start()
+        assert gated.entered.acquire(timeout=TIMEOUT)
         service.stop()
         assert not service.app.state.service.is_idle
         assert done == []
         gated.gate.set()
+        asking.join(TIMEOUT)
         while len(done) < 2:
             pass
     assert done == ["scored", "closed"]
@@ -140,41 +148,30 @@ def command():
         process.communicate()
 
 
-def free_port():
-    with listen("127.0.0.1", 0) as listener:
-        return listener.getsockname()[1]
-
-
-def until_ready(process, url):
-    while process.poll() is None:
-        try:
-            if httpx2.get(f"{url}/health/ready").status_code == 200:
-                return
-        except httpx2.TransportError:
-            pass
-    raise AssertionError(process.communicate())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_serves_until_a_signal_and_exits_with_0(command, triplet, number):
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    process = command("serve", "--backend", "null", CWPO_PORT=str(port))
-    until_ready(process, url)
-    answer = httpx2.post(f"{url}/annotate", json={"triplets": [triplet()]})
+    process = command("serve", "--backend", "null", CWPO_PORT="0")
+    ready = process.stdout.readline()
+    url = url_in(ready)
+    answer = httpx2.post(f"{url}/annotate", json={"triplets": [triplet()]}, timeout=TIMEOUT)
     assert answer.status_code == 200
     process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (0, "")
-    assert stdout == f"cwpo serve: null is ready at {url} (null on cpu in float32)\n"
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, stdout, stderr) == (0, "", "")
+    assert ready == f"cwpo serve: null is ready at {url} (null on cpu in float32)\n"
+
+
+def pieces_of(output):
+    """What is written, until nobody is left who could write."""
+    with suppress(OSError):  # Which is how a terminal ends.
+        while piece := os.read(output, 1 << 16):
+            yield piece
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("open_output", [os.pipe, os.openpty], ids=["pipe", "terminal"])
 def test_serving_a_model_prints_that_it_loads_and_that_it_is_ready(tiny_annotator, open_output):
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
     reading, writing = open_output()
     arguments = [
         "serve",
@@ -183,21 +180,24 @@ def test_serving_a_model_prints_that_it_loads_and_that_it_is_ready(tiny_annotato
         "--device",
         "cpu",
         "--port",
-        str(port),
+        "0",
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "cwpo", *arguments], stdout=writing, stderr=writing
     )
+    os.close(writing)
+    printed = ""
     try:
-        until_ready(process, url)
-        process.terminate()
-        assert process.wait(30) == 0
+        for piece in pieces_of(reading):
+            printed += piece.decode()
+            if "is ready" in printed:
+                process.terminate()
+        assert process.wait(TIMEOUT) == 0
     finally:
         process.kill()
         process.wait()
-        printed = os.read(reading, 1 << 16).decode()
-        os.close(writing)
         os.close(reading)
+    url = url_in(printed)
     assert printed.splitlines() == [
         f"cwpo serve: loading {tiny_annotator}",
         f"cwpo serve: {tiny_annotator.name} is ready at {url} (torch on cpu in float32)",
@@ -209,7 +209,7 @@ def test_a_busy_port_is_one_line(command):
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         process = command("serve", "--backend", "null", "--port", str(port))
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert stderr.startswith(f"cwpo serve: 127.0.0.1:{port} is in use: ")
     assert stderr.count("\n") == 1
@@ -222,7 +222,7 @@ def test_the_start_of_vllm_is_told_and_its_end_too(command, tiny_annotator, tmp_
     python.chmod(0o755)
     flags = ("--backend", "vllm", "--vllm-python", str(python), "--port", "0")
     process = command("serve", "--annotator", str(tiny_annotator), *flags)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
     loading, waiting, error = stderr.splitlines()
     assert loading == f"cwpo serve: loading {tiny_annotator}"
     assert " warning waiting for vLLM to start: 0 s of at most 600 s (its log: " in waiting
@@ -230,11 +230,67 @@ def test_the_start_of_vllm_is_told_and_its_end_too(command, tiny_annotator, tmp_
     assert (process.returncode, stdout) == (1, "")
 
 
+# Answers as a vLLM server does, with the same scores whatever it is asked.
+VLLM = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+scores = json.loads(Path(__file__).with_suffix(".json").read_text())
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer([{"id": "annotator"}])
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer([{"index": i, "probs": [score]} for i, score in enumerate(scores)])
+
+    def answer(self, data):
+        content = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+@pytest.mark.slow
+def test_in_a_log_of_json_the_end_of_vllm_is_json_too(command, tiny_annotator, tmp_path):
+    annotator = Annotator.load(tiny_annotator, device="cpu", dtype="float32")
+    scores = annotator.score_texts(annotator.encode_texts(GOLDEN_ITEMS)).values
+    (tmp_path / "python.json").write_text(json.dumps(scores.tolist()))
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}{VLLM}")
+    python.chmod(0o755)
+    flags = ("--backend", "vllm", "--vllm-python", str(python), "--port", "0")
+    log = ("--log-format", "json")
+    process = command("serve", "--annotator", str(tiny_annotator), *flags, *log)
+
+    def servers():
+        children = psutil.Process(process.pid).children()
+        return [child for child in children if lives(child)]
+
+    assert url_in(process.stdout.readline())
+    (first,) = servers()
+    first.kill()
+    while servers() in ([], [first]):
+        time.sleep(0.05)
+    process.terminate()
+    _, stderr = process.communicate(timeout=TIMEOUT)
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    (line,) = [line for line in lines if line["message"].startswith("vLLM ended with exit code -9")]
+    assert (line["level"], line["logger"]) == ("error", "cwpo_annotator")
+
+
 @pytest.mark.slow
 def test_an_unknown_model_is_one_line(command, tmp_path):
     missing = tmp_path / "missing"
     process = command("serve", "--annotator", str(missing), "--port", "0")
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     loading, error = stderr.splitlines()
     assert loading == f"cwpo serve: loading {missing}"
@@ -251,7 +307,7 @@ def test_an_unknown_model_is_one_line(command, tmp_path):
 )
 def test_settings_that_do_not_fit_are_one_line(command, arguments, line):
     process = command("serve", *arguments)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     assert line in stderr
     assert stderr.count("\n") == 1
@@ -272,9 +328,10 @@ with listen(settings.host, 0) as listener:
     server = Server(app, settings.drain_seconds)
     thread = threading.Thread(target=server.serve_on, args=[listener])
     thread.start()
-    while httpx2.get(url + "/health/ready").status_code != 200: pass
-    body = {"triplets": [{"prompt": "p", "response_a": "x", "response_b": "y"}]}
-    assert httpx2.post(url + "/annotate", json=body).status_code == 200
+    with httpx2.Client(base_url=url, timeout=120) as http:
+        while http.get("/health/ready").status_code != 200: pass
+        body = {"triplets": [{"prompt": "p", "response_a": "x", "response_b": "y"}]}
+        assert http.post("/annotate", json=body).status_code == 200
     server.should_exit = True
     thread.join()
 print([name for name in ("torch", "transformers") if name in sys.modules])
@@ -287,8 +344,7 @@ print([name for name in ("torch", "transformers") if name in sys.modules])
 
 def test_the_store_being_away_is_seen_by_readiness(serve, tmp_path, problem):
     store = tmp_path / "store"
-    nobody = f"redis://127.0.0.1:{free_port()}/0"
-    with serve(wait=False, redis_url=nobody, store_url=str(store)) as service:
+    with serve(wait=False, redis_url="redis://127.0.0.1:9/0", store_url=str(store)) as service:
         while "loading" in (answer := service.http.get("/health/ready?for=jobs")).text:
             pass
         assert answer.status_code == 503

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -142,10 +141,9 @@ class VllmServer:
             if self._process is None or self._process.poll() is None:
                 delay = 1.0
                 continue
-            print(
-                f"vLLM ended with exit code {self._process.returncode}; starting it again "
-                f"(its log: {self._log})",
-                file=sys.stderr,
+            logger.error(
+                "vLLM ended with exit code %d; starting it again (its log: %s)",
+                *(self._process.returncode, self._log),
             )
             self._spawn()
             delay = min(2.0 * delay, _LONGEST_BACK_OFF)
