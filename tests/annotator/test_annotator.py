@@ -231,7 +231,7 @@ def test_long_inputs_are_tokenised_while_the_model_works():
         def score_pairs(self, pairs):
             # The first scores come only once the second chunk is being tokenised.
             while self.waits_for:
-                assert chunks.acquire(timeout=30)
+                assert chunks.acquire(timeout=120)
                 self.waits_for -= 1
             return super().score_pairs(pairs)
 

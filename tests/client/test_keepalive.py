@@ -8,6 +8,7 @@ import pytest
 
 from cwpo import Client
 from cwpo.errors import ConnectionFailedError
+from harness import TIMEOUT
 from machines import network
 
 # Says when it can be reached and when it has a request, and never answers.
@@ -47,5 +48,5 @@ def test_a_service_whose_machine_goes_silent_is_given_up(machine):
     asking.start()
     assert server.stdout.readline() == "asked\n"
     machine.go_silent()
-    asking.join(90)
+    asking.join(TIMEOUT)
     assert len(failures) == 1

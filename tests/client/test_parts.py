@@ -12,7 +12,7 @@ import pytest
 
 from cwpo import Client
 from cwpo.errors import ConnectionFailedError, DamagedDownloadError, DatasetError
-from harness import House, furnished
+from harness import TIMEOUT, House, furnished
 
 ROWS = 5000
 
@@ -28,7 +28,7 @@ class Relay(ThreadingHTTPServer):
 
     def __init__(self, url: str) -> None:
         super().__init__(("127.0.0.1", 0), RelayHandler)
-        self.http = httpx2.Client(base_url=url, timeout=30)
+        self.http = httpx2.Client(base_url=url, timeout=TIMEOUT)
         self.asked: list[tuple[str, str | None]] = []
         self.cuts: list[int] = []
         self.spoiled = False

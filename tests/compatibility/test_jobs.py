@@ -13,7 +13,6 @@ UNFINISHED, ENDED = "job-4dcf51e5c0a23c2c082841b6", "job-a2138ee5e51163ff053065f
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)  # A job that cannot be read is tried again and again.
 def test_an_unfinished_job_comes_to_what_it_would_have_come_to(old, tmp_path):
     parts = {path.name: path.stat().st_mtime_ns for path in parts_of(old)}
     assert sorted(parts) == ["00000.parquet", "00001.parquet"]

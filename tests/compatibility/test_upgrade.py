@@ -52,7 +52,7 @@ class Fleet:
         """
         if name in self._processes:
             self._processes[name].send_signal(signal.SIGTERM)
-            assert self._processes[name].wait(60) == 0
+            assert self._processes[name].wait(TIMEOUT) == 0
         flags = ["serve", "--backend", "null", "--port", str(self._port)]
         self._processes[name] = subprocess.Popen(
             [*command, *(flags if name == "service" else ["worker"])],

@@ -16,5 +16,5 @@ def wheels(tmp_path_factory) -> Path:
     for project in sorted(ROOT.glob("*/pyproject.toml")):
         build = [sys.executable, "-m", "uv", "build", "--quiet", "--no-build-isolation"]
         build += ["--python", sys.executable, "--out-dir", str(folder), str(project.parent)]
-        subprocess.run(build, check=True, timeout=120)
+        subprocess.run(build, check=True, timeout=300)
     return folder

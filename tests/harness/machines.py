@@ -61,6 +61,7 @@ class Machine:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.processes:
+            process.kill()  # One that was started just now is not on the machine yet.
             process.wait()
         # The system removes a namespace, and what is in it, some time later.
         for thing in (("link", "del", self._near), ("netns", "del", self.name)):

@@ -12,9 +12,7 @@ import pytest
 from cwpo import Client, Triplet
 from cwpo_annotator import Annotator
 from cwpo_service.server import listen
-from harness import Up
-
-TIMEOUT = 60
+from harness import TIMEOUT, Up, lives
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def test_a_job_goes_all_the_way_and_ctrl_c_leaves_nothing_but_the_data(up, rows,
     assert running.process.returncode == 0
     # The server, the service and two workers at least; none is left.
     assert len(everyone) >= 4
-    assert not any(child.is_running() for child in everyone)
+    assert not any(lives(child) for child in everyone)
     with Client(up("--workers", "1").url) as client:
         assert client.jobs.get(job.id) == done
 
@@ -67,7 +65,7 @@ def test_sigterm_stops_all_too(up, tmp_path):
     assert "in use by process" in failing("--backend", "null", "--port", "0", tmp_path=tmp_path)
     running.stop(signal.SIGTERM)
     assert running.process.returncode == 0
-    assert not any(child.is_running() for child in everyone)
+    assert not any(lives(child) for child in everyone)
 
 
 @pytest.mark.slow
@@ -100,7 +98,7 @@ def test_with_keys_the_workers_have_one_of_their_own(up, rows, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"alice:{sha256(b'wonderland').hexdigest()}\n")
     running = up("--workers", "1", CWPO_API_KEYS_FILE=str(keys))
-    assert httpx2.get(f"{running.url}/model").status_code == 401
+    assert httpx2.get(f"{running.url}/model", timeout=TIMEOUT).status_code == 401
     with Client(running.url, "wonderland") as client:
         job = client.jobs.wait(client.jobs.create(client.files.upload(rows).id).id)
     assert job.state == "completed"

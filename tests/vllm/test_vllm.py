@@ -17,6 +17,7 @@ from cwpo import Client, Triplet
 from cwpo.errors import CwpoError
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.vllm.server import VllmServer
+from harness import TIMEOUT, lives, url_in
 
 PYTHON = os.environ.pop("CWPO_VLLM_PYTHON", None)
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
@@ -40,14 +41,6 @@ def vllm(folder):
         yield server
     finally:
         server.stop()
-
-
-def lives(process):
-    """Whether it does anything: whoever reaps it may be late."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_scores_equal_hugging_face_and_another_model_is_noticed(
@@ -74,7 +67,7 @@ def test_serve_starts_vllm_and_starts_it_again_when_it_dies(scalar_head):
     try:
         line = service.stdout.readline()
         assert "vllm" in line
-        url = next(word for word in line.split() if word.startswith("http"))
+        url = url_in(line)
         triplet = Triplet(prompt="why", response_a="because", response_b="no")
         with Client(url) as client:
             first = client.annotate([triplet]).annotations
@@ -84,13 +77,13 @@ def test_serve_starts_vllm_and_starts_it_again_when_it_dies(scalar_head):
             children = psutil.Process(service.pid).children(recursive=True)
             for child in children:
                 child.send_signal(signal.SIGKILL)
-            assert httpx2.get(f"{url}/health/ready").status_code == 503
-            while not httpx2.get(f"{url}/health/ready").is_success:
+            assert httpx2.get(f"{url}/health/ready", timeout=TIMEOUT).status_code == 503
+            while not httpx2.get(f"{url}/health/ready", timeout=TIMEOUT).is_success:
                 assert service.poll() is None
             assert client.annotate([triplet]).annotations == first
             children = psutil.Process(service.pid).children(recursive=True)
     finally:
         service.terminate()
-        service.wait(60)
-    _, left = psutil.wait_procs(children, timeout=30)
+        service.wait(TIMEOUT)
+    _, left = psutil.wait_procs(children, timeout=TIMEOUT)
     assert not [child for child in left if lives(child)]

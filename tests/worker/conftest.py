@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cwpo.process import die_with_parent, free_port
-from harness import House, UnsteadyService
+from harness import TIMEOUT, House, UnsteadyService
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def s3_server() -> Iterator[str]:
 
 
 def wait_until_up(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         assert server.poll() is None
         with suppress(httpx2.TransportError):

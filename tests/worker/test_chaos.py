@@ -88,7 +88,7 @@ class FragileUp(Up):
         everyone = [process for found in self.kinds().values() for process in found]
         self.process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self.process.communicate(timeout=30)
+            self.process.communicate(timeout=TIMEOUT)
         for process in everyone:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -190,11 +190,12 @@ def test_a_network_that_is_cut_changes_nothing_in_the_dataset(house, scale, dice
         data = lines_of(house, scale[0]).encode()
         house.start_worker("--url", f"http://127.0.0.1:{port}")
         undisturbed = house.wait(house.submit(data), TIMEOUT)
+        asked = house.service.closes_at = house.service.requests + dice.randint(2, 20)
         job_id = house.submit(data)
-        asked = house.service.requests + dice.randint(2, 20)
         house.wait_for(job_id, lambda _: house.service.requests >= asked, TIMEOUT)
         proxy.kill()
         proxy.wait()
+        house.service.gate.set()
         house.wait_for(job_id, lambda _: len(house.queue.rq.scheduled_job_registry), TIMEOUT)
         assert house.ledger.get(job_id, owner=None).state == "running"
         proxy = connect()
@@ -222,14 +223,15 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing_in_the_dataset(house, s
         data = lines_of(house, scale[0]).encode()
         house.start_worker()
         undisturbed = house.wait(house.submit(data), TIMEOUT)
+        asked = house.service.closes_at = house.service.requests + dice.randint(2, 20)
         job_id = house.submit(data)
-        asked = house.service.requests + dice.randint(2, 20)
         house.wait_for(job_id, lambda _: house.service.requests >= asked, TIMEOUT)
         ballast = folder / "ballast"
         with suppress(OSError), ballast.open("wb") as sink:
             while True:
                 sink.write(bytes(1 << 16))
                 sink.flush()
+        house.service.gate.set()
         # Until a task has failed for it.
         house.wait_for(job_id, lambda _: len(house.queue.rq.scheduled_job_registry), TIMEOUT)
         threading.Timer(2.0, ballast.unlink).start()

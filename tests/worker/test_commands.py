@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from harness import TIMEOUT
+
 CWPO = [sys.executable, "-c", "from cwpo.cli import main; main()"]
 
 
@@ -14,7 +16,7 @@ def run(*arguments, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=60,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -68,9 +70,9 @@ def test_the_end_is_warm_the_task_at_hand_is_finished_first(house):
     house.service.gate.clear()
     worker = house.start_worker()
     house.wait_for(job_id, lambda _: house.service.requests)
-    worker.send_signal(signal.SIGTERM)
+    house.end_after_this_shard(worker)
     house.service.gate.set()
-    assert worker.wait(30) == 0
+    assert worker.wait(TIMEOUT) == 0
     job = house.ledger.get(job_id, owner=None)
     assert (job.state, job.progress.rows_done) == ("running", 2048)
 
@@ -81,7 +83,7 @@ def test_a_worker_that_loses_its_queue_ends_with_one(house):
     house.wait_for(house.submit(b"no json\n"), lambda job: job.finished_at)
     house.valkey.stop()
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(30) in (0, 1)
+    assert worker.wait(TIMEOUT) in (0, 1)
 
 
 @pytest.mark.slow

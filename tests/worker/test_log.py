@@ -8,6 +8,7 @@ import pytest
 
 from cwpo_worker.jobs.manifest import JobFolder
 from cwpo_worker.queue.task_queue import Task
+from harness import TIMEOUT
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def log(tmp_path):
 
     def read(worker):
         worker.send_signal(signal.SIGTERM)
-        worker.wait(30)
+        worker.wait(TIMEOUT)
         text = path.read_text()
         assert "question" not in text
         return text.splitlines()
@@ -29,7 +30,7 @@ def log(tmp_path):
 @pytest.fixture
 def worker(house, log):
     with log.path.open("wb") as stderr:
-        yield house.start_worker("--heartbeat-seconds", "3", stderr=stderr)
+        yield house.start_worker(stderr=stderr)
 
 
 def planned(house):

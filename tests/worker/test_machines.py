@@ -149,7 +149,7 @@ def test_workers_whose_clocks_differ_take_nothing_from_each_other(house, monkeyp
         with monkeypatch.context() as patch:
             for name, value in clock(shift).items():
                 patch.setenv(name, value)
-            return house.start_worker("--heartbeat-seconds", "3")
+            return house.start_worker()
 
     data = rows_file(ROWS).read_bytes()
     house.start_worker()

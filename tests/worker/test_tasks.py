@@ -1,7 +1,6 @@
 """Shards of a large job go several to a task; what a task does not get to, others do."""
 
 import os
-import signal
 import subprocess
 import threading
 from contextlib import suppress
@@ -16,6 +15,7 @@ from cwpo_worker import tasks
 from cwpo_worker.errors import IllegalTransitionError, JobStoppedError
 from cwpo_worker.jobs.manifest import JobFolder
 from cwpo_worker.queue.task_queue import Task
+from harness import TIMEOUT
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def test_a_worker_that_is_stopped_gives_back_what_it_has_not_begun(house, large)
     house.service.gate.clear()
     worker = house.start_worker()
     house.wait_for(job_id, lambda _: house.service.requests)
-    worker.send_signal(signal.SIGTERM)
+    house.end_after_this_shard(worker)
     house.service.gate.set()
-    assert worker.wait(30) == 0
+    assert worker.wait(TIMEOUT) == 0
     assert finished(house, job_id) == {0}
     house.start_worker("--burst").wait()
     assert house.results(job_id) == house.expected(rows)
@@ -198,6 +198,6 @@ def is_running(pid):
 def test_shards_go_with_publication_if_that_is_the_policy(house, flags, left):
     rows = house.rows(2100)
     job_id = house.submit(rows)
-    assert house.start_worker("--burst", *flags).wait(60) == 0
+    assert house.start_worker("--burst", *flags).wait(TIMEOUT) == 0
     assert house.results(job_id) == house.expected(rows)
     assert len(house.store.list(JobFolder(job_id).shards)) == left

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from harness import TIMEOUT
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job_above", [100, 0], ids=["by requests", "by a job"])
@@ -77,6 +79,7 @@ def test_what_annotate_answers_is_what_post_annotate_answers(up, cwpo, good, mes
     output = tmp_path / "weighted.jsonl"
     cwpo("annotate", messy, "-o", output)
     row = json.loads(output.read_text().splitlines()[0])
-    (label,) = httpx2.post(f"{up}/annotate", json={"triplets": [good[0]]}).json()["annotations"]
+    answer = httpx2.post(f"{up}/annotate", json={"triplets": [good[0]]}, timeout=TIMEOUT)
+    (label,) = answer.json()["annotations"]
     assert row["preferred"] == label["preferred"]
     assert row["confidence"] == pytest.approx(label["confidence"], abs=1e-5)

@@ -6,10 +6,10 @@ import httpx2
 import pytest
 
 from cwpo.errors import ConfigError
-from cwpo.process import free_port
 from cwpo_service.access.keys import Keyring
 from cwpo_service.settings import ServeSettings
 from cwpo_worker.queue.valkey import EmbeddedValkey
+from harness import TIMEOUT
 
 
 def digest(key):
@@ -76,13 +76,13 @@ def test_every_call_but_probes_and_documents_needs_a_key(guarded):
 
 def test_a_url_with_a_key_is_all_that_a_client_needs(guarded):
     url = guarded.url.replace("http://", "http://openrlhf:wonderland@")
-    answer = httpx2.post(f"{url}/get_reward", json={"query": ["Fine."]})
+    answer = httpx2.post(f"{url}/get_reward", json={"query": ["Fine."]}, timeout=TIMEOUT)
     assert len(answer.json()["rewards"]) == 1
 
 
 def eventually(found, wanted):
     """Ask until the answer is the wanted one."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT
     while found() != wanted:
         assert time.monotonic() < deadline, found()
         time.sleep(0.05)
@@ -169,8 +169,7 @@ def test_replicas_count_together_where_they_share_a_redis(serve, keys, valkey, t
 
 
 def test_while_redis_is_away_each_replica_counts_for_itself(serve, keys, caplog, tmp_path):
-    nobody = f"redis://127.0.0.1:{free_port()}/0"
-    places = {"redis_url": nobody, "store_url": str(tmp_path)}
+    places = {"redis_url": "redis://127.0.0.1:9/0", "store_url": str(tmp_path)}
     with serve(api_keys_file=keys, requests_per_minute=3, **places) as service:
         headers = {"X-API-Key": "wonderland"}
         statuses = [service.http.get("/model", headers=headers).status_code for _ in range(4)]

@@ -6,6 +6,8 @@ from hashlib import sha256
 import httpx2
 import pytest
 
+from harness import TIMEOUT
+
 KEYS = {"alice": "wonderland", "bob": "builder", "admin": "root", "cwpo-worker": "ant"}
 ROW = {"prompt": "question?", "response_a": "yes", "response_b": "no"}
 LINE = json.dumps(ROW).encode() + b"\n"
@@ -23,14 +25,15 @@ def house(furnish, tmp_path):
 
 @pytest.fixture
 def alice(house):
-    with httpx2.Client(base_url=house.url, headers={"X-API-Key": KEYS["alice"]}) as http:
+    headers = {"X-API-Key": KEYS["alice"]}
+    with httpx2.Client(base_url=house.url, headers=headers, timeout=TIMEOUT) as http:
         yield http
 
 
 @pytest.fixture
 def people(house, alice):
     clients = {
-        name: httpx2.Client(base_url=house.url, headers={"X-API-Key": KEYS[name]})
+        name: httpx2.Client(base_url=house.url, headers={"X-API-Key": KEYS[name]}, timeout=TIMEOUT)
         for name in ("bob", "admin")
     }
     yield {"alice": alice, **clients}

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness import TIMEOUT
+
 pytestmark = pytest.mark.slow
 
 SETTINGS = settings(
@@ -270,7 +272,7 @@ def test_any_form_is_answered(office, path, boundary, parts):
 )
 def test_no_broken_request_breaks_the_service(office, request_bytes):
     host, port = office.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT) as connection:
         connection.sendall(request_bytes)
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(1 << 16):

@@ -4,6 +4,7 @@ import httpx2
 import pytest
 
 from cwpo_service.settings import ServeSettings
+from harness import TIMEOUT
 
 PROBES = ["/health/live", "/health/ready", "/metrics"]
 
@@ -18,7 +19,7 @@ def apart(serve):
 @pytest.mark.parametrize("path", PROBES)
 def test_probes_are_at_their_port_and_at_no_other(apart, problem, path):
     service, url = apart
-    assert httpx2.get(url + path).status_code == 200
+    assert httpx2.get(url + path, timeout=TIMEOUT).status_code == 200
     answer = service.http.get(path)
     assert answer.status_code == 404
     assert "on this port" in problem(answer)["detail"]
@@ -27,11 +28,11 @@ def test_probes_are_at_their_port_and_at_no_other(apart, problem, path):
 def test_nothing_else_is_there(apart, triplet, problem):
     service, url = apart
     assert service.annotate(triplet()).status_code == 200
-    answer = httpx2.post(f"{url}/annotate", json={"triplets": [triplet()]})
+    answer = httpx2.post(f"{url}/annotate", json={"triplets": [triplet()]}, timeout=TIMEOUT)
     assert answer.status_code == 404
     assert "on this port" in problem(answer)["detail"]
     for path in ("/model", "/docs", "/openapi.json", "/nowhere", "/health"):
-        assert httpx2.get(url + path).status_code == 404
+        assert httpx2.get(url + path, timeout=TIMEOUT).status_code == 404
 
 
 def test_one_port_for_both_is_refused():

@@ -8,6 +8,7 @@ from cwpo import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.null import NullBackend
 from cwpo_annotator.scores import Scores
+from harness import TIMEOUT
 
 
 def test_annotations_come_in_input_order_and_agree_with_the_annotator(service, triplet):
@@ -194,7 +195,7 @@ def test_a_request_that_breaks_its_batch_fails_alone(serve, annotator_with, gate
         asks = [("first", 1), ("good", 1), ("bad", 2)]
         threads = [threading.Thread(target=ask, args=item) for item in asks]
         threads[0].start()
-        assert backend.entered.acquire(timeout=30)
+        assert backend.entered.acquire(timeout=TIMEOUT)
         for thread in threads[1:]:
             thread.start()
         while service.http.get("/metrics").text.count("cwpo_queue_tokens 6.0") == 0:

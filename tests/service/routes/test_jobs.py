@@ -14,6 +14,7 @@ import pytest
 
 from cwpo import Triplet
 from cwpo_annotator import Annotator
+from harness import TIMEOUT
 
 KEYS = {"alice": "wonderland", "bob": "builder", "admin": "root", "cwpo-worker": "ant"}
 
@@ -39,7 +40,7 @@ def valkey(office):
 def people(office):
     """A connection for each key."""
     clients = {
-        name: httpx2.Client(base_url=office.url, headers={"X-API-Key": key}, timeout=30)
+        name: httpx2.Client(base_url=office.url, headers={"X-API-Key": key}, timeout=TIMEOUT)
         for name, key in KEYS.items()
     }
     yield clients
@@ -67,7 +68,8 @@ def rows(triplet):
 @pytest.fixture(scope="module")
 def finished(office, rows):
     """The id of a job of alice's that has ended, with one rejected row."""
-    with httpx2.Client(base_url=office.url, headers={"X-API-Key": KEYS["alice"]}) as http:
+    headers = {"X-API-Key": KEYS["alice"]}
+    with httpx2.Client(base_url=office.url, headers=headers, timeout=TIMEOUT) as http:
         file = upload(http, rows).json()
         job = http.post("/jobs", json={"file_id": file["id"]}).json()
         assert job["state"] == "validating"
@@ -490,7 +492,7 @@ def test_any_other_range_gives_the_whole_file(alice, finished, headers):
 
 def events(http, job_id):
     """The jobs that the event stream tells, up to its end."""
-    with http.stream("GET", f"/jobs/{job_id}/events", timeout=60) as answer:
+    with http.stream("GET", f"/jobs/{job_id}/events", timeout=TIMEOUT) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for line in answer.iter_lines():
             if line.startswith("data: "):
@@ -628,7 +630,8 @@ def test_readiness_for_jobs_wants_a_worker_that_looks_after_them(furnish, proble
 
 
 @pytest.mark.slow
-def test_probes_are_answered_while_the_stores_hang(serve, triplet, tmp_path):
+def test_probes_are_answered_while_the_stores_hang(serve, triplet, tmp_path, monkeypatch):
+    monkeypatch.setattr("cwpo_service.state._REDIS_SECONDS", TIMEOUT)
     listener = socket.create_server(("127.0.0.1", 0))  # Which takes connections and says nothing.
     silent = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
     with listener, serve(redis_url=silent, store_url=str(tmp_path)) as service:
@@ -637,6 +640,7 @@ def test_probes_are_answered_while_the_stores_hang(serve, triplet, tmp_path):
             assert service.http.get("/health/ready").status_code == 200
             assert service.annotate(triplet()).status_code == 200
             assert not any(answer.done() for answer in hanging)
+            listener.close()  # With it end the connections that it has taken.
         assert {answer.result().status_code for answer in hanging} == {503}
 
 

@@ -14,8 +14,7 @@ from cwpo_service.scoring.device import Device
 from cwpo_service.scoring.hosting import Hosting
 from cwpo_service.scoring.queue import Entry
 from cwpo_service.telemetry.metrics import Metrics
-
-TIMEOUT = 30
+from harness import TIMEOUT
 
 
 @dataclass(frozen=True)

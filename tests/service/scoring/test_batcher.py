@@ -9,6 +9,7 @@ from cwpo_service.scoring.batcher import Batcher
 from cwpo_service.scoring.device import Device
 from cwpo_service.scoring.queue import PATIENCE, Entry
 from cwpo_service.telemetry.metrics import Metrics
+from harness import TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Gated:
 
     def __call__(self, words):
         self.entered.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(TIMEOUT)
         self.batches.append([word.value for word in words])
         return Scores(np.array(self.batches[-1], np.float32))
 
@@ -54,7 +55,7 @@ def batched(scenario, *, budget=4):
 
         try:
             holder = await submit(*words(0))
-            await asyncio.to_thread(scorer.entered.wait, 30)
+            await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
             result = await scenario(scorer, submit)
             scorer.gate.set()
             await holder
@@ -181,7 +182,7 @@ def test_a_request_whose_scores_do_not_fit_together_fails_and_the_next_is_answer
         fine = await submit(*words(7))
         scorer.gate.set()
         answers = asyncio.gather(split, fine, return_exceptions=True)
-        return await asyncio.wait_for(answers, 30)
+        return await asyncio.wait_for(answers, TIMEOUT)
 
     _, (failure, scores) = batched(scenario)
     assert isinstance(failure, ValueError)
@@ -197,9 +198,9 @@ def test_stopping_fails_what_still_waits():
         tasks = [
             asyncio.create_task(batcher.score(Entry(words(n), scorer), "batch")) for n in (1, 2)
         ]
-        await asyncio.to_thread(scorer.entered.wait, 30)
+        await asyncio.to_thread(scorer.entered.wait, TIMEOUT)
         batcher.stop()
-        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), TIMEOUT)
         scorer.gate.set()
         device.stop()
         return [error.status for error in results], batcher.is_dead

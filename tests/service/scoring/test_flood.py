@@ -3,10 +3,10 @@
 import asyncio
 
 import httpx2
-import pytest
 
 from cwpo import Triplet
 from cwpo_annotator import Annotator
+from harness import TIMEOUT
 
 PAIRS = 10
 # Of the null encoder: one token for each of a pair's two texts.
@@ -15,7 +15,6 @@ WAITING = 20
 REQUESTS = 5 * WAITING
 
 
-@pytest.mark.timeout(120)
 def test_a_flood_is_refused_beyond_what_may_wait_and_all_that_was_accepted_is_answered(
     serve, annotator_with, gated, triplet
 ):
@@ -24,7 +23,7 @@ def test_a_flood_is_refused_beyond_what_may_wait_and_all_that_was_accepted_is_an
 
     async def flood(url):
         limits = httpx2.Limits(max_connections=None)
-        async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=60) as http:
+        async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT) as http:
 
             async def ask():
                 return await http.post("/annotate", json={"triplets": triplets})
@@ -34,7 +33,7 @@ def test_a_flood_is_refused_beyond_what_may_wait_and_all_that_was_accepted_is_an
 
             # The device is held by the first request, so that all others wait or are refused.
             asks = [asyncio.create_task(ask())]
-            await asyncio.to_thread(gated.entered.acquire)
+            await asyncio.to_thread(gated.entered.acquire, timeout=TIMEOUT)
             asks += [asyncio.create_task(ask()) for _ in range(REQUESTS)]
             probes = []
             while sum(task.done() for task in asks) < REQUESTS - WAITING:

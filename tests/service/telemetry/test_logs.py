@@ -10,7 +10,7 @@ from hashlib import sha256
 import httpx2
 import pytest
 
-from cwpo_service.server import listen
+from harness import TIMEOUT, url_in
 
 SECRET = "xyzzy-my-medical-history"
 TRIPLET = {"prompt": f"{SECRET}?", "response_a": f"{SECRET}!", "response_b": "no"}
@@ -44,8 +44,6 @@ Serve(backend="null").cli_cmd()
 @pytest.fixture(scope="module", params=["json", "text"])
 def log(request, tmp_path_factory):
     """The format, and the log after requests of all kinds."""
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"carla:{sha256(b'open sesame').hexdigest()}\n")
     process = subprocess.Popen(
@@ -55,7 +53,7 @@ def log(request, tmp_path_factory):
         text=True,
         env={
             **os.environ,
-            "CWPO_PORT": str(port),
+            "CWPO_PORT": "0",
             "CWPO_LOG_FORMAT": request.param,
             "CWPO_LOG_LEVEL": "info",
             "CWPO_API_KEYS_FILE": str(keys),
@@ -63,8 +61,8 @@ def log(request, tmp_path_factory):
     )
     headers = {"Authorization": "Bearer open sesame", "Content-Type": "application/json"}
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as http:
-            assert process.stdout.readline()
+        url = url_in(process.stdout.readline())
+        with httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT) as http:
             good = {"triplets": [TRIPLET, TRIPLET | {"response_a": ""}]}
             http.post("/annotate", json=good, headers={"X-Request-ID": "good-1"})
             http.post("/annotate", json={"triplets": [TRIPLET | {"id": 7, SECRET: SECRET}]})
@@ -81,7 +79,7 @@ def log(request, tmp_path_factory):
             http.get("/health/live")
     finally:
         process.terminate()
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=TIMEOUT)
     return request.param, stderr
 
 

@@ -5,6 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cwpo import Triplet
 from cwpo_annotator.annotator import Annotator
+from harness import TIMEOUT
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_how_old_the_queue_is_can_be_seen(serve, annotator_with, gated, triplet)
 
     with serve(lambda: annotator_with(gated)) as service, ThreadPoolExecutor() as pool:
         asks = [pool.submit(service.annotate, triplet())]
-        assert gated.entered.acquire(timeout=30)
+        assert gated.entered.acquire(timeout=TIMEOUT)
         asks.append(pool.submit(service.annotate, triplet()))
         while not (first := age(service)):
             pass

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from harness import TIMEOUT
+
 export = pytest.importorskip("opentelemetry.sdk.trace.export")
 memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 sdk = pytest.importorskip("opentelemetry.sdk.trace")
@@ -93,7 +95,11 @@ def test_without_the_extra_the_command_says_how_to_get_it():
         "from cwpo.cli import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
     )
     assert done.returncode
     assert "cwpo-service[otel]" in done.stderr

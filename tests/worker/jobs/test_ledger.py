@@ -1,7 +1,5 @@
 import json
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,6 +15,8 @@ from cwpo_worker.errors import (
     UnknownJobError,
 )
 from cwpo_worker.jobs.manifest import JobFolder
+from cwpo_worker.steps.plan import plan_job
+from cwpo_worker.storage.store import BlobStore
 
 
 def submit(house, file_id, *, owner=None, key=None, truncation="error"):
@@ -160,16 +160,22 @@ def test_cancelling_a_waiting_job_ends_it_and_empties_the_queue(house):
 
 
 def test_a_plan_stops_when_its_job_is_cancelled(house):
-    job_id = house.submit(house.rows(60_000))
-    store = house.store
-    with ThreadPoolExecutor(1) as pool:
-        planned = pool.submit(house.plan, job_id)
-        while not store.exists(f"jobs/{job_id}/shards/00000.parquet"):
-            time.sleep(0.001)
-        house.ledger.cancel(job_id, owner=None)
-        with pytest.raises(JobStoppedError, match="is cancel"):
-            planned.result()
-    assert not store.exists(f"jobs/{job_id}/manifest.json")
+    job_id = house.submit(house.rows(6_000))
+    folder = JobFolder(job_id)
+
+    class Meanwhile(BlobStore):
+        """A store at whose second shard the job is cancelled."""
+
+        def create(self, key):
+            if key == folder.shard(1):
+                house.ledger.cancel(job_id, owner=None)
+            return super().create(key)
+
+    with pytest.raises(JobStoppedError, match="is cancel"):
+        plan_job(house.lifecycle, Meanwhile(house.store_url), job_id)
+    assert house.store.exists(folder.shard(1))
+    assert not house.store.exists(folder.shard(2))
+    assert not house.store.exists(folder.manifest)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import redis
 
 from cwpo_worker.errors import QueueUnavailableError
 from cwpo_worker.queue.connection import connect, queue_errors
+from harness import TIMEOUT
 
 
 class TlsProxy(threading.Thread):
@@ -74,7 +75,7 @@ def cwpo(command, house, redis_url, **environment):
         [sys.executable, "-m", "cwpo", *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
         check=False,
         env={
             **os.environ,

@@ -13,15 +13,16 @@ from redis.retry import Retry
 
 from cwpo_worker.errors import ValkeyError
 from cwpo_worker.queue.valkey import EmbeddedValkey
+from harness import TIMEOUT
 
 PARENT = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from cwpo_worker.queue.valkey import EmbeddedValkey
 server = EmbeddedValkey(Path(sys.argv[1]))
 server.start()
 print(server.url, flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 
@@ -96,7 +97,7 @@ def test_it_dies_with_its_parent(parent):
     assert answers(url)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + TIMEOUT
     while answers(url):
         assert time.monotonic() < deadline
         time.sleep(0.02)

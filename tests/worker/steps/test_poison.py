@@ -56,8 +56,10 @@ def test_a_row_of_which_workers_die_becomes_an_error_line(house, planned):
     arguments = [house.valkey.url, str(house.store_folder), house.service.url, planned]
     deaths = 0
     while True:
+        house.service.gate.clear()
         task = subprocess.Popen([sys.executable, "-c", TASK, *arguments])
         house.service.on_poison = task.kill
+        house.service.gate.set()
         if task.wait() == 0:
             break
         deaths += 1

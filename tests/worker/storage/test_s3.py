@@ -11,6 +11,7 @@ import pytest
 
 from cwpo_worker.errors import BlobNotFoundError, StoreError
 from cwpo_worker.storage.store import BlobStore
+from harness import TIMEOUT
 
 LARGE = 40 << 20  # More than one request takes: it goes up in parts.
 
@@ -108,7 +109,7 @@ def test_parts_have_presigned_urls_where_the_operator_wants_them(s3_house):
     assert part.url is None
     (part,) = s3_house.ledger.parts(job_id, owner=None, url_seconds=60).parts
     assert "X-Amz-Expires=60" in part.url or "Expires=" in part.url
-    content = httpx2.get(part.url).content
+    content = httpx2.get(part.url, timeout=TIMEOUT).content
     assert (len(content), sha256(content).hexdigest()) == (part.bytes, part.sha256)
 
 
@@ -122,6 +123,6 @@ def test_a_killed_worker_s_job_is_finished_on_s3(s3_house):
     s3_house.kill(killed)
     s3_house.service.gate.set()
     s3_house.start_worker("--heartbeat-seconds", "3")
-    job = s3_house.wait(job_id, seconds=120)
+    job = s3_house.wait(job_id)
     assert job.state == "completed", job.error
     assert s3_house.results(job_id) == s3_house.expected(rows)

@@ -18,6 +18,7 @@ from rq.serializers import JSONSerializer
 from cwpo_worker.commands import Worker
 from cwpo_worker.queue.task_queue import MAX_LOSSES, RETRY_SECONDS, Task
 from cwpo_worker.upkeep.reconciler import INTERVAL_SECONDS, LOCK, LOCK_SECONDS
+from harness import TIMEOUT
 
 RQ_QUEUE = "rq:queue:cwpo"
 STARTED = "rq:wip:cwpo"
@@ -59,7 +60,7 @@ def test_a_worker_killed_in_a_shard_loses_nothing(house):
 def test_a_worker_whose_search_for_lost_tasks_fails_ends_and_says_so(house, capfd):
     house.redis.sadd("cwpo:jobs:active", b"\xff")
     worker = house.start_worker()
-    assert worker.wait(60) == 1
+    assert worker.wait(TIMEOUT) == 1
     printed = capfd.readouterr().err
     assert "the search for lost tasks failed: UnicodeDecodeError" in printed
     assert printed.strip().endswith("the worker ends: its search for lost tasks failed")
@@ -230,7 +231,7 @@ def test_a_job_goes_on_when_redis_has_forgotten_it(house):
     requests = house.service.requests
     house.redis.flushall()
     house.start_worker()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT
     while not house.redis.exists(f"cwpo:job:{job_id}"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -247,7 +248,7 @@ def test_redis_forgetting_everything_under_a_working_worker_loses_nothing(house)
     house.wait_for(job_id, lambda _: running(house) == ["shard 0"] and house.service.requests)
     house.redis.flushall()
     house.service.gate.set()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT
     while not house.redis.exists(f"cwpo:job:{job_id}"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -285,13 +286,12 @@ def test_a_task_that_the_queue_has_lost_is_queued_again(house, step):
 
 
 def test_a_task_that_died_between_queue_and_start_is_queued_again(house, monkeypatch):
-    monkeypatch.setattr("cwpo_worker.queue.task_queue.INTERMEDIATE_SECONDS", 0.2)
     house.submit(house.rows(1))
     queue = house.queue.rq
     house.redis.lmove(queue.key, queue.intermediate_queue_key)
     house.reconcile()
     assert len(queue) == 0
-    time.sleep(0.3)
+    monkeypatch.setattr("cwpo_worker.queue.task_queue.INTERMEDIATE_SECONDS", 0.0)
     house.reconcile()
     assert len(queue) == 1
     assert house.redis.llen(queue.intermediate_queue_key) == 0

@@ -38,7 +38,7 @@ def where_each_is_done(cores, items):
 
     def work(item):
         if len(items) == cores.count:
-            all_begun.wait(timeout=60)
+            all_begun.wait(timeout=120)
         places[item] = threading.current_thread(), torch.get_num_threads()
 
     cores.each(work, items)
