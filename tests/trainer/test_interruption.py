@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from cwpo_trainer.commands import Align, Sft
 from cwpo_trainer.run.folder import last_checkpoint, read_lines
-from cwpo_trainer.run.termination import EXIT_CODE
 
 from .samples import weighted, write_lines
+from .stopping import stopped_after
 
 pytestmark = pytest.mark.slow
 
@@ -33,26 +28,10 @@ def partial(output):
     return output.with_name(f".{output.name}.partial")
 
 
-def start(module, *arguments):
-    launch = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(launch, stderr=subprocess.PIPE, text=True)
-
-
-def stop_after(process, output, step):
-    """Sends SIGTERM once the log says that so many steps are done."""
-    log = partial(output) / "training.jsonl"
-    while process.poll() is None and not (log.is_file() and len(read_lines(log)) >= step):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    return process.communicate()[1]
-
-
 def interrupted(module, output, *arguments):
     """A run that SIGTERM stopped, with the step that it got to."""
-    # Enough steps are left when the log shows the second one, however fast they are.
-    process = start(module, *arguments, "--output", output)
-    message = stop_after(process, output, 2)
-    assert process.returncode == EXIT_CODE, message
+    log = partial(output) / "training.jsonl"
+    message = stopped_after(2, log, module, *arguments, "--output", output)
     checkpoint = last_checkpoint(partial(output))
     assert f"after {checkpoint.name.replace('checkpoint-', 'step ')}" in message
     assert not output.exists()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,9 +13,9 @@ from safetensors.torch import load_file
 from cwpo_annotator.checkpoint import read_card
 from cwpo_trainer.commands import TrainAnnotator
 from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
-from cwpo_trainer.run.termination import EXIT_CODE
 
 from ..samples import pairs, write_lines
+from ..stopping import stopped_after
 
 pytestmark = pytest.mark.slow
 
@@ -52,19 +50,6 @@ def losses(output, log="training.jsonl"):
     return [(line["step"], line["loss"]) for line in read_lines(output / log)]
 
 
-def stop_after(output, log, step, *arguments):
-    """Starts training, and sends SIGTERM once the log says that so many steps are done."""
-    launch = [sys.executable, "-m", "cwpo_trainer.train_annotator", "--output", output, *arguments]
-    process = subprocess.Popen([*map(str, launch)], stderr=subprocess.PIPE, text=True)
-    path = partial(output) / log
-    while process.poll() is None and not (path.is_file() and len(read_lines(path)) >= step):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    message = process.communicate()[1]
-    assert process.returncode == EXIT_CODE, message
-    assert "continue with --resume" in message
-
-
 @pytest.mark.parametrize(
     ("more", "log"),
     [
@@ -75,7 +60,9 @@ def stop_after(output, log, step, *arguments):
 )
 def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, command, failure):
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    stop_after(stopped, log, 2, *flags, *more)
+    module = "cwpo_trainer.train_annotator"
+    message = stopped_after(2, partial(stopped) / log, module, *flags, *more, "--output", stopped)
+    assert "continue with --resume" in message
     assert not stopped.exists()
     assert last_checkpoint(partial(stopped)) is not None
     again = (*flags, *more, "--output", stopped)
