@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
-from cwpo_annotator.backends.torch.rows.shared_prompts import share_prompts
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.backends.torch.rows.shared_prompts import share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_trainer.annotators.forward import (
     mixed_precision,

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32
-from cwpo_annotator.backends.torch.rows.shared_prompts import read_row, share_prompts
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs
 from cwpo_annotator.backends.torch.rows.padding import padded
+from cwpo_annotator.backends.torch.rows.shared_prompts import read_row, share_prompts
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.annotators.forward import (
     mixed_precision,
