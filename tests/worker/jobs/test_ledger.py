@@ -15,7 +15,7 @@ from cwpo_worker.errors import (
     UnknownJobError,
 )
 from cwpo_worker.jobs.manifest import JobFolder
-from cwpo_worker.steps.plan import plan_job
+from cwpo_worker.steps.plan import plan_file
 from cwpo_worker.storage.store import BlobStore
 
 
@@ -172,7 +172,7 @@ def test_a_plan_stops_when_its_job_is_cancelled(house):
             return super().create(key)
 
     with pytest.raises(JobStoppedError, match="is cancel"):
-        plan_job(house.lifecycle, Meanwhile(house.store_url), job_id)
+        plan_file(house.lifecycle, Meanwhile(house.store_url), job_id)
     assert house.store.exists(folder.shard(1))
     assert not house.store.exists(folder.shard(2))
     assert not house.store.exists(folder.manifest)
