@@ -101,6 +101,11 @@ class Columns:
             )
 
 
+def has_extra(row: Mapping[str, Any]) -> bool:
+    """Whether a row has more columns than those of its triplet."""
+    return not row.keys() <= _own(row)
+
+
 def reserved_name(row: Mapping[str, Any]) -> str | None:
     """The first column of a row whose name the annotation needs for its own; None for none."""
     return next((name for name in row if name in RESERVED and name not in _own(row)), None)
@@ -113,8 +118,6 @@ def extra_values(row: Mapping[str, Any]) -> dict[str, Any]:
     that is not valid Unicode.
     """
     own = _own(row)
-    if row.keys() <= own:
-        return {}
     extra = {name: value for name, value in row.items() if name not in own}
     try:
         json.dumps(extra, ensure_ascii=False, allow_nan=False).encode()

@@ -189,16 +189,17 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
     given = value.get("id")
     row_id = str(number) if given is None else str(given)
     names = ("response_a", "response_b") if "response_a" in value else ("chosen", "rejected")
-    missing = [name for name in ("prompt", *names) if value.get(name) is None]
-    if missing:
+    prompt, response_a, response_b = map(value.get, ("prompt", *names))
+    if prompt is None or response_a is None or response_b is None:
+        missing = next(name for name in ("prompt", *names) if value.get(name) is None)
         wanted = "prompt, response_a and response_b (or prompt, chosen and rejected)"
-        return _rejected(number, row_id, f"{missing[0]} is missing; a row needs {wanted}")
+        return _rejected(number, row_id, f"{missing} is missing; a row needs {wanted}")
     try:
         triplet = Triplet(
             id=row_id,
-            prompt=value["prompt"],
-            response_a=_response(value[names[0]]),
-            response_b=_response(value[names[1]]),
+            prompt=prompt,
+            response_a=_response(response_a),
+            response_b=_response(response_b),
         )
     except ValidationError as error:
         return _rejected(number, row_id, mistake_in(error))
@@ -307,6 +308,8 @@ def _kind(value: object) -> Literal["null", "an array", "a string", "a number", 
 
 
 def _with_extra(row: NumberedTriplet, value: dict[str, Any]) -> NumberedTriplet | RejectedRow:
+    if not columns.has_extra(value):
+        return row
     taken = columns.reserved_name(value)
     if taken is not None:
         return _rejected(

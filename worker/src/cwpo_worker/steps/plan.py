@@ -97,6 +97,7 @@ class _Plan:
         self._store = store
         self._record = record
         self._folder = JobFolder(record.id)
+        self._shard_rows = record.shard_rows
         self._wanted = wanted
         at = Continuation() if before is None else before.continuation or Continuation()
         self._at = at.model_copy(deep=True)
@@ -129,15 +130,17 @@ class _Plan:
         with opening as source:
             at.checksums.append(source.sha256)
             rows = rows_through([_rows(source)], at.last_row)
+            last_row = at.last_row
             for item in triplets_of(rows, at.is_chat):
                 self._rows += 1
+                last_row = item.row
                 if isinstance(item, RejectedRow):
                     self._reject(item, errors)
                 else:
                     self._add(item)
                 if self._rejected and self._rows >= JUDGED_ROWS:
                     self._expect_few_rejected(source)
-                at.last_row = item.row
+            at.last_row = last_row
 
     def _reject(self, row: RejectedRow, errors: JsonlWriter) -> None:
         self._rejected += 1
@@ -146,13 +149,13 @@ class _Plan:
         errors.write([row.as_dict()])
 
     def _add(self, row: NumberedTriplet) -> None:
+        rows = self._open
         if row.extra:
             self._columns.learn(row.extra)
         if self._at.is_chat is None:
             self._at.is_chat = not isinstance(row.triplet.prompt, str)
-        self._open.add(row)
-        is_full = len(self._open.numbers) == self._record.shard_rows
-        if is_full or self._open.characters >= SHARD_CHARACTERS:
+        rows.add(row)
+        if len(rows.numbers) == self._shard_rows or rows.characters >= SHARD_CHARACTERS:
             self._write_shard()
             self._wanted()
 

@@ -15,11 +15,12 @@ from cwpo.types import Triplet
 from cwpo_worker.errors import StoreError
 
 _TRIPLET = ("id", "prompt", "response_a", "response_b")
+_COLUMNS = (*_TRIPLET, "extra")
 _TRIPLETS = TypeAdapter(list[Triplet])
 
 
 class ShardRows:
-    """The rows of the next shard, by column; `extra` is JSON, or null if there is none.
+    """The rows of the next shard; `extra` is JSON, or null if there is none.
 
     characters: total length of all texts so far.
     """
@@ -27,7 +28,7 @@ class ShardRows:
     def __init__(self) -> None:
         self.characters = 0
         self.numbers: list[int] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in (*_TRIPLET, "extra")}
+        self._rows: list[tuple[Any, ...]] = []
 
     @classmethod
     def read(cls, blob: bytes, characters: int) -> ShardRows:
@@ -36,7 +37,7 @@ class ShardRows:
         rows = cls()
         rows.characters = characters
         rows.numbers = table["row"].to_pylist()
-        rows._columns = {name: table[name].to_pylist() for name in rows._columns}
+        rows._rows = [*zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True)]
         return rows
 
     def add(self, row: NumberedTriplet) -> None:
@@ -45,19 +46,17 @@ class ShardRows:
         prompt = plain_prompt(triplet.prompt)
         extra = to_json(row.extra) if row.extra else None
         self.numbers.append(row.row)
-        self._columns["id"].append(triplet.id)
-        self._columns["prompt"].append(prompt)
-        self._columns["response_a"].append(triplet.response_a)
-        self._columns["response_b"].append(triplet.response_b)
-        self._columns["extra"].append(extra)
-        self.characters += len(triplet.response_a) + len(triplet.response_b) + len(extra or b"")
+        self._rows.append((triplet.id, prompt, triplet.response_a, triplet.response_b, extra))
         texts = prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)
-        self.characters += len(texts)
+        self.characters += (
+            len(texts) + len(triplet.response_a) + len(triplet.response_b) + len(extra or b"")
+        )
 
     def write(self, sink: BinaryIO) -> None:
         """Write the rows, at least one, as a table."""
-        schema = _schema(is_chat=not isinstance(self._columns["prompt"][0], str))
-        table = pa.Table.from_pydict({"row": self.numbers, **self._columns}, schema=schema)
+        columns = dict(zip(_COLUMNS, zip(*self._rows, strict=True), strict=True))
+        schema = _schema(is_chat=not isinstance(columns["prompt"][0], str))
+        table = pa.Table.from_pydict({"row": self.numbers, **columns}, schema=schema)
         pq.write_table(table, sink, compression="zstd", use_dictionary=False)
 
 
