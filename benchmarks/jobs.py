@@ -2,7 +2,7 @@
 
 Example:
     python benchmarks/jobs.py --rows 1000000 --workers 1 2 4
-    python benchmarks/jobs.py --rows 20000000 --files 100 --workers 2 --output /dev/stdout
+    python benchmarks/jobs.py --rows 20000000 --files 100 --workers 2 --output large.json
 """
 
 from __future__ import annotations
