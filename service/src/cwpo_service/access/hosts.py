@@ -6,6 +6,7 @@ its reader's machine. Its requests have that domain in `Host`, and never an IP a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -22,8 +23,10 @@ class AllowedHosts:
         self._any = "*" in listed
         self._names = frozenset(["localhost", *listed])
         self._domains = tuple(name.removeprefix("*") for name in listed if name.startswith("*."))
+        # Nearly all requests have the same one.
+        self.allow = lru_cache(16)(self._allow)
 
-    def allow(self, header: str | None) -> bool:
+    def _allow(self, header: str | None) -> bool:
         """Whether a request with this `Host` is answered; without the header (HTTP/1.0) it is."""
         if self._any or header is None:
             return True
