@@ -100,6 +100,7 @@ def test_draining_ends_when_its_time_is_up(serve, annotator_with, gated, triplet
     assert statuses != [200]
 
 
+@pytest.mark.slow
 def test_the_backend_is_closed_only_after_the_batch_that_it_is_at(
     serve, annotator_with, gated, triplet
 ):

@@ -83,6 +83,7 @@ def test_parts_that_do_not_tile_the_input_are_never_merged(house, planned, shard
 STEPS = ("cancel", "resume", "fail", "plan", "shard 0", "merge", "reconcile", "wipe")
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(st.sampled_from(STEPS), max_size=12))
 def test_after_any_steps_in_any_order_a_job_still_comes_to_its_dataset(house, steps):

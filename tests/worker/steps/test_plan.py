@@ -207,6 +207,7 @@ def children(pid):
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_lost_between_two_files_goes_on_with_the_second(shelf, shop):
     job_id = shelf.submit()
     shop.plan(job_id)
@@ -286,6 +287,7 @@ def test_the_share_of_bad_rows_is_that_of_all_files_so_far(shop):
         shop.plan(job_id, 1)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_cancelled_between_two_plans_publishes_what_is_finished(shelf, shop):
     job_id = shelf.submit()
     shop.plan(job_id)

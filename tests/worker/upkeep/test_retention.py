@@ -169,6 +169,7 @@ def test_a_job_whose_file_is_gone_fails_and_says_so(house):
     assert (job.state, job.error) == ("failed", f"there is no file '{file_id}'")
 
 
+@pytest.mark.slow
 def test_each_of_several_files_is_kept_while_their_job_needs_it(house):
     files = [house.upload(b"{}") for _ in range(2)]
     request = JobRequest(file_ids=files)
