@@ -23,7 +23,7 @@ from cwpo_annotator.scores import Scores
 # their activations are small enough for the allocator to use the same memory again. Fewer texts at
 # a time are nearer in length, and padded the less.
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
-_PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512}
+_PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512, "cuda": 32768}
 
 # The texts of a pass, and their scores, still on the device.
 _Scored = tuple[list[int], torch.Tensor]
