@@ -1,5 +1,6 @@
 """The files of a job are planned one after the other, while the first shards are annotated."""
 
+import gzip
 import json
 import os
 import signal
@@ -97,6 +98,57 @@ def test_shards_are_annotated_before_the_last_file_is_planned(shop):
     shop.merge(job_id)
     assert shown(shop, job_id) == ("completed", 6, 6)
     assert shop.results(job_id) == shop.expected(rows)
+
+
+def test_shards_are_annotated_before_their_file_is_planned_to_its_end(shop):
+    rows = shop.rows(40)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    cut_off = gzip.compress(lines.encode())[:-8]
+    job_id = shop.submit(cut_off, "jsonl.gz")
+    with pytest.raises(DatasetError, match="ends too early, after line 40"):
+        shop.plan(job_id)
+    assert shown(shop, job_id) == ("queued", None, 0)
+    assert shop.lifecycle.turns.shards_of(job_id) == 16
+    for index in range(16):
+        shop.annotate(job_id, index)
+    # All that were handed over are finished, and the job goes on, for its plan does.
+    assert shown(shop, job_id) == ("running", None, 32)
+    shop.queue.rq.empty()
+    shop.reconcile()
+    assert "plan" in waiting(shop)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_in_the_midst_of_a_plan_publishes_what_is_finished(shop):
+    rows = [BAD if number % 10 == 3 else row for number, row in enumerate(shop.rows(20_000))]
+    job_id, one = (shop.submit(rows, max_rejected_share=0.5) for _ in range(2))
+    shop.plan(one)
+    with ThreadPoolExecutor(1) as pool:
+        plan = pool.submit(shop.plan, job_id)
+        while shop.lifecycle.turns.shards_of(job_id) is None:
+            time.sleep(0.001)
+        for index in (0, 7):
+            shop.annotate(job_id, index)
+        # Ended only when none of its tasks is running, and the thread is no task.
+        shop.ledger.cancel(job_id, owner=None)
+        with pytest.raises(JobStoppedError, match="is cancelling"):
+            plan.result()
+    midst = JobFolder(job_id).read_manifest(shop.store)
+    assert midst.checkpoint == midst.shard_count < 9000
+    shop.merge(job_id)
+    first_bad = [row for row in range(1, midst.rows + 1) if row % 10 == 4]
+    assert shown(shop, job_id) == ("cancelled", None, 4 + len(first_bad))
+    assert [error["row"] for error in shop.errors(job_id)] == first_bad
+    good = [row for row in rows if row is not BAD]
+    assert shop.results(job_id) == shop.expected(good[:2] + good[14:16])
+    shop.ledger.resume(job_id, owner=None)
+    shop.plan(job_id)
+    for blob in ("shards", "rejected"):
+        here, there = (getattr(JobFolder(name), blob) for name in (job_id, one))
+        if blob == "shards":
+            assert blobs(shop, here) == blobs(shop, there)
+        else:
+            assert shop.store.read(here) == shop.store.read(there)
 
 
 def test_a_job_whose_shards_are_finished_waits_for_its_last_plan(shop):

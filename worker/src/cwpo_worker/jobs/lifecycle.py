@@ -63,14 +63,15 @@ class Lifecycle:
     def note_planned(self, manifest: Manifest) -> None:
         """Let the shards that were planned have their turns, and queue the plan of the next file.
 
-        Repeating this does nothing. Raises: JobStoppedError when the job was cancelled.
+        In the midst of a plan, that is the shards alone. Repeating this does nothing.
+        Raises: JobStoppedError when the job was cancelled.
         """
         job_id, is_news = manifest.job_id, False
 
         def planned(record: JobRecord) -> JobRecord:
             nonlocal is_news
             changed = record.with_planned(manifest)
-            is_news = changed is not record
+            is_news = changed.files_planned != record.files_planned
             return changed
 
         record = self.registry.change(job_id, planned)

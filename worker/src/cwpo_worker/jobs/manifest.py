@@ -46,6 +46,8 @@ class Manifest(BaseModel):
     columns: the extra columns of the input.
     shards: the numbers of the shards.
     continuation: where the plan of the other files begins; None once all are planned.
+    checkpoint: the number of shards, if this was published in the midst of the plan that begins
+        there; None at its end. A plan that is interrupted begins again, not at its checkpoints.
     """
 
     job_id: str
@@ -56,6 +58,7 @@ class Manifest(BaseModel):
     columns: list[Column] = []
     shards: Ranges
     continuation: Continuation | None = None
+    checkpoint: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -75,7 +78,7 @@ class Manifest(BaseModel):
 
     @property
     def next_file(self) -> int | None:
-        """The number of the file that is planned next; None once all are planned."""
+        """The number of the file that the next plan begins with; None once all are planned."""
         return None if self.continuation is None else self.continuation.files
 
     @property
@@ -112,17 +115,17 @@ class JobFolder:
         self.dataset = f"{self._annotated}/dataset{self._edition}.json"
         self.shards = f"{self.path}/shards"
 
-    def first_files(self, files: int) -> str:
-        """The manifest of the first files of an input that has more."""
-        return f"{self.plans}/{files:05d}.json"
+    def first_files(self, files: int, checkpoint: int | None = None) -> str:
+        """The manifest of the first files of an input that has more, or one in the midst of it."""
+        return f"{self._plan(files, checkpoint)}.json"
 
     def open_shard(self, files: int) -> str:
         """The rows of these files that fill no shard yet."""
-        return f"{self.plans}/{files:05d}.parquet"
+        return f"{self._plan(files)}.parquet"
 
-    def rejected_up_to(self, files: int) -> str:
-        """The rows that the plan task which ended with this file has rejected."""
-        return f"{self.plans}/{files:05d}.jsonl"
+    def rejected_up_to(self, files: int, checkpoint: int | None = None) -> str:
+        """The rows that were rejected between the manifest before this one and this one."""
+        return f"{self._plan(files, checkpoint)}.jsonl"
 
     def shard(self, index: int) -> str:
         """The rows that the shard task reads."""
@@ -145,7 +148,7 @@ class JobFolder:
         return f"{self._annotated}/results{self._edition}.{format}"
 
     def read_manifest(self, store: BlobStore) -> Manifest:
-        """The manifest, or that of the first files as long as not all are planned.
+        """The manifest, or the last one so far as long as not all files are planned.
 
         Raises: BlobNotFoundError while there is neither.
         """
@@ -157,7 +160,14 @@ class JobFolder:
                 raise
             return Manifest.model_validate_json(store.read(planned[-1]))
 
-    def rejected_files(self, store: BlobStore, files: int) -> list[str]:
-        """The files of rejected rows that plan tasks up to this input file have left, in order."""
-        last = self.rejected_up_to(files)
+    def rejected_files(
+        self, store: BlobStore, files: int, checkpoint: int | None = None
+    ) -> list[str]:
+        """The files of rejected rows that plans have left up to a manifest, in order."""
+        last = self.rejected_up_to(files, checkpoint)
         return [key for key in store.list(self.plans) if key.endswith(".jsonl") and key <= last]
+
+    def _plan(self, files: int, checkpoint: int | None = None) -> str:
+        """What the plan of these files has published, in order."""
+        midst = "" if checkpoint is None else f"_{checkpoint:08d}"
+        return f"{self.plans}/{files:05d}{midst}"

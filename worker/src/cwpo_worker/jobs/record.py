@@ -12,7 +12,7 @@ from cwpo.types import FINAL_STATES, Job, JobState
 from cwpo_worker.errors import DamagedRecordError, IllegalTransitionError, JobStoppedError
 from cwpo_worker.jobs.manifest import JobFolder, Manifest
 
-# The first shards of a job are annotated while its last files are planned.
+# The first shards of a job are annotated while its last ones are planned.
 PLANNING_STATES: tuple[JobState, ...] = ("validating", "queued", "running")
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     "validating": frozenset({"queued", "failed", "cancelling"}),
@@ -35,7 +35,7 @@ class JobRecord(Job, extra="allow"):
     owner: name of the API key that submitted the job; None if the service has no keys.
     version: number of changes so far; of two records of a job, the higher one is newer.
     shard_rows: rows per shard, fixed at submission, so that planning again gives the same shards.
-    files_planned, rows_planned: number of input files and of their rows that are planned.
+    files_planned, rows_planned: number of input files and of rows that are planned.
     shards, rejected: number of shards that are planned, and of rows that are in no shard.
     repins: number of times that all rows were to be annotated anew.
     edition: names the results of a job that was cancelled when some of its shards were finished.
@@ -76,7 +76,8 @@ class JobRecord(Job, extra="allow"):
         if self.state not in PLANNING_STATES:
             raise JobStoppedError(f"job {self.id} is {self.state}")
         next_file = manifest.next_file
-        if self.is_planned or (next_file is not None and next_file <= self.files_planned):
+        known = (self.files_planned, self.rows_planned)
+        if self.is_planned or (next_file is not None and (next_file, manifest.rows) <= known):
             return self
         changes: dict[str, Any] = {
             "rows_planned": manifest.rows,

@@ -21,7 +21,7 @@ from cwpo_worker.queue.task_queue import Census, Task, TaskQueue
 TURNS = "cwpo:turns"
 # Most shards of a task, and the number of tasks below which a job's shards are not put together.
 RUN_SHARDS = 8
-RUNS = 32
+RUNS = 16
 # Waiting tasks of an owner: enough for a worker to find one, and for as many workers as there are
 # running tasks to find one each before the next tasks are queued.
 PLACES = 2

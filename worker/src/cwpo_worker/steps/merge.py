@@ -151,7 +151,7 @@ class _Publication:
         """The lines of the rows that were rejected when they were planned."""
         keys = [self._folder.rejected]
         if manifest.next_file is not None:
-            keys = self._folder.rejected_files(self._store, manifest.next_file)
+            keys = self._folder.rejected_files(self._store, manifest.next_file, manifest.checkpoint)
         for key in keys:
             with self._store.open(key) as lines:
                 yield from map(json.loads, lines)

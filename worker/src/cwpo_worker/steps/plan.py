@@ -29,13 +29,17 @@ from cwpo_worker.jobs.record import JobRecord
 from cwpo_worker.jobs.shard_ranges import joined
 from cwpo_worker.steps.shard_rows import ShardRows
 from cwpo_worker.storage.inputs import INPUTS, Input, sha256_of
-from cwpo_worker.storage.store import BlobStore
+from cwpo_worker.storage.store import BlobStore, Draft
 from cwpo_worker.storage.uploads import FileCatalog
 
 # A shard of long texts is closed before its rows are too much for a worker's memory.
 SHARD_CHARACTERS = 32 << 20
 # Fewer rows say little about the share of bad ones.
 JUDGED_ROWS = 1000
+# The first shards of a plan that are annotated while it goes on; then as many again as there are,
+# so that even a plan of a million shards publishes few manifests. A plan that is begun again leaves
+# what it left before only as long as this is the same.
+CHECKPOINT_SHARDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,8 @@ def plan_file(lifecycle: Lifecycle, store: BlobStore, job_id: str, file: int = 0
 
     Files that fill no shard are planned together. What is known then is published as the manifest
     of the first files, with which the plan of the next file begins, and after the last file as the
-    manifest of the job. If this runs twice, the second run finds what the first has published.
+    manifest of the job. The shards of a long file have their turns before it is read to its end. If
+    this runs twice, the second run finds what the first has published.
 
     Args:
         file: the number of the file, counted from 0.
@@ -64,7 +69,13 @@ def plan_file(lifecycle: Lifecycle, store: BlobStore, job_id: str, file: int = 0
     record = lifecycle.expect_planning(job_id, file)
     manifest = _planned(store, JobFolder(job_id))
     if manifest is None or (manifest.next_file is not None and manifest.next_file <= file):
-        plan = _Plan(store, record, manifest, lambda: lifecycle.expect_planning(job_id, file))
+        plan = _Plan(
+            store,
+            record,
+            manifest,
+            wanted=lambda: lifecycle.expect_planning(job_id, file),
+            note=lifecycle.note_planned,
+        )
         manifest = plan.run()
     if manifest.is_whole and not manifest.rows:
         raise DatasetError("the input has no rows")
@@ -72,9 +83,12 @@ def plan_file(lifecycle: Lifecycle, store: BlobStore, job_id: str, file: int = 0
 
 
 def _planned(store: BlobStore, folder: JobFolder) -> Manifest | None:
-    """What is planned; None for nothing."""
+    """The manifest of the files that are planned; None if there is none."""
     try:
-        return folder.read_manifest(store)
+        manifest = folder.read_manifest(store)
+        if manifest.checkpoint is None:
+            return manifest
+        return Manifest.model_validate_json(store.read(folder.first_files(manifest.next_file or 0)))
     except BlobNotFoundError:
         return None
 
@@ -85,6 +99,7 @@ class _Plan:
     Args:
         before: what the files before them came to; None for none.
         wanted: called after each shard; raises JobStoppedError once the plan is not wanted.
+        note: called with each manifest that is published in the midst of the plan.
     """
 
     def __init__(
@@ -93,18 +108,23 @@ class _Plan:
         record: JobRecord,
         before: Manifest | None,
         wanted: Callable[[], object],
+        note: Callable[[Manifest], object],
     ) -> None:
         self._store = store
         self._record = record
         self._folder = JobFolder(record.id)
         self._shard_rows = record.shard_rows
         self._wanted = wanted
+        self._note = note
         at = Continuation() if before is None else before.continuation or Continuation()
+        self._begun = at
         self._at = at.model_copy(deep=True)
         self._sources = _sources(store, record)
         self._rows = 0 if before is None else before.rows
         self._rejected = 0 if before is None else before.rejected
-        self._shards = 0 if before is None else before.shard_count
+        self._shards = self._begun_shards = 0 if before is None else before.shard_count
+        self._checkpoint = self._shards + CHECKPOINT_SHARDS
+        self._errors = _Errors(store, self._folder)
         self._columns = Columns(at.kinds)
         self._open = ShardRows()
         if at.characters:
@@ -113,19 +133,17 @@ class _Plan:
 
     def run(self) -> Manifest:
         """Plan files until a shard is full, or there are no more; returns what is published."""
-        at, shards = self._at, self._shards
-        with closing(self._store.draft(self._folder.rejected)) as draft:
-            errors, rejected = JsonlWriter(draft), self._rejected
-            while at.files < len(self._sources) and self._shards == shards:
-                self._read(self._sources[at.files], errors)
+        at = self._at
+        with closing(self._errors):
+            while at.files < len(self._sources) and self._shards == self._begun_shards:
+                self._read(self._sources[at.files])
                 at.files += 1
-            if self._rejected > rejected:
-                draft.publish(self._folder.rejected_up_to(at.files))
+            self._errors.publish(self._folder.rejected_up_to(at.files))
         if at.files == len(self._sources):
             return self._publish_all()
         return self._publish_first_files()
 
-    def _read(self, opening: AbstractContextManager[Source], errors: JsonlWriter) -> None:
+    def _read(self, opening: AbstractContextManager[Source]) -> None:
         at = self._at
         with opening as source:
             at.checksums.append(source.sha256)
@@ -135,18 +153,18 @@ class _Plan:
                 self._rows += 1
                 last_row = item.row
                 if isinstance(item, RejectedRow):
-                    self._reject(item, errors)
+                    self._reject(item)
                 else:
                     self._add(item)
                 if self._rejected and self._rows >= JUDGED_ROWS:
                     self._expect_few_rejected(source)
             at.last_row = last_row
 
-    def _reject(self, row: RejectedRow, errors: JsonlWriter) -> None:
+    def _reject(self, row: RejectedRow) -> None:
         self._rejected += 1
         if self._at.first_rejected is None:
             self._at.first_rejected = f"row {row.row}: {row.error.detail}"
-        errors.write([row.as_dict()])
+        self._errors.write(row)
 
     def _add(self, row: NumberedTriplet) -> None:
         rows = self._open
@@ -158,6 +176,8 @@ class _Plan:
         if len(rows.numbers) == self._shard_rows or rows.characters >= SHARD_CHARACTERS:
             self._write_shard()
             self._wanted()
+            if self._shards == self._checkpoint:
+                self._publish_midst()
 
     def _write_shard(self) -> None:
         key = self._folder.shard(self._shards)
@@ -179,6 +199,13 @@ class _Plan:
                 f"{self._at.first_rejected}"
             )
 
+    def _publish_midst(self) -> None:
+        """Publish the shards so far, and let them have their turns."""
+        self._errors.publish(self._folder.rejected_up_to(self._begun.files, self._shards))
+        key = self._folder.first_files(self._begun.files, self._shards)
+        self._note(self._publish(key, self._begun, self._shards))
+        self._checkpoint += self._shards - self._begun_shards
+
     def _publish_first_files(self) -> Manifest:
         """Publish what the plan of the next file begins with."""
         at = self._at
@@ -199,7 +226,9 @@ class _Plan:
                     shutil.copyfileobj(source, sink)
         return self._publish(self._folder.manifest, None)
 
-    def _publish(self, key: str, continuation: Continuation | None) -> Manifest:
+    def _publish(
+        self, key: str, continuation: Continuation | None, checkpoint: int | None = None
+    ) -> Manifest:
         manifest = Manifest(
             job_id=self._record.id,
             input_sha256=_checksum(self._at.checksums),
@@ -209,10 +238,37 @@ class _Plan:
             columns=self._columns.known(),
             shards=joined([(0, self._shards)]),
             continuation=continuation,
+            checkpoint=checkpoint,
         )
         with self._store.create(key) as blob:
             blob.write(manifest.model_dump_json(exclude_none=True).encode())
         return manifest
+
+
+class _Errors:
+    """The rows that were rejected since the last manifest."""
+
+    def __init__(self, store: BlobStore, folder: JobFolder) -> None:
+        self._store = store
+        self._folder = folder
+        self._draft: Draft | None = None
+
+    def write(self, row: RejectedRow) -> None:
+        """Append a row."""
+        if self._draft is None:
+            self._draft = self._store.draft(self._folder.rejected)
+        JsonlWriter(self._draft).write([row.as_dict()])
+
+    def publish(self, key: str) -> None:
+        """Publish the rows, if there are any."""
+        if self._draft is not None:
+            self._draft.publish(key)
+            self._draft = None
+
+    def close(self) -> None:
+        """Discard what was not published."""
+        if self._draft is not None:
+            self._draft.close()
 
 
 def _sources(store: BlobStore, record: JobRecord) -> list[AbstractContextManager[Source]]:
