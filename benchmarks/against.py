@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import httpx2
 from contestants.checkout import Checkout, write_rows
@@ -46,13 +48,17 @@ Start = Callable[[Checkout], AbstractContextManager[Callable[[], float]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Medians of both checkouts at the same work, and this one's over the other's."""
+    """Medians of both checkouts at the same work, and this one's over the other's.
+
+    commit: of this checkout, when it was measured.
+    """
 
     what: str
     unit: str
     before: float
     now: float
     ratio: float
+    commit: str
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ def compared(
                     if counts:
                         asked[which].append(rate)
     before, now = map(median, asked)
-    result = Comparison(what, unit, before, now, now / before)
+    commit = material.checkouts[1].commit
+    result = Comparison(what, unit, before, now, now / before, commit)
     print(f"{what:28} {before:12,.2f} {now:12,.2f} {unit:12} {result.ratio:6.3f}", flush=True)
     return result
 
@@ -250,7 +257,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("earlier", type=Path, help="folder of the earlier checkout")
-    parser.add_argument("--only", choices=MEASURES, action="append", help="a part; repeatable")
+    parser.add_argument(
+        "--only",
+        choices=MEASURES,
+        action="append",
+        help="a part; repeatable; the others stay as they were measured on this machine",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
     parser.add_argument("--pairs", type=int, default=24, help="pairs a pass (default: 24)")
     parser.add_argument("--rows", type=int, default=100_000, help="rows a job (default: 100,000)")
@@ -264,13 +276,24 @@ def main() -> None:
         sizes = (asked.rounds, asked.pairs, asked.rows, asked.seconds, asked.steps)
         material = Material(checkouts, Path(folder), *sizes)
         results = [row for part in asked.only or MEASURES for row in MEASURES[part](material)]
+    path = RESULTS / "against.json"
     record = {
         "command": " ".join(["python benchmarks/against.py", *map(_without_folder, sys.argv[1:])]),
         "machine": machine(("torch", "transformers", "trl")),
-        "commits": {"before": checkouts[0].commit, "now": checkouts[1].commit},
+        "before": checkouts[0].commit,
         "comparisons": [asdict(row) for row in results],
     }
-    write(RESULTS / "against.json", record)
+    if asked.only is not None and path.exists():
+        record["comparisons"] = _completed(record, json.loads(path.read_text()))
+    write(path, record)
+
+
+def _completed(record: dict[str, Any], known: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons, and those of another run on the same machine that were not made again."""
+    if any(known[name] != record[name] for name in ("machine", "before")):
+        return list(record["comparisons"])
+    comparisons = {row["what"]: row for row in known["comparisons"]}
+    return [*(comparisons | {row["what"]: row for row in record["comparisons"]}).values()]
 
 
 def _without_folder(argument: str) -> str:

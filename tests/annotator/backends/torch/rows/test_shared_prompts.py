@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, LlamaConfig, LlamaForSequenceClassification
 
 from cwpo import Triplet
 from cwpo_annotator import Annotator
+from cwpo_annotator.backends.torch.rows import shared_prompts
 from cwpo_annotator.backends.torch.rows.packing import pack_texts
 from cwpo_annotator.backends.torch.rows.shared_prompts import (
     compile_layers,
@@ -47,6 +49,23 @@ def decoder():
     model = LlamaForSequenceClassification(config).eval()
     assert share_prompts(model)
     return model
+
+
+def seeing_everything_before(module, query, key, value, mask, **_):
+    """An attention that takes a row for one text."""
+    key, value = (states.repeat_interleave(2, dim=1) for states in (key, value))
+    output = scaled_dot_product_attention(query, key, value, is_causal=True)
+    return output.transpose(1, 2), None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_attention_that_mixes_texts_is_not_used(dtype, monkeypatch):
+    model = decoder().to(dtype)
+    model.set_attn_implementation("sdpa")
+    AttentionInterface.register("mixing", seeing_everything_before)
+    monkeypatch.setattr(shared_prompts, "IMPLEMENTATIONS", ["mixing"])
+    assert not share_prompts(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 @torch.inference_mode()

@@ -1,14 +1,16 @@
 """Decoders that read packed rows, in which the responses of a pair share one copy of their prompt.
 
-What makes a model read rows, or read them faster, is tried on two short texts first: a model whose
+What makes a model read rows, or read them faster, is tried on short texts first: a model whose
 hidden states would not stay the same is left as it is.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AttentionInterface
 
@@ -21,9 +23,8 @@ from cwpo_annotator.encoded import EncodedPair
 
 logger = logging.getLogger("cwpo_annotator")
 
-# Two short texts with a shared beginning.
-_PROBE = EncodedPair([*range(3, 15)], [*range(3, 9), *range(20, 24)], shared=6)
-(_PROBE_ROW,) = pack_pairs([_PROBE], 1024)
+# Pairs that a model is tried on, with the tokens that they share, and those of each text besides.
+_PROBES, _SHARED, _OWN = 8, 12, (4, 7)
 
 
 def read_row(model: Any, row: Row) -> torch.Tensor:
@@ -48,9 +49,9 @@ def share_prompts(model: Any) -> bool:
     if not any(isinstance(head, torch.nn.Linear) for head in heads):
         return False
     before = model.config._attn_implementation
-    texts = ((_PROBE.a, _PROBE.b)[index] for index in _PROBE_ROW.texts)
-    own = [model.base_model(input_ids=integers([text], model.device)) for text in texts]
-    expected = torch.stack([output.last_hidden_state[0, -1] for output in own])
+    pairs, row = _probe(model)
+    sides = [pair.a for pair in pairs], [pair.b for pair in pairs]
+    expected = torch.stack([_read(model, side) for side in sides], dim=1).flatten(0, 1)[row.texts]
     for implementation in IMPLEMENTATIONS:
         try:
             model.set_attn_implementation(implementation)
@@ -91,12 +92,35 @@ def compile_layers(model: Any) -> None:
         layers[at] = layer
 
 
+def _probe(model: Any) -> tuple[list[EncodedPair], Row]:
+    """Pairs of short texts, and the row that they make."""
+    draw = np.random.default_rng(0)
+    known = model.get_input_embeddings().num_embeddings
+    pairs = []
+    for _ in range(_PROBES):
+        prompt = draw.integers(known, size=_SHARED).tolist()
+        a, b = ([*prompt, *draw.integers(known, size=own).tolist()] for own in _OWN)
+        pairs.append(EncodedPair(a, b, shared=_SHARED))
+    (row,) = pack_pairs(pairs, 1024)
+    return pairs, row
+
+
+def _read(model: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The last hidden state of each of these texts of one length."""
+    output = model.base_model(input_ids=integers(texts, model.device), use_cache=False)
+    last: torch.Tensor = output.last_hidden_state[:, -1]
+    return last
+
+
 def _read_probe(model: Any) -> torch.Tensor:
-    return read_row(model, _PROBE_ROW)[_PROBE_ROW.last]
+    _, row = _probe(model)
+    return read_row(model, row)[row.last]
 
 
 def _is_close(hidden: torch.Tensor, expected: torch.Tensor) -> bool:
-    # Another mask or other positions change hidden states by the order of their size.
+    """Whether the hidden states of three texts in four are what is expected."""
+    # Another mask or other positions change those of half the texts by the order of their size. In
+    # bfloat16, rounding alone may do so to a text of no meaning, but not to many.
     tolerance = 1e-3 if hidden.dtype == torch.float32 else 0.1
-    error = (hidden.float() - expected.float()).norm()
-    return bool(error < tolerance * expected.float().norm())
+    errors = (hidden.float() - expected.float()).norm(dim=1) / expected.float().norm(dim=1)
+    return bool(errors.quantile(0.75) < tolerance)
