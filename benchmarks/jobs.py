@@ -2,7 +2,8 @@
 
 Example:
     python benchmarks/jobs.py --rows 1000000 --workers 1 2 4
-    python benchmarks/jobs.py --rows 20000000 --files 100 --workers 2 --output benchmarks/results/jobs_20m.json
+    python benchmarks/jobs.py --rows 20000000 --files 100 --workers 2 \\
+        --output benchmarks/results/jobs_20m.json
 """
 
 from __future__ import annotations
