@@ -28,7 +28,7 @@ import measurement
 import numpy as np
 import torch
 from contestants import hugging_face, infinity, vllm
-from flops import matrix_ceilings, utilisation
+from flops import matrix_ceilings, rows_of, utilisation
 from measurement import RESULTS, timed
 from numpy.typing import NDArray
 from rich.console import Console
@@ -166,7 +166,7 @@ def compare(
         "dtype": annotator.backend.dtype,
         "pairs": len(pairs),
         "tokens": tokens,
-        "tokens_read_by_cwpo": tokens - sum(pair.shared for pair in pairs),
+        "tokens_read_by_cwpo": sum(len(row.ids) for row in rows_of(annotator, pairs)),
         "pairs_per_second": {name: len(pairs) / s for name, s in medians.items()},
         "tokens_per_second": {name: tokens / s for name, s in medians.items()},
         "padding_share": {

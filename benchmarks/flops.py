@@ -11,6 +11,8 @@ from measurement import timed
 
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.kernels.onednn import OneDnnLinear
+from cwpo_annotator.backends.torch.rows.packing import pack_texts
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
 
 
@@ -18,9 +20,9 @@ def utilisation(
     annotator: Annotator, pairs: list[EncodedPair], seconds: float, ceilings: list[dict[str, float]]
 ) -> dict[str, Any]:
     """FLOP/s of the linear layers, and with the products of attention, beside the ceilings'."""
-    read_tokens = sum(pair.tokens - pair.shared for pair in pairs)
-    linear = 2 * linear_parameters(annotator) * read_tokens
-    flops = {"linear": linear, "matrix": linear + attention_flops(annotator, pairs)}
+    rows = rows_of(annotator, pairs)
+    linear = 2 * linear_parameters(annotator) * sum(len(row.ids) for row in rows)
+    flops = {"linear": linear, "matrix": linear + attention_flops(annotator, rows)}
     ceiling = {name: statistics.median(c[name] for c in ceilings) for name in ceilings[0]}
     return {
         "gflops": {kind: count / seconds / 1e9 for kind, count in flops.items()},
@@ -66,14 +68,20 @@ def linear_parameters(annotator: Annotator) -> int:
     return sum(layer.in_features * layer.out_features for layer in layers)
 
 
-def attention_flops(annotator: Annotator, pairs: list[EncodedPair]) -> int:
+def rows_of(annotator: Annotator, pairs: list[EncodedPair]) -> list[Row]:
+    """What the annotator reads for these pairs at once."""
+    texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
+    budget = annotator.backend.token_budget  # type: ignore[attr-defined]
+    on_cpu = annotator.backend.device == "cpu"
+    return [*pack_texts(texts, budget, multiple_of=torch.get_num_threads() if on_cpu else 1)]
+
+
+def attention_flops(annotator: Annotator, rows: list[Row]) -> int:
     """Of the two products of attention, for the keys that each token sees and no others."""
     config = annotator.backend.model.config  # type: ignore[attr-defined]
     seen = 0
-    for pair in pairs:
-        first, second = sorted((len(pair.a), len(pair.b)))
-        shared = min(pair.shared, first - 1)
-        seen += sum(length * (length + 1) // 2 for length in (first, second))
-        seen -= shared * (shared + 1) // 2
+    for run in (run for row in rows for run in row.runs):
+        own = len(run.tokens)
+        seen += own * (run.keys - own) + own * (own + 1) // 2
     width = config.num_attention_heads * config.head_dim
     return 4 * width * config.num_hidden_layers * seen

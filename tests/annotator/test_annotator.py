@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import defaultdict
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from cwpo import Annotation, FailedAnnotation, Triplet
 from cwpo.types import ModelRef
 from cwpo_annotator import Annotator, CheckpointError
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
+from cwpo_annotator.backends.torch.rows.packing import pack_texts
 from cwpo_annotator.checkpoint import revisions
 
 TRIPLETS = [
@@ -47,6 +50,47 @@ def test_swapping_the_responses_negates_the_margin(tiny_annotator):
     ]
     forth, back = scores_of(annotator.annotate(TRIPLETS)), scores_of(annotator.annotate(swapped))
     np.testing.assert_array_equal(forth[:, 0] - forth[:, 1], back[:, 1] - back[:, 0])
+
+
+RESPONSES = ["no", "because good", "because good " * 9, "no one was there", "word", "word " * 60]
+OPENING = "what is the word that some people were there for? " * 3
+
+
+@pytest.fixture
+def groups():
+    """All pairs of several responses to two prompts, of which one continues the other."""
+    prompts = [OPENING, f"{OPENING}because good. and why is that?"]
+    pairs = [(p, *pair) for p in prompts for pair in permutations(RESPONSES, 2)]
+    return [Triplet(prompt=prompt, response_a=a, response_b=b) for prompt, a, b in pairs]
+
+
+@pytest.mark.parametrize("token_budget", [1024, 120])
+def test_responses_to_one_prompt_score_as_by_themselves(
+    groups, tiny_annotator, hugging_face_scores, token_budget
+):
+    annotator = Annotator.load(tiny_annotator, token_budget=token_budget)
+    expected = hugging_face_scores(tiny_annotator, annotator.encode(groups))
+    together = scores_of(annotator.annotate(groups))
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+    alone = np.concatenate([scores_of(annotator.annotate([triplet])) for triplet in groups])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    # Whatever pair it stands in, a response has the very same score.
+    of_text = defaultdict(set)
+    for triplet, scores in zip(groups, together, strict=True):
+        of_text[triplet.prompt, triplet.response_a].add(scores[0])
+        of_text[triplet.prompt, triplet.response_b].add(scores[1])
+    assert len(of_text) == 2 * len(RESPONSES)
+    assert all(len(scores) == 1 for scores in of_text.values())
+
+
+def test_a_prompt_is_read_once_for_all_its_responses(groups, tiny_annotator):
+    pairs = Annotator.load(tiny_annotator).encode(groups)
+    texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
+    (row,) = pack_texts(texts, 4096)
+    beginnings = {tuple(ids[:end]) for ids in texts for end in range(1, len(ids) + 1)}
+    # Responses may begin alike too, in tokens that are too few to be shared.
+    assert len(beginnings) <= len(row.ids) <= len(beginnings) + 100
+    assert sum(map(len, texts)) > 10 * len(row.ids)
 
 
 def test_annotations_are_in_order_with_ids_and_the_label_of_the_higher_score(tiny_annotator):

@@ -155,6 +155,7 @@ class UnsteadyService:
         self.gate.set()
         self.closes_at = None
         self.requests = 0
+        self.prompts: list[list[Any]] = []
 
     def stop(self) -> None:
         self.gate.set()
@@ -168,6 +169,7 @@ class UnsteadyService:
 
     def _annotate(self, request: Request, body: AnnotateRequest) -> JSONResponse:
         self.requests += 1
+        self.prompts.append([row.prompt for row in body.triplets])
         if self.requests == self.closes_at:
             self.gate.clear()
         self.gate.wait(TIMEOUT)

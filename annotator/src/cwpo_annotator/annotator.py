@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from cwpo.texts import text_problems
+from cwpo.texts import prompt_order, text_problems
 from cwpo.types import (
     Annotation,
     FailedAnnotation,
@@ -192,14 +192,20 @@ class Annotator:
     def annotate(
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[Annotation | FailedAnnotation]:
-        """Label the triplets, in order; the id of a triplet without one is its position."""
-        ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
+        """Label the triplets, in order; the id of a triplet without one is its position.
+
+        Triplets of one prompt are read together, wherever they stand.
+        """
+        order = sorted(range(len(triplets)), key=lambda at: prompt_order(triplets[at].prompt))
+        by_prompt = [triplets[at] for at in order]
+        ids = [str(at) if t.id is None else t.id for at, t in zip(order, by_prompt, strict=True)]
         labels: list[Annotation | FailedAnnotation] = []
-        for encoded in self._encode_ahead(triplets, truncation):
+        for encoded in self._encode_ahead(by_prompt, truncation):
             pairs = [item for item in encoded if isinstance(item, EncodedPair)]
             of_chunk = ids[len(labels) : len(labels) + len(encoded)]
             labels += self.label(of_chunk, encoded, self.score_pairs(pairs)).annotations()
-        return labels
+        of_triplet = dict(zip(order, labels, strict=True))
+        return [of_triplet[at] for at in range(len(triplets))]
 
     def encode(
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"

@@ -1,4 +1,4 @@
-"""Checks of texts before they go to a model."""
+"""What is done with texts before they go to a model: checks, and their order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from itertools import filterfalse
 
 from cwpo.types import ItemError, Prompt
+
+
+def prompt_order(prompt: Prompt) -> tuple[str, ...]:
+    """What prompts are sorted by, so that a dialogue stands before those that continue it."""
+    return (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
 
 
 def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
+from cwpo_annotator.backends.torch.rows.packing import pack_pairs
 from cwpo_annotator.calibration import likelihood_loss
 from cwpo_annotator.checkpoint import read_card
 from cwpo_annotator.encoding.encoder import Encoder
@@ -283,10 +285,24 @@ def test_more_layers_than_there_are_is_one_line(tiny_causal, labelled, tmp_path,
         command(TrainAnnotator, *flags, "--output", tmp_path / "out")
 
 
+def all_pairs_of_a_prompt(encoder):
+    """Those of four responses, which make one row."""
+    prompt = "what is the word that some people were there for, and why cat? " * 2
+    answers = ["no", "because good", "because good no", "word " * 9]
+    triplets = [
+        Triplet(prompt=prompt, response_a=a, response_b=b) for a, b in permutations(answers, 2)
+    ]
+    pairs = encoder.encode_pairs(triplets)
+    (row,) = pack_pairs(pairs, 1024)
+    assert len(row.runs) == len(answers)
+    return pairs
+
+
 @pytest.mark.slow
 def test_packed_training_follows_padded(tiny_causal, labelled, tmp_path):
-    encoder = Encoder.create(tiny_causal, max_length=64)
+    encoder = Encoder.create(tiny_causal, max_length=128)
     batch, _ = encode(encoder, read_pairs(str(labelled))[:9])
+    batch = [*batch, *all_pairs_of_a_prompt(encoder)]
     gradients, margins = [], []
     for packed in (True, False):
         torch.manual_seed(0)

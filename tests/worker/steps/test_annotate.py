@@ -26,6 +26,21 @@ def test_a_second_run_asks_nothing_and_changes_nothing(house, planned):
     assert house.store.read(JobFolder(planned).part(0)) == part
 
 
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_rows_of_a_prompt_are_asked_about_together_and_stay_in_order(house, is_chat):
+    rows = house.rows(2000)
+    for number, row in enumerate(rows):
+        prompt = f"prompt {number % 100}"
+        row["prompt"] = [{"role": "user", "content": prompt}] if is_chat else prompt
+    job_id = house.submit(rows)
+    house.plan(job_id)
+    house.annotate(job_id, 0)
+    house.merge(job_id)
+    assert house.results(job_id) == house.expected(rows)
+    # Four requests for a hundred prompts: three of them may be in two.
+    assert sum(len({str(prompt) for prompt in asked}) for asked in house.service.prompts) <= 103
+
+
 def test_a_part_is_not_there_when_the_service_was_not(house, planned):
     house.service.unavailable = True
     with pytest.raises(OverloadedError):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cwpo_annotator.backends.torch.rows.packing import Row
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
 
 _TOKENS = {"cpu": 1024, "cuda": 65536}
@@ -28,10 +28,15 @@ def mixed_precision(model: Any, *, bfloat16: bool) -> AbstractContextManager[Non
 
 
 def of_a_and_b(row: Row, of_texts: Tensor) -> Tensor:
-    """Values of the texts of a packed row of pairs, shape (2 pairs,), as columns a and b."""
-    # Texts 2i and 2i + 1 are a and b of pair i, and stand side by side in either order.
-    order = torch.tensor(row.texts).view(-1, 2).argsort(dim=1)
-    return of_texts.view(-1, 2).gather(1, order.to(of_texts.device))
+    """Values of the texts of a row of pairs, as columns a and b, in the order of `pairs_in`."""
+    # Texts 2i and 2i + 1 are a and b of pair i.
+    order = torch.tensor(row.texts).argsort()
+    return of_texts[order.to(of_texts.device)].view(-1, 2)
+
+
+def pairs_in(row: Row) -> list[int]:
+    """The indices of the pairs of a row of pairs, ascending."""
+    return [text // 2 for text in sorted(row.texts)[::2]]
 
 
 def pair_width(pair: EncodedPair) -> int:

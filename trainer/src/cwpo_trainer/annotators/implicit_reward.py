@@ -19,6 +19,7 @@ from cwpo_trainer.annotators.forward import (
     mixed_precision,
     of_a_and_b,
     pair_width,
+    pairs_in,
     score_margins,
     token_budget,
 )
@@ -56,7 +57,7 @@ class ResponseReader:
                 starts = [pairs[text // 2].start for text in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
                     sums = row_log_probs(self.model, row, starts)
-                yield [text // 2 for text in row.texts[::2]], of_a_and_b(row, sums)
+                yield pairs_in(row), of_a_and_b(row, sums)
             return
         for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):
             texts = [*(pairs[at].a for at in batch), *(pairs[at].b for at in batch)]

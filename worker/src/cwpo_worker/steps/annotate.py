@@ -7,6 +7,7 @@ from functools import partial
 
 from cwpo import Client
 from cwpo.errors import APIError
+from cwpo.texts import prompt_order
 from cwpo.types import ModelRef
 from cwpo_worker.jobs.finished_shards import RowCounts
 from cwpo_worker.jobs.lifecycle import Lifecycle
@@ -67,9 +68,17 @@ def _try_part(
         pin = partial(_pin, lifecycle, job)
         if is_cautious:
             answers = cautious_answers_to(client, triplets, manifest.truncation, attempts, pin)
+            model, labels = _collected(lifecycle, job, answers)
         else:
-            answers = answers_to(client, triplets, manifest.truncation, pin)
-        model, labels = _collected(lifecycle, job, answers)
+            # The annotator reads a prompt once for all rows of a request that have it.
+            order = sorted(
+                range(len(triplets)), key=lambda at: prompt_order(triplets[at].triplet.prompt)
+            )
+            by_prompt = [triplets[at] for at in order]
+            answers = answers_to(client, by_prompt, manifest.truncation, pin)
+            model, found = _collected(lifecycle, job, answers)
+            of_row = dict(zip(order, found, strict=True))
+            labels = [of_row[at] for at in range(len(triplets))]
         key = job.folder.part(index)
         counts = write_part(store, key, rows, labels, model, extra=manifest.columns)
     except Exception as error:

@@ -11,7 +11,7 @@ from cwpo_annotator.backends.torch.hardware.device import best_device
 from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.backends.torch.loading import load_language_model
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
-from cwpo_annotator.backends.torch.rows.packing import Row
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.checkpoint import REFERENCE_NAME
 
 

@@ -14,15 +14,16 @@ from cwpo_annotator.backends.torch.hardware.cores import Cores
 from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
 from cwpo_annotator.backends.torch.hardware.threads import use_threads
 from cwpo_annotator.backends.torch.kernels.replacement import replace_layers
-from cwpo_annotator.backends.torch.rows.packing import Row, length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_texts
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import compile_layers, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.scores import Scores
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
-# their activations are small enough for the allocator to use the same memory again. Fewer texts at
-# a time are nearer in length, and padded the less.
-_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
+# their activations are small enough for the allocator to use the same memory again; a long prompt
+# has room with several responses. Fewer texts at a time are nearer in length, and padded the less.
+_TOKEN_BUDGETS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
 _PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512, "cuda": 32768}
 
 # The texts of a pass, and their scores, still on the device.
@@ -73,8 +74,8 @@ class InProcessBackend(ABC):
         self._memory = MemoryBudget(token_budget or default_budget(device, self.shares_prompts))
         cores = torch.get_num_threads() if device.type == "cpu" else 1
         self._cores = Cores(cores if all(map(_keeps_no_state, models)) else 1)
-        # Two passes of usual size for each core.
-        self.batch_tokens = 2 * default_budget(device) * cores
+        # A pass of usual size for each core.
+        self.batch_tokens = default_budget(device) * cores
 
     @abstractmethod
     def _score_row(self, row: Row, starts: Sequence[int]) -> torch.Tensor:
@@ -110,19 +111,17 @@ class InProcessBackend(ABC):
 
     def _score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         starts = [start for pair in pairs for start in (pair.start, pair.start)]
-        if self.shares_prompts:
-            rows = pack_pairs(pairs, self.token_budget, multiple_of=self._cores.count)
-            scores = self._score_packed(rows, starts)
-        else:
-            scores = self._score_padded([ids for pair in pairs for ids in (pair.a, pair.b)], starts)
-        return scores.reshape(-1, 2)
+        texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
+        return self._score(texts, starts).reshape(-1, 2)
 
     def _score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
-        sequences, starts = [text.ids for text in texts], [text.start for text in texts]
+        return self._score([text.ids for text in texts], [text.start for text in texts])
+
+    def _score(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> NDArray[np.float32]:
         if self.shares_prompts:
-            rows = pack_texts(sequences, self.token_budget, multiple_of=self._cores.count)
+            rows = pack_texts(texts, self.token_budget, multiple_of=self._cores.count)
             return self._score_packed(rows, starts)
-        return self._score_padded(sequences, starts)
+        return self._score_padded(texts, starts)
 
     def _score_packed(self, rows: Iterable[Row], starts: Sequence[int]) -> NDArray[np.float32]:
         @torch.inference_mode()

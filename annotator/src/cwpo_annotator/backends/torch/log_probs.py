@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cwpo_annotator.backends.torch.hardware.device import integers
-from cwpo_annotator.backends.torch.rows.packing import Row
 from cwpo_annotator.backends.torch.rows.padding import padded
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import read_row
 
 # Logits that exist at a time, so that they never fill memory.
@@ -65,14 +65,15 @@ def row_log_probs(model: Any, row: Row, starts: Sequence[int]) -> Tensor:
     """
     hidden = read_row(model, row)
     # Equal texts are read at one place.
-    distinct: dict[int, Response] = {}
-    for places, start in zip(row.places(), starts, strict=True):
-        distinct.setdefault(
-            places[-1], _response(places, [row.ids[place] for place in places], start)
-        )
-    order = {last: at for at, last in enumerate(distinct)}
+    distinct: dict[tuple[int, int], Response] = {}
+    asked = [*zip(row.last, starts, strict=True)]
+    for text, places in zip(asked, row.places(), strict=True):
+        if text not in distinct:
+            ids = [row.ids[place] for place in places]
+            distinct[text] = _response(places, ids, start=text[1])
+    order = {text: at for at, text in enumerate(distinct)}
     sums = log_probs(model, hidden, [*distinct.values()])
-    return sums[integers([order[last] for last in row.last], sums.device)]
+    return sums[integers([order[text] for text in asked], sums.device)]
 
 
 def batch_log_probs(model: Any, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:

@@ -13,8 +13,8 @@ from cwpo_annotator.backends.torch.hardware.device import best_device, integers
 from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.backends.torch.kernels.int8 import round_weights
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32, load_classifier
-from cwpo_annotator.backends.torch.rows.packing import Row
 from cwpo_annotator.backends.torch.rows.padding import padded
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import read_row
 
 

@@ -22,7 +22,7 @@ from cwpo_annotator.scores import Scores
 
 # Tokens that keep a GPU busy; a server by URL is taken to have one.
 _BATCH_TOKENS = {"gpu": 65536, "cpu": 4096}
-# Both texts of a pair go in one request, next to each other: the prefix cache serves the second.
+# Texts that begin alike go in one request, next to each other, for vLLM's prefix cache.
 _REQUEST_TEXTS = 32
 
 
@@ -103,11 +103,12 @@ class VllmBackend:
             self._server.stop()
 
     def _score(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        starts = range(0, len(sequences), _REQUEST_TEXTS)
-        parts = self._threads.map(
-            lambda at: self._classify(sequences[at : at + _REQUEST_TEXTS]), starts
-        )
-        return np.concatenate([*parts, np.empty(0, np.float32)])
+        asked = [tuple(ids) for ids in sequences]
+        texts = sorted(set(asked))
+        requests = [texts[at : at + _REQUEST_TEXTS] for at in range(0, len(texts), _REQUEST_TEXTS)]
+        scores = np.concatenate([*self._threads.map(self._classify, requests)])
+        place = {text: at for at, text in enumerate(texts)}
+        return scores[[place[text] for text in asked]]
 
     def _classify(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         inputs = [list(ids) for ids in sequences]

@@ -9,11 +9,25 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cwpo_annotator.backends.torch.rows.attention import attention
 from cwpo_annotator.backends.torch.rows.layout import reading
-from cwpo_annotator.backends.torch.rows.packing import Segment
+from cwpo_annotator.backends.torch.rows.row import Row
 
-# Texts shorter and longer than a block of queries, a pair without a shared prompt, a single text.
-SEGMENTS = [Segment(0, 150, 200, 140), Segment(490, 0, 30, 9), Segment(529, 20, 130, 0)]
-TOKENS = 679
+# Of each text, how many tokens of the text before it it begins with, and how many it has besides:
+# a tree with texts shorter and longer than a block of queries, of which one continues another and
+# two begin with different parts of it; short texts with a beginning and without; a single text.
+TEXTS = [(0, 350), (150, 140), (290, 25), (60, 9), (0, 30), (0, 9), (0, 20), (17, 4), (21, 5)]
+TEXTS += [(0, 150)]
+
+
+def row_of(texts):
+    row, length = Row(), 0
+    for number, (shared, own) in enumerate(texts):
+        length = shared + own
+        row.append([0] * length, [number], shared)
+    return row
+
+
+ROW = row_of(TEXTS)
+TOKENS = len(ROW.ids)
 CPU = torch.device("cpu")
 
 
@@ -39,23 +53,17 @@ def states(dtype):
 )
 def test_each_text_sees_its_own_tokens(dtype, tolerance, window):
     query, key, value = states(dtype)
-    with torch.inference_mode(), reading(SEGMENTS, CPU):
+    with torch.inference_mode(), reading(ROW.runs, CPU):
         output, _ = attention(SimpleNamespace(), query, key, value, None, sliding_window=window)
-    for segment in SEGMENTS:
-        prompt = torch.arange(segment.start, segment.start + segment.prompt)
-        start = segment.start + segment.prompt
-        first = torch.arange(start, start + segment.first)
-        second = torch.arange(start + segment.first, start + segment.first + segment.second)
-        for own in (first, second):
-            expected = by_itself(query, key, value, torch.cat((prompt, own)), window)
-            found = output[0, own].float()
-            error = (found - expected[len(prompt) :]).norm()
-            assert error <= tolerance * expected[len(prompt) :].norm()
+    for (shared, _), places in zip(TEXTS, ROW.places(), strict=True):
+        expected = by_itself(query, key, value, torch.tensor(places), window)[shared:]
+        error = (output[0, places[shared:]].float() - expected).norm()
+        assert error <= tolerance * expected.norm()
 
 
 def test_keys_and_bounds_lead_flash_attention_to_the_same():
     query, key, value = states(torch.float32)
-    with reading(SEGMENTS, CPU) as row:
+    with reading(ROW.runs, CPU) as row:
         expected, _ = attention(SimpleNamespace(), query, key, value, None)
     tokens, keys = row.token_bounds.tolist(), row.key_bounds.tolist()
     assert tokens[-1] == TOKENS
@@ -77,7 +85,7 @@ def test_flash_attention_sees_the_same(window):
     on_gpu = [x.cuda() for x in states(torch.bfloat16)]
     outputs = []
     for at_once in (False, True):
-        with torch.inference_mode(), reading(SEGMENTS, torch.device("cuda")):
+        with torch.inference_mode(), reading(ROW.runs, torch.device("cuda")):
             output, _ = attention(
                 SimpleNamespace(), *on_gpu, None, sliding_window=window, at_once=at_once
             )
@@ -88,7 +96,7 @@ def test_flash_attention_sees_the_same(window):
 def test_soft_capped_attention_is_refused():
     tensor = torch.zeros(1, 1, 4, 8)
     with (
-        reading([Segment(0, 0, 4, 0)], CPU),
+        reading(row_of([(0, 4)]).runs, CPU),
         pytest.raises(ValueError, match="soft-capped"),
     ):
         attention(SimpleNamespace(), tensor, tensor, tensor, None, softcap=30.0)

@@ -1,4 +1,4 @@
-"""Attention over packed rows, where both responses of a pair share one copy of their prompt.
+"""Attention over packed rows, where texts share one copy of what they begin with.
 
 All other layers of a decoder process each token separately, so a packed row needs only restarted
 positions (`Row.positions`) and this attention.
@@ -16,8 +16,9 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from cwpo_annotator.backends.torch.rows.layout import Layout, Run, row_being_read
+from cwpo_annotator.backends.torch.rows.layout import Layout, row_being_read
 from cwpo_annotator.backends.torch.rows.products import attention_by_products
+from cwpo_annotator.backends.torch.rows.row import Run
 
 # torch 2.11 takes several queries for a key unasked.
 _GROUPED: dict[str, Any] = (

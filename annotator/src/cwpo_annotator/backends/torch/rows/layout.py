@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -14,44 +13,22 @@ import numpy as np
 import torch
 
 from cwpo_annotator.backends.torch.hardware.device import integers
-from cwpo_annotator.backends.torch.rows.packing import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Consecutive tokens of a text.
-
-    tokens: their positions in the row. seen: the positions that the last of them attends to, ending
-    with its own; each token before it attends to one position less.
-    """
-
-    tokens: range
-    seen: tuple[range, ...]
-
-    @property
-    def keys(self) -> int:
-        """Number of positions that the last token attends to."""
-        return sum(map(len, self.seen))
+from cwpo_annotator.backends.torch.rows.row import Run
 
 
 class Layout:
-    """The runs of a row, one after the other.
+    """The runs of a row.
 
     Args:
-        segments: of the row.
+        runs: of the row, in the order of their tokens.
         device: of the model that reads it.
     """
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        self.segments = segments
+    def __init__(self, runs: Sequence[Run], device: torch.device) -> None:
+        self.runs = runs
         self.device = device
         # What the attention of the first layer has worked out, for the layers after it.
         self.prepared: dict[Hashable, Any] = {}
-
-    @cached_property
-    def runs(self) -> list[Run]:
-        """The runs of all segments, in the order of their tokens."""
-        return [run for segment in self.segments for run in runs(segment)]
 
     @cached_property
     def keys(self) -> torch.Tensor:
@@ -78,24 +55,15 @@ class Layout:
         return integers([0, *accumulate(counts)], self.device, np.int32)
 
 
-def runs(segment: Segment) -> Iterator[Run]:
-    """The first text of a segment, and the rest of the second text after the shared prompt."""
-    first = range(segment.start, segment.start + segment.prompt + segment.first)
-    yield Run(first, (first,))
-    if segment.second:
-        own = range(first.stop, first.stop + segment.second)
-        yield Run(own, (first[: segment.prompt], own))
-
-
 # Not every architecture hands extra arguments down to its attention, so the layout of the row that
 # a thread's model reads goes around them.
 _row_being_read: ContextVar[Layout] = ContextVar("row_being_read")
 
 
 @contextmanager
-def reading(segments: Sequence[Segment], device: torch.device) -> Iterator[Layout]:
-    """Inside the block, a model on the device reads a row of these segments."""
-    layout = Layout(segments, device)
+def reading(runs: Sequence[Run], device: torch.device) -> Iterator[Layout]:
+    """Inside the block, a model on the device reads a row of these runs."""
+    layout = Layout(runs, device)
     token = _row_being_read.set(layout)
     try:
         yield layout

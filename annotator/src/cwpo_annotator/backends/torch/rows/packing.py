@@ -1,4 +1,4 @@
-"""Packs pairs and texts into rows without padding, in which a prompt appears only once."""
+"""Packs texts into rows without padding, in which a beginning that texts share appears once."""
 
 from __future__ import annotations
 
@@ -6,105 +6,114 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.encoding.prefix import common_prefix
 
+# Texts that have fewer tokens in common are read apart: to share these would save next to nothing.
+_SHARED = 16
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One pair inside a row: a prompt, the rest of the first text, the rest of the second.
-
-    The second text's tokens attend to the prompt and to one another, but not to the first text. A
-    single text is a segment whose second part is empty.
-    """
-
-    start: int
-    prompt: int
-    first: int
-    second: int
-
-
-@dataclass(slots=True)
-class Row:
-    """Consecutive segments; the model reads `ids` and `positions`.
-
-    texts: index of each text in the input. last: index of the last token of each text in the row,
-    where its score is read, in the order of `texts`.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-    texts: list[int] = field(default_factory=list)
-
-    def places(self) -> Iterator[list[int]]:
-        """The positions of each text's tokens in the row, in the order of `texts`."""
-        in_pairs = len(self.texts) == 2 * len(self.segments)
-        for segment in self.segments:
-            end_of_prompt = segment.start + segment.prompt
-            stop = end_of_prompt + segment.first
-            first = [*range(segment.start, stop)]
-            yield first
-            if in_pairs:
-                own = range(stop, stop + segment.second)
-                yield [*range(segment.start, end_of_prompt), *own] if own else first
-
-    def append(self, first: Sequence[int], rest: Sequence[int], shared: int) -> None:
-        """Append a segment: a text, and the rest of a second text after the shared prefix."""
-        start = len(self.ids)
-        self.ids += first
-        self.positions += range(len(first))
-        self.last.append(len(self.ids) - 1)
-        self.ids += rest
-        self.positions += range(shared, shared + len(rest))
-        self.segments.append(Segment(start, shared, len(first) - shared, len(rest)))
-
-
-def pack_pairs(
-    pairs: Sequence[EncodedPair], token_budget: int, *, multiple_of: int = 1
-) -> Iterator[Row]:
-    """Rows of at most token_budget tokens (or one pair that is larger), nearly equal in length.
-
-    Text 2i is response a of pair i, and text 2i + 1 its response b. The shorter text of a pair
-    comes first, so that swapping a and b gives the same row and exactly the opposite margin.
-
-    Args:
-        multiple_of: number of which the number of rows should be a multiple, if there are enough
-            pairs.
-    """
-    segments = [_segment(pair) for pair in pairs]
-    sizes = [len(first) + len(rest) for first, rest, _, _ in segments]
-    for group in balanced(sizes, token_budget, multiple_of):
-        row = Row()
-        for index in group:
-            first, rest, shared, is_swapped = segments[index]
-            row.append(first, rest, shared)
-            # Equal texts are read once: their scores are the very same number, and the pair a tie.
-            row.last.append(len(row.ids) - 1)
-            row.texts += (2 * index + is_swapped, 2 * index + (not is_swapped))
-        yield row
-
-
-def _segment(pair: EncodedPair) -> tuple[Sequence[int], Sequence[int], int, bool]:
-    """The shorter text, the rest of the other, their shared length, and whether b comes first."""
-    is_swapped = (len(pair.b), pair.b) < (len(pair.a), pair.a)
-    first, second = (pair.b, pair.a) if is_swapped else (pair.a, pair.b)
-    # Each text keeps a token of its own to read its score at.
-    shared = min(pair.shared, len(first) - 1)
-    return first, [] if first == second else second[shared:], shared, is_swapped
+_Ids = tuple[int, ...]
+# A text, and its numbers in the input.
+_Text = tuple[_Ids, list[int]]
+_Item = list[_Text]
 
 
 def pack_texts(
     texts: Sequence[Sequence[int]], token_budget: int, *, multiple_of: int = 1
 ) -> Iterator[Row]:
-    """Rows of single texts; see pack_pairs."""
-    for group in balanced([len(ids) for ids in texts], token_budget, multiple_of):
-        row = Row(texts=group)
-        for index in group:
-            row.append(texts[index], [], 0)
+    """Rows of at most token_budget tokens (or one text that is larger), nearly equal in length.
+
+    A text is read once, and so is what texts of a row have in common at their beginning, such as
+    the prompt of several responses, or a dialogue that another one continues. The rows depend on
+    the texts alone and not on their order, so that equal texts have the very same score, and
+    swapping the responses of pairs gives exactly the opposite margins.
+
+    Args:
+        multiple_of: number of which the number of rows should be a multiple, if there are enough
+            texts.
+    """
+    numbers: dict[_Ids, list[int]] = {}
+    for number, ids in enumerate(texts):
+        numbers.setdefault(tuple(ids), []).append(number)
+    return _pack([[text] for text in numbers.items()], token_budget, multiple_of)
+
+
+def pack_pairs(
+    pairs: Sequence[EncodedPair], token_budget: int, *, multiple_of: int = 1
+) -> Iterator[Row]:
+    """As pack_texts, but the two texts of a pair are in the same row.
+
+    Text 2i is response a of pair i, and text 2i + 1 its response b.
+    """
+    items: list[_Item] = [
+        [(tuple(pair.a), [2 * number]), (tuple(pair.b), [2 * number + 1])]
+        for number, pair in enumerate(pairs)
+    ]
+    return _pack(items, token_budget, multiple_of)
+
+
+def _pack(items: Sequence[_Item], token_budget: int, multiple_of: int) -> Iterator[Row]:
+    """Rows of items, each of which is in one row."""
+    in_order = sorted(sorted(item) for item in items)
+    firsts = [(), *(item[0][0] for item in in_order)]
+    shared = [_shared(before, first) for before, first in pairwise(firsts)]
+    own = [_tokens(item) - common for item, common in zip(in_order, shared, strict=True)]
+    limit = min(token_budget, math.ceil(sum(own) / multiple_of))
+    stretches = [*_stretches(own, shared, limit)]
+    sizes = [shared[some.start] + sum(own[some.start : some.stop]) for some in stretches]
+    for group in balanced(sizes, token_budget, multiple_of):
+        row = Row()
+        for stretch in group:
+            together = in_order[stretches[stretch].start : stretches[stretch].stop]
+            _append(row, sorted(chain(*together)))
         yield row
+
+
+def _stretches(own: Sequence[int], shared: Sequence[int], limit: int) -> Iterator[range]:
+    """Cuts a sequence where the fewest tokens are read twice for it.
+
+    Args:
+        own: tokens of each item beyond those that it shares with the item before it.
+        shared: number of these; a cut before the item has them read again.
+        limit: maximum number of tokens of a stretch of several items.
+    """
+    start, size, at = 0, 0, 0
+    while at < len(own):
+        grown = size + own[at] + (shared[at] if at == start else 0)
+        if at > start and (not shared[at] or grown > limit):
+            cut = min(range(at, start, -1), key=shared.__getitem__)
+            yield range(start, cut)
+            start, size, at = cut, 0, cut
+        else:
+            size, at = grown, at + 1
+    if start < len(own):
+        yield range(start, len(own))
+
+
+def _append(row: Row, texts: Sequence[_Text]) -> None:
+    """Append texts, in order."""
+    before: _Ids = ()
+    for ids, same in groupby(texts, key=itemgetter(0)):
+        row.append(ids, chain(*(numbers for _, numbers in same)), _shared(before, ids))
+        before = ids
+
+
+def _tokens(item: _Item) -> int:
+    """Tokens that the texts of an item in order take."""
+    texts = [ids for ids, _ in item]
+    return len(texts[0]) + sum(
+        len(text) - _shared(before, text) for before, text in pairwise(texts) if before != text
+    )
+
+
+def _shared(before: _Ids, text: _Ids) -> int:
+    """The tokens that a text shares with one before it in order, or none if they are few."""
+    count = common_prefix(before, text)
+    return count if count >= _SHARED else 0
 
 
 def balanced(sizes: Sequence[int], limit: int, multiple_of: int = 1) -> list[list[int]]:

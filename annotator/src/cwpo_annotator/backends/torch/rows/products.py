@@ -5,23 +5,21 @@ There, torch's fused attention is as slow in bfloat16 as in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
 import torch
 
-from cwpo_annotator.backends.torch.rows.layout import Layout, Run, runs
-from cwpo_annotator.backends.torch.rows.packing import Segment
+from cwpo_annotator.backends.torch.rows.layout import Layout
+from cwpo_annotator.backends.torch.rows.row import Run
 
 # Queries a block: a larger one sees more keys in vain, a smaller one makes the products thin.
 _BLOCK = 128
-# Tokens of a segment that is one block: many small operations would take longer than they save.
+# Most keys of a block of several runs: many small operations would take longer than they save.
 _WHOLE = 256
 # Over bfloat16 rows of other lengths torch's softmax is up to five times as slow.
 _ALIGNMENT = 32
-# Fills keys up to the alignment.
-_NO_KEY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +76,48 @@ def _blocks(
     """The blocks of a row, and where in it their keys are."""
     places: list[int] = []
     blocks = []
-    for segment in row.segments:
-        length = segment.prompt + segment.first + segment.second
-        is_whole = length <= _WHOLE
-        every = range(segment.start, segment.start + length)
-        for run in [Run(every, (every,))] if is_whole else runs(segment):
-            begin = len(places)
-            places += chain(*run.seen, repeat(_NO_KEY, -run.keys % _ALIGNMENT))
-            keys = torch.tensor(places[begin:])
-            for tokens, seen, masked in _parts(run, _WHOLE if is_whole else _BLOCK, window):
-                queries = torch.tensor(run.tokens[tokens])[:, None]
-                hidden = _hidden(segment, queries, keys[masked : seen.stop], window)
-                mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-                in_row = slice(run.tokens[tokens.start], run.tokens[tokens.start] + len(queries))
-                blocks.append(Block(in_row, slice(begin + seen.start, begin + seen.stop), mask))
-    return torch.tensor(places).clamp_(0), blocks
+    for runs, keys in _groups(row.runs):
+        begin = len(places)
+        places += chain(keys, repeat(0, -len(keys) % _ALIGNMENT))
+        if len(runs) > 1:
+            tokens, stop = range(runs[0].tokens.start, runs[-1].tokens.stop), len(places)
+            hidden = _hidden_in_group(runs, keys, stop - begin, window)
+            blocks.append(_block(tokens, slice(begin, stop), hidden, dtype))
+            continue
+        (run,) = runs
+        before = run.keys - len(run.tokens)
+        for own, seen, masked in _parts(run, window):
+            queries = torch.arange(before + own.start, before + own.stop)[:, None]
+            hidden = _hidden(queries, torch.arange(masked, seen.stop), window)
+            in_all = slice(begin + seen.start, begin + seen.stop)
+            blocks.append(_block(run.tokens[own], in_all, hidden, dtype))
+    return torch.tensor(places), blocks
 
 
-def _parts(run: Run, size: int, window: int | None) -> Iterator[tuple[slice, slice, int]]:
+def _groups(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[int]]]:
+    """Neighbouring runs that have few keys together, or single ones, and the keys' places."""
+    group: list[Run] = []
+    keys: set[int] = set()
+    for run in runs:
+        of_run = [*chain(*run.seen)]
+        if group and len(keys.union(of_run)) > _WHOLE:
+            yield group, sorted(keys)
+            group, keys = [], set()
+        group.append(run)
+        keys.update(of_run)
+    yield group, sorted(keys)
+
+
+def _block(tokens: range, keys: slice, hidden: torch.Tensor, dtype: torch.dtype) -> Block:
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    return Block(slice(tokens.start, tokens.stop), keys, mask)
+
+
+def _parts(run: Run, window: int | None) -> Iterator[tuple[slice, slice, int]]:
     """Of each block: its tokens and keys among the run's, and the first key that has a mask."""
     before = run.keys - len(run.tokens)
-    for start in range(0, len(run.tokens), size):
-        stop = min(start + size, len(run.tokens))
+    for start in range(0, len(run.tokens), _BLOCK):
+        stop = min(start + _BLOCK, len(run.tokens))
         own, last = before + start, before + stop
         aligned = -(-last // _ALIGNMENT) * _ALIGNMENT
         if window is None or last <= window:
@@ -109,15 +127,23 @@ def _parts(run: Run, size: int, window: int | None) -> Iterator[tuple[slice, sli
             yield slice(start, stop), slice(first, aligned), first
 
 
-def _hidden(
-    segment: Segment, queries: torch.Tensor, keys: torch.Tensor, window: int | None
+def _hidden_in_group(
+    runs: Sequence[Run], keys: Sequence[int], width: int, window: int | None
 ) -> torch.Tensor:
-    """True where a query does not see a key; both by their places, shape (n, 1) and (m,)."""
-    own = segment.start + segment.prompt
-    second = own + segment.first
-    hidden = (keys > queries) | (keys == _NO_KEY)
-    hidden |= (queries >= second) & (keys >= own) & (keys < second)
-    if window is not None:
-        distance = queries - keys - segment.first * ((queries >= second) & (keys < own))
-        hidden |= distance >= window
+    """True where a query does not see a key, shape (tokens of all runs, width)."""
+    column = {place: at for at, place in enumerate(keys)}
+    hidden = torch.ones(sum(len(run.tokens) for run in runs), width, dtype=torch.bool)
+    row = 0
+    for run in runs:
+        seen = torch.arange(run.keys)
+        columns = torch.tensor([column[place] for place in chain(*run.seen)])
+        own = seen[-len(run.tokens) :, None]
+        hidden[row : row + len(own)].index_copy_(1, columns, _hidden(own, seen, window))
+        row += len(own)
     return hidden
+
+
+def _hidden(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    """True where a query does not see a key; both by their positions, shape (n, 1) and (m,)."""
+    hidden = keys > queries
+    return hidden if window is None else hidden | (queries - keys >= window)

@@ -1,4 +1,4 @@
-"""Decoders that read packed rows, in which the responses of a pair share one copy of their prompt.
+"""Decoders that read packed rows, in which responses share one copy of their prompt.
 
 What makes a model read rows, or read them faster, is tried on short texts first: a model whose
 hidden states would not stay the same is left as it is.
@@ -18,18 +18,18 @@ from cwpo.errors import first_line
 from cwpo_annotator.backends.torch.hardware.device import integers
 from cwpo_annotator.backends.torch.rows.attention import IMPLEMENTATIONS
 from cwpo_annotator.backends.torch.rows.layout import reading
-from cwpo_annotator.backends.torch.rows.packing import Row, pack_pairs
-from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.backends.torch.rows.packing import pack_texts
+from cwpo_annotator.backends.torch.rows.row import Row
 
 logger = logging.getLogger("cwpo_annotator")
 
-# Pairs that a model is tried on, with the tokens that they share, and those of each text besides.
-_PROBES, _SHARED, _OWN = 8, 12, (4, 7)
+# Prompts that a model is tried on, their tokens, and those of the two texts that begin with them.
+_PROBES, _SHARED, _OWN = 8, 20, (4, 7)
 
 
 def read_row(model: Any, row: Row) -> torch.Tensor:
     """Hidden states of a packed row, shape (tokens, width), from a model after `share_prompts`."""
-    with reading(row.segments, model.device):
+    with reading(row.runs, model.device):
         output = model.base_model(
             input_ids=integers([row.ids], model.device),
             position_ids=integers([row.positions], model.device),
@@ -49,9 +49,10 @@ def share_prompts(model: Any) -> bool:
     if not any(isinstance(head, torch.nn.Linear) for head in heads):
         return False
     before = model.config._attn_implementation
-    pairs, row = _probe(model)
-    sides = [pair.a for pair in pairs], [pair.b for pair in pairs]
-    expected = torch.stack([_read(model, side) for side in sides], dim=1).flatten(0, 1)[row.texts]
+    texts, row = _probe(model)
+    of_a_length = texts[::2], texts[1::2]
+    own = torch.stack([_read(model, some) for some in of_a_length], dim=1)
+    expected = own.flatten(0, 1)[row.texts]
     for implementation in IMPLEMENTATIONS:
         try:
             model.set_attn_implementation(implementation)
@@ -92,17 +93,16 @@ def compile_layers(model: Any) -> None:
         layers[at] = layer
 
 
-def _probe(model: Any) -> tuple[list[EncodedPair], Row]:
-    """Pairs of short texts, and the row that they make."""
+def _probe(model: Any) -> tuple[list[list[int]], Row]:
+    """Short texts, of which each two begin alike, and the row that they make."""
     draw = np.random.default_rng(0)
     known = model.get_input_embeddings().num_embeddings
-    pairs = []
+    texts = []
     for _ in range(_PROBES):
         prompt = draw.integers(known, size=_SHARED).tolist()
-        a, b = ([*prompt, *draw.integers(known, size=own).tolist()] for own in _OWN)
-        pairs.append(EncodedPair(a, b, shared=_SHARED))
-    (row,) = pack_pairs(pairs, 1024)
-    return pairs, row
+        texts += [[*prompt, *draw.integers(known, size=own).tolist()] for own in _OWN]
+    (row,) = pack_texts(texts, 1024)
+    return texts, row
 
 
 def _read(model: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
