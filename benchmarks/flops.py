@@ -71,9 +71,10 @@ def linear_parameters(annotator: Annotator) -> int:
 def rows_of(annotator: Annotator, pairs: list[EncodedPair]) -> list[Row]:
     """What the annotator reads for these pairs at once."""
     texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
-    budget = annotator.backend.token_budget  # type: ignore[attr-defined]
-    on_cpu = annotator.backend.device == "cpu"
-    return [*pack_texts(texts, budget, multiple_of=torch.get_num_threads() if on_cpu else 1)]
+    backend: Any = annotator.backend
+    cores = torch.get_num_threads() if backend.device == "cpu" else 1
+    together = backend.most_together
+    return [*pack_texts(texts, backend.token_budget, multiple_of=cores, most_together=together)]
 
 
 def attention_flops(annotator: Annotator, rows: list[Row]) -> int:

@@ -21,9 +21,11 @@ from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.scores import Scores
 
 # Tokens a forward pass, padding included: on a CPU a few texts at a time stay in the caches, and
-# their activations are small enough for the allocator to use the same memory again; a long prompt
-# has room with several responses. Fewer texts at a time are nearer in length, and padded the less.
-_TOKEN_BUDGETS = {"cpu": 2048, "mps": 8192, "cuda": 65536}
+# their activations are small enough for the allocator to use the same memory again. Fewer texts at
+# a time are nearer in length, and padded the less.
+_TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
+# But to read a long prompt again for some of its responses would cost more.
+_MOST_TOGETHER = 2048
 _PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512, "cuda": 32768}
 
 # The texts of a pass, and their scores, still on the device.
@@ -74,8 +76,9 @@ class InProcessBackend(ABC):
         self._memory = MemoryBudget(token_budget or default_budget(device, self.shares_prompts))
         cores = torch.get_num_threads() if device.type == "cpu" else 1
         self._cores = Cores(cores if all(map(_keeps_no_state, models)) else 1)
-        # A pass of usual size for each core.
-        self.batch_tokens = default_budget(device) * cores
+        # Two passes of usual size for each core.
+        self.batch_tokens = 2 * default_budget(device) * cores
+        self.most_together = 0 if token_budget else _MOST_TOGETHER
 
     @abstractmethod
     def _score_row(self, row: Row, starts: Sequence[int]) -> torch.Tensor:
@@ -119,7 +122,12 @@ class InProcessBackend(ABC):
 
     def _score(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> NDArray[np.float32]:
         if self.shares_prompts:
-            rows = pack_texts(texts, self.token_budget, multiple_of=self._cores.count)
+            rows = pack_texts(
+                texts,
+                self.token_budget,
+                multiple_of=self._cores.count,
+                most_together=self.most_together,
+            )
             return self._score_packed(rows, starts)
         return self._score_padded(texts, starts)
 

@@ -23,7 +23,11 @@ _Item = list[_Text]
 
 
 def pack_texts(
-    texts: Sequence[Sequence[int]], token_budget: int, *, multiple_of: int = 1
+    texts: Sequence[Sequence[int]],
+    token_budget: int,
+    *,
+    multiple_of: int = 1,
+    most_together: int = 0,
 ) -> Iterator[Row]:
     """Rows of at most token_budget tokens (or one text that is larger), nearly equal in length.
 
@@ -35,11 +39,14 @@ def pack_texts(
     Args:
         multiple_of: number of which the number of rows should be a multiple, if there are enough
             texts.
+        most_together: number of tokens that texts with a common beginning may have in one row, if
+            it is more than the budget.
     """
     numbers: dict[_Ids, list[int]] = {}
     for number, ids in enumerate(texts):
         numbers.setdefault(tuple(ids), []).append(number)
-    return _pack([[text] for text in numbers.items()], token_budget, multiple_of)
+    items = [[text] for text in numbers.items()]
+    return _pack(items, token_budget, multiple_of, max(token_budget, most_together))
 
 
 def pack_pairs(
@@ -53,16 +60,18 @@ def pack_pairs(
         [(tuple(pair.a), [2 * number]), (tuple(pair.b), [2 * number + 1])]
         for number, pair in enumerate(pairs)
     ]
-    return _pack(items, token_budget, multiple_of)
+    return _pack(items, token_budget, multiple_of, token_budget)
 
 
-def _pack(items: Sequence[_Item], token_budget: int, multiple_of: int) -> Iterator[Row]:
+def _pack(
+    items: Sequence[_Item], token_budget: int, multiple_of: int, most_together: int
+) -> Iterator[Row]:
     """Rows of items, each of which is in one row."""
     in_order = sorted(sorted(item) for item in items)
     firsts = [(), *(item[0][0] for item in in_order)]
     shared = [_shared(before, first) for before, first in pairwise(firsts)]
     own = [_tokens(item) - common for item, common in zip(in_order, shared, strict=True)]
-    limit = min(token_budget, math.ceil(sum(own) / multiple_of))
+    limit = min(most_together, math.ceil(sum(own) / multiple_of))
     stretches = [*_stretches(own, shared, limit)]
     sizes = [shared[some.start] + sum(own[some.start : some.stop]) for some in stretches]
     for group in balanced(sizes, token_budget, multiple_of):
