@@ -24,13 +24,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import measurement
 import psutil
 
 from cwpo import Client
 from cwpo.datasets.triplets import NumberedTriplet, read_triplets
-from cwpo.types import FINAL_STATES
+from cwpo.types import FINAL_STATES, Merge
 from cwpo_annotator import Annotator
 from cwpo_service.server import listen
 
@@ -180,7 +181,7 @@ def running(folder: str, workers: int) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def measure(rows: int, files: int, workers: int) -> Run:
+def measure(rows: int, files: int, workers: int, merge: Merge) -> Run:
     """One job in a fresh data folder, from the first byte uploaded to its last state."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -188,20 +189,20 @@ def measure(rows: int, files: int, workers: int) -> Run:
     ):
         sampler = Sampler(pid)
         sampler.start()
-        run = _follow(url, rows, files, workers)
+        run = _follow(url, rows, files, workers, merge)
         sampler.stop()
         run.memory_mb = sampler.memory_mb()
         run.cpu_seconds = sampler.cpu_seconds()
     return run
 
 
-def _follow(url: str, rows: int, files: int, workers: int) -> Run:
+def _follow(url: str, rows: int, files: int, workers: int, merge: Merge) -> Run:
     states: dict[str, float] = defaultdict(float)
     first = None
     with Client(url) as client:
         file_ids, upload_seconds = _uploaded(client, rows, files)
         submitted = last = time.monotonic()
-        job = client.jobs.create(file_ids=file_ids)
+        job = client.jobs.create(file_ids=file_ids, merge=merge)
         while job.state not in FINAL_STATES:
             time.sleep(0.1)
             job = client.jobs.get(job.id)
@@ -245,6 +246,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=1, help="files that the rows are in")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--merge", choices=get_args(Merge), default="auto", help="single files")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -255,7 +257,7 @@ def main() -> None:
     print(f"{options.rows:,} rows in {options.files} files; bare loop: {loop}", flush=True)
     print("workers  seconds   rows/s  first  x loop  states; CPU s; peak MB in 1st and 2nd half")
     for workers in options.workers:
-        run = measure(options.rows, options.files, workers)
+        run = measure(options.rows, options.files, workers, options.merge)
         runs.append(run)
         ratio = loop["rows_per_second"] / run.rows_per_second
         print(
