@@ -39,6 +39,7 @@ from cwpo import Annotation, Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.scalar import ScalarHeadBackend
 from cwpo_annotator.encoded import EncodedPair
+from cwpo_annotator.encoding.prefix import common_prefix
 
 # Texts in a batch: the sizes that Hugging Face is tried at, and what the pipeline gets.
 BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (32, 64, 128, 256)}
@@ -135,7 +136,8 @@ def scores_of(annotations: list[Annotation]) -> NDArray[np.float32]:
 
 def as_query(pair: EncodedPair, text_of: Callable[..., str]) -> tuple[str, list[str]]:
     """What both texts begin with, and what each goes on with."""
-    return text_of(pair.a[: pair.shared]), [text_of(ids[pair.shared :]) for ids in (pair.a, pair.b)]
+    shared = common_prefix(pair.a, pair.b)
+    return text_of(pair.a[:shared]), [text_of(ids[shared:]) for ids in (pair.a, pair.b)]
 
 
 def compare(

@@ -11,7 +11,6 @@ from measurement import timed
 
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.kernels.onednn import OneDnnLinear
-from cwpo_annotator.backends.torch.rows.packing import pack_texts
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
 
@@ -71,10 +70,7 @@ def linear_parameters(annotator: Annotator) -> int:
 def rows_of(annotator: Annotator, pairs: list[EncodedPair]) -> list[Row]:
     """What the annotator reads for these pairs at once."""
     texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
-    backend: Any = annotator.backend
-    cores = torch.get_num_threads() if backend.device == "cpu" else 1
-    together = backend.most_together
-    return [*pack_texts(texts, backend.token_budget, multiple_of=cores, most_together=together)]
+    return [*annotator.backend.rows(texts)]  # type: ignore[attr-defined]
 
 
 def attention_flops(annotator: Annotator, rows: list[Row]) -> int:

@@ -44,6 +44,7 @@ from training_material import (
 from cwpo_annotator.backends.torch.hardware.device import best_device
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.encoding.encoder import Encoder
+from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import losses
 from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
 from cwpo_trainer.plan import estimate
@@ -223,7 +224,7 @@ def by_length(settings: argparse.Namespace, folder: Path) -> list[dict[str, Any]
         for name, step in steps.items():
             times = [timed(lambda step=step, pairs=pairs: step(pairs))[0] for _ in range(3)]
             seconds[name] = median(times[1:]) / len(pairs)
-        tokens = statistics.mean(pair.tokens - pair.shared for pair in pairs)
+        tokens = statistics.mean(pair.tokens - common_prefix(pair.a, pair.b) for pair in pairs)
         results.append(
             {"length": length, "pairs": len(pairs), "tokens": tokens, "seconds_a_pair": seconds}
         )

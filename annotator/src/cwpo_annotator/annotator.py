@@ -196,7 +196,7 @@ class Annotator:
 
         Triplets of one prompt are read together, wherever they stand.
         """
-        order = sorted(range(len(triplets)), key=lambda at: prompt_order(triplets[at].prompt))
+        order = prompt_order([triplet.prompt for triplet in triplets])
         by_prompt = [triplets[at] for at in order]
         ids = [str(at) if t.id is None else t.id for at, t in zip(order, by_prompt, strict=True)]
         labels: list[Annotation | FailedAnnotation] = []

@@ -28,13 +28,12 @@ class EncodedText:
 class EncodedPair:
     """The token ids of one prompt with each of its two responses.
 
-    shared: number of leading ids that a and b have in common. start: position of the first token of
-    the responses, at most `shared`; 0 if the encoder does not mark it.
+    start: position of the first token of the responses, before which a and b are equal; 0 if the
+    encoder does not mark it.
     """
 
     a: Sequence[int]
     b: Sequence[int]
-    shared: int = 0
     truncated: bool = False
     start: int = 0
 

@@ -8,9 +8,13 @@ from itertools import filterfalse
 from cwpo.types import ItemError, Prompt
 
 
-def prompt_order(prompt: Prompt) -> tuple[str, ...]:
-    """What prompts are sorted by, so that a dialogue stands before those that continue it."""
-    return (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
+def prompt_order(prompts: Sequence[Prompt]) -> list[int]:
+    """The places of the prompts, equal ones side by side, a dialogue before what continues it."""
+    texts = [
+        (prompt,) if isinstance(prompt, str) else tuple(turn.content for turn in prompt)
+        for prompt in prompts
+    ]
+    return sorted(range(len(prompts)), key=texts.__getitem__)
 
 
 def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:

@@ -57,15 +57,6 @@ def test_prompt_and_response_are_tokenised_together(encoder):
     assert list(encoded.ids) == [*expected, encoder.tokenizer.eos_token_id]
 
 
-def test_a_pair_knows_its_common_prefix(encoder):
-    (pair,) = encoder.encode_pairs(
-        [Triplet(prompt="Why cat?", response_a="good", response_b="bad")]
-    )
-    assert pair.shared > 0
-    assert list(pair.a[: pair.shared]) == list(pair.b[: pair.shared])
-    assert pair.a[pair.shared] != pair.b[pair.shared]
-
-
 def test_a_text_over_the_limit_is_an_error_by_default(encoder):
     (result,) = encoder.encode_texts([ScoreItem(prompt="cat " * 200, response="good")])
     assert isinstance(result, ItemError)

@@ -11,6 +11,7 @@ from cwpo.types import ItemError, Message, Triplet
 from cwpo_annotator.checkpoint import EncodingSpec
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_annotator.encoding.joining import join_chat, join_text
+from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_annotator.encoding.responses import PairEncoder, ResponseEncoder
 from cwpo_annotator.encoding.tokenisation import (
     opening_ids,
@@ -51,7 +52,7 @@ def test_annotators_read_the_tokens_that_they_were_trained_on(real_models, key):
     encoded = [
         item.code
         if isinstance(item, ItemError)
-        else [list(item.a), list(item.b), item.shared, item.start, item.truncated]
+        else [item.a, item.b, common_prefix(item.a, item.b), item.start, item.truncated]
         for item in encoder.encode_pairs(triplets, "prompt_left")
     ]
     assert encoded == GOLDEN["annotators"][key]

@@ -82,6 +82,12 @@ def blobs(house, folder):
     return {key.rsplit("/", 1)[-1]: house.store.read(key) for key in house.store.list(folder)}
 
 
+def planned(house, job_id):
+    """The shards of a job, and the rows that were rejected when it was planned."""
+    folder = JobFolder(job_id)
+    return blobs(house, folder.shards), house.store.read(folder.rejected)
+
+
 def test_shards_are_annotated_before_the_last_file_is_planned(shop):
     rows = shop.rows(6)
     job_id = shop.submit_files(rows[:2], rows[2:4], rows[4:])
@@ -143,12 +149,7 @@ def test_a_job_that_is_cancelled_in_the_midst_of_a_plan_publishes_what_is_finish
     assert shop.results(job_id) == shop.expected(good[:2] + good[14:16])
     shop.ledger.resume(job_id, owner=None)
     shop.plan(job_id)
-    for blob in ("shards", "rejected"):
-        here, there = (getattr(JobFolder(name), blob) for name in (job_id, one))
-        if blob == "shards":
-            assert blobs(shop, here) == blobs(shop, there)
-        else:
-            assert shop.store.read(here) == shop.store.read(there)
+    assert planned(shop, job_id) == planned(shop, one)
 
 
 def test_a_job_whose_shards_are_finished_waits_for_its_last_plan(shop):
@@ -192,12 +193,7 @@ def test_however_rows_are_spread_over_files_the_shards_are_those_of_one_file(sho
         with suppress(JobStoppedError):  # It was planned with the files before it.
             shop.plan(several, number)
     shop.plan(one)
-    for blob in ("shards", "rejected"):
-        here, there = (getattr(JobFolder(job_id), blob) for job_id in (several, one))
-        if blob == "shards":
-            assert blobs(shop, here) == blobs(shop, there)
-        else:
-            assert shop.store.read(here) == shop.store.read(there)
+    assert planned(shop, several) == planned(shop, one)
     manifests = [JobFolder(job_id).read_manifest(shop.store) for job_id in (several, one)]
     ours = {"job_id", "input_sha256"}
     assert manifests[0].model_dump(exclude=ours) == manifests[1].model_dump(exclude=ours)

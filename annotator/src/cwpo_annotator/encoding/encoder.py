@@ -12,7 +12,6 @@ from cwpo.types import ItemError, Prompt, ScoreItem, Triplet, Truncation
 from cwpo_annotator.checkpoint import CheckpointError, EncodingSpec, read_card
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.encoding.joining import BLANK_LINE, JoinedText, join_chat, join_text
-from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_annotator.encoding.tokenisation import prompt_range, token_ids
 from cwpo_annotator.encoding.tokenizer import (
     dedicated_pad,
@@ -157,7 +156,7 @@ class Encoder:
         if isinstance(fitted, ItemError):
             return fitted
         (a, b), truncated = fitted
-        return EncodedPair(a, b, common_prefix(a, b), truncated)
+        return EncodedPair(a, b, truncated)
 
     def single(
         self, text: JoinedText | ItemError, ids: list[int], truncation: Truncation

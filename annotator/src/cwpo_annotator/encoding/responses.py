@@ -81,7 +81,7 @@ class PairEncoder(ResponseEncoder):
         (a, b), truncated = fitted
         start -= len(ids[0]) - len(a)
         forth, back = a + b[start:], b + a[start:]
-        return EncodedPair(forth, back, common_prefix(forth, back), truncated, start)
+        return EncodedPair(forth, back, truncated, start)
 
     def encode_texts(
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"

@@ -71,9 +71,7 @@ def _try_part(
             model, labels = _collected(lifecycle, job, answers)
         else:
             # The annotator reads a prompt once for all rows of a request that have it.
-            order = sorted(
-                range(len(triplets)), key=lambda at: prompt_order(triplets[at].triplet.prompt)
-            )
+            order = prompt_order([row.triplet.prompt for row in triplets])
             by_prompt = [triplets[at] for at in order]
             answers = answers_to(client, by_prompt, manifest.truncation, pin)
             model, found = _collected(lifecycle, job, answers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,6 @@ from cwpo_annotator.scores import Scores
 # their activations are small enough for the allocator to use the same memory again. Fewer texts at
 # a time are nearer in length, and padded the less.
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
-# But to read a long prompt again for some of its responses would cost more.
-_MOST_TOGETHER = 2048
 _PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512, "cuda": 32768}
 
 # The texts of a pass, and their scores, still on the device.
@@ -78,7 +76,8 @@ class InProcessBackend(ABC):
         self._cores = Cores(cores if all(map(_keeps_no_state, models)) else 1)
         # Two passes of usual size for each core.
         self.batch_tokens = 2 * default_budget(device) * cores
-        self.most_together = 0 if token_budget else _MOST_TOGETHER
+        # To read a long prompt again for some of its responses costs more than a longer row.
+        self._budgets_together = 2 if device.type == "cpu" and token_budget is None else 1
 
     @abstractmethod
     def _score_row(self, row: Row, starts: Sequence[int]) -> torch.Tensor:
@@ -105,6 +104,15 @@ class InProcessBackend(ABC):
         """Values of shape (n,); see Backend."""
         return self._memory.score(texts, self._score_texts)
 
+    def rows(self, texts: Sequence[Sequence[int]]) -> Iterator[Row]:
+        """The rows in which a model that shares prompts reads these texts."""
+        return pack_texts(
+            texts,
+            self.token_budget,
+            multiple_of=self._cores.count,
+            most_together=self._budgets_together * self.token_budget,
+        )
+
     def check(self) -> None:  # noqa: B027 - a default, not a duty
         """Nothing to check: a model in this process is always available."""
 
@@ -122,13 +130,7 @@ class InProcessBackend(ABC):
 
     def _score(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> NDArray[np.float32]:
         if self.shares_prompts:
-            rows = pack_texts(
-                texts,
-                self.token_budget,
-                multiple_of=self._cores.count,
-                most_together=self.most_together,
-            )
-            return self._score_packed(rows, starts)
+            return self._score_packed(self.rows(texts), starts)
         return self._score_padded(texts, starts)
 
     def _score_packed(self, rows: Iterable[Row], starts: Sequence[int]) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ def pack_texts(
     token_budget: int,
     *,
     multiple_of: int = 1,
-    most_together: int = 0,
+    most_together: int | None = None,
 ) -> Iterator[Row]:
     """Rows of at most token_budget tokens (or one text that is larger), nearly equal in length.
 
@@ -39,14 +39,14 @@ def pack_texts(
     Args:
         multiple_of: number of which the number of rows should be a multiple, if there are enough
             texts.
-        most_together: number of tokens that texts with a common beginning may have in one row, if
-            it is more than the budget.
+        most_together: number of tokens that texts with a common beginning may have in one row; by
+            default the budget.
     """
     numbers: dict[_Ids, list[int]] = {}
     for number, ids in enumerate(texts):
         numbers.setdefault(tuple(ids), []).append(number)
     items = [[text] for text in numbers.items()]
-    return _pack(items, token_budget, multiple_of, max(token_budget, most_together))
+    return _pack(items, token_budget, multiple_of, most_together or token_budget)
 
 
 def pack_pairs(
