@@ -56,13 +56,14 @@ class ResponseReader:
             for row in pack_pairs(pairs, self.token_budget):
                 starts = [pairs[text // 2].start for text in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
-                    sums = row_log_probs(self.model, row, starts)
+                    sums = row_log_probs(self.model, row, starts).sums
                 yield pairs_in(row), of_a_and_b(row, sums)
             return
         for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):
             texts = [*(pairs[at].a for at in batch), *(pairs[at].b for at in batch)]
+            starts = 2 * [pairs[at].start for at in batch]
             with mixed_precision(self.model, bfloat16=bfloat16):
-                sums = batch_log_probs(self.model, texts, 2 * [pairs[at].start for at in batch])
+                sums = batch_log_probs(self.model, texts, starts).sums
             yield batch, sums.view(2, -1).T
 
     def of_texts(
@@ -71,14 +72,15 @@ class ResponseReader:
         """Log-probabilities of single responses, as `of_pairs` gives them; shape (its texts,)."""
         if self.shares_prompts:
             for row in pack_texts([text.ids for text in texts], self.token_budget):
+                starts = [texts[at].start for at in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
-                    sums = row_log_probs(self.model, row, [texts[at].start for at in row.texts])
+                    sums = row_log_probs(self.model, row, starts).sums
                 yield row.texts, sums
             return
         for batch in length_sorted([text.tokens for text in texts], self.token_budget):
             ids, starts = [texts[at].ids for at in batch], [texts[at].start for at in batch]
             with mixed_precision(self.model, bfloat16=bfloat16):
-                sums = batch_log_probs(self.model, ids, starts)
+                sums = batch_log_probs(self.model, ids, starts).sums
             yield batch, sums
 
     @torch.no_grad()

@@ -86,6 +86,7 @@ def align(settings: Alignment) -> None:
             **training_arguments(settings, output.path, len(pairs.dataset)),
             **evaluation_arguments(settings),
             **loss_arguments(settings),
+            share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
         bfloat16 = process.use_bfloat16(settings.dtype)

@@ -1,25 +1,28 @@
 """ConfidenceDPOTrainer: TRL's DPOTrainer with a weight for each pair (eq. 7).
 
-TRL's trainer reduces its per-pair losses inside one method, `_compute_loss`; that method is
-replaced here, and the weight is led to it past column removal and the collator. All else (data,
-reference model, distribution, checkpoints) is TRL's.
+TRL's trainer reduces its per-pair losses inside one method, which `compute_loss` replaces here; the
+weight is led to it past column removal and the collator. The prompt of a pair is read once for both
+responses, in rows without padding. All else (data, reference model, distribution, checkpoints) is
+TRL's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.utils import use_adapter
 
 from cwpo.errors import ConfigError, DatasetError
 from cwpo.progress import Progress
@@ -34,6 +37,9 @@ from cwpo_trainer.losses import (
     Loss,
     weighted_mean,
 )
+from cwpo_trainer.policy.packed_batch import of_chosen_and_rejected, packed_pairs, pairs_of
+from cwpo_trainer.policy.packed_model import PackedResponses
+from cwpo_trainer.policy.row_training import ROWS, Collate, PackingCollator, RowTraining
 from cwpo_trainer.run import process
 
 _WEIGHT = "pair_weight"
@@ -58,6 +64,13 @@ class ConfidenceDPOConfig(DPOConfig):
     )
     ipo_length_normalised: bool = _field_of(LENGTH_NORMALISED)
     simpo_gamma: float = _field_of(GAMMA)
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "Read the prompt of a pair once for both responses, in rows without padding, "
+            "with models that allow it; otherwise both texts of each pair, padded."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -96,7 +109,7 @@ class ConfidenceDPOConfig(DPOConfig):
         yield from (f"{name} is not supported" for name, is_set in unsupported.items() if is_set)
 
 
-class ConfidenceDPOTrainer(DPOTrainer):
+class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
     """Trains a policy by the mean of weight * loss over the pairs.
 
     Datasets are those of DPOTrainer with one more column, `args.weight_column`, or already
@@ -122,7 +135,14 @@ class ConfidenceDPOTrainer(DPOTrainer):
             )
         if self._is_vision_dataset:
             raise DatasetError("images are not supported")
-        self.data_collator = _WeightedCollator(self.data_collator, self.args.weight_column)
+        self._pack_once()
+
+    def _pack_once(self) -> None:
+        if isinstance(self.data_collator, (_WeightedCollator, PackingCollator)):
+            return
+        collate: Any = self.data_collator
+        self.data_collator = _WeightedCollator(collate, self.args.weight_column)
+        self._pack(packed_pairs, wanted=self.args.share_prompts, bfloat16=self.args.bf16)
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str
@@ -146,6 +166,7 @@ class ConfidenceDPOTrainer(DPOTrainer):
         """
         if not self.args.loss.reads_reference:
             return dataset
+        self._pack_once()
         loader = self.accelerator.prepare(
             DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
         )
@@ -167,41 +188,100 @@ class ConfidenceDPOTrainer(DPOTrainer):
         with_chosen = dataset.add_column("ref_chosen_logps", chosen)
         return with_chosen.add_column("ref_rejected_logps", rejected)
 
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Log-probabilities of both responses under the reference, each shape (n,)."""
-        return super().compute_ref_log_probs(  # type: ignore[no-untyped-call]
-            model, _without_weight(inputs)
-        )
+        if not inputs.get(ROWS):
+            return super().compute_ref_log_probs(  # type: ignore[no-untyped-call]
+                model, _of_trl(inputs)
+            )
+        with torch.no_grad(), self._reference_adapter(), self.accelerator.autocast():
+            chosen, rejected = self._read(model, inputs).log_probs
+        return chosen, rejected
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Tensor:
+    def _reference_adapter(self) -> AbstractContextManager[Any]:
+        """Inside the block, a model with adapters is its own reference."""
+        if self.ref_model is not None or not isinstance(self.model, PeftModel):
+            return nullcontext()
+        policy = self.accelerator.unwrap_model(self.model)
+        return use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+
+    def _items(self, inputs: dict[str, Any]) -> int:
+        return len(inputs[_WEIGHT])
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Sum of weight * loss over the pairs, over their number.
+
+        Args:
+            num_items_in_batch: pairs of the step over all ranks, whose gradients are averaged; None
+                for those of this batch.
+        """
         if return_outputs:
             raise ConfigError("only losses are computed; use evaluate() rather than predict()")
-        completion = inputs["completion_mask"]
-        outputs = self._forward(model, inputs)
-        chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
+        read = self._read(model, inputs)
+        chosen, rejected = read.log_probs
         if not self.args.loss.reads_reference:
             reference = chosen.new_zeros(chosen.shape), rejected.new_zeros(rejected.shape)
         elif self.precompute_ref_logps:
-            reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+            reference = tuple(
+                inputs[f"ref_{of}_logps"][read.pairs] for of in ("chosen", "rejected")
+            )
         else:
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
-        log_probs = (chosen, rejected, *reference)
-        pair_losses = self._pair_losses(log_probs, completion.sum(dim=1).clamp(min=1).chunk(2))
-        self._record(inputs, outputs, [part.detach() for part in log_probs], pair_losses.detach())
-        return weighted_mean(inputs[_WEIGHT], pair_losses)
+        weights = inputs[_WEIGHT][read.pairs]
+        losses = self._pair_losses((chosen, rejected, *reference), read.tokens)
+        self._record_all(read, reference, losses.detach(), weights)
+        if num_items_in_batch is None:
+            return weighted_mean(weights, losses)
+        return self._of_step((weights * losses).sum(), num_items_in_batch)
 
-    def _forward(self, model: Any, inputs: dict[str, Tensor]) -> Any:
+    def _read(self, model: Any, inputs: dict[str, Any]) -> _Read:
+        rows = inputs.get(ROWS)
+        log_probs, entropy, pairs = (
+            self._read_rows(model, rows) if rows else self._read_padded(model, inputs)
+        )
+        # All texts of a batch stand below each other: those that are chosen, those that are not.
+        of_all = ("completion_mask", "attention_mask")
+        completion, attention = (inputs[name].view(2, -1, inputs[name].shape[1]) for name in of_all)
+        return _Read(
+            pairs,
+            log_probs,
+            entropy,
+            completion_tokens=completion[:, pairs, 1:].sum(),
+            tokens=completion[:, pairs].sum(dim=2).clamp(min=1),
+            tokens_in_all=attention[:, pairs].sum(),
+        )
+
+    def _read_rows(self, model: Any, rows: list[PackedResponses]) -> tuple[Tensor, Tensor, Tensor]:
+        found = [model(packed=row) for row in rows]
+        parts = [(row, one.sums) for row, one in zip(rows, found, strict=True)]
+        log_probs = torch.cat([of_chosen_and_rejected(*part) for part in parts], dim=1)
+        pairs = torch.tensor([pair for row in rows for pair in pairs_of(row)])
+        order = pairs.argsort()
+        entropy = torch.stack([one.entropies.sum() for one in found]).sum()
+        on_device = log_probs.device
+        return log_probs[:, order.to(on_device)], entropy, pairs[order].to(on_device)
+
+    def _read_padded(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        return model(
+        outputs = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             use_cache=False,
             labels=labels,
             fused_lm_head=True,
         )
+        log_probs = outputs.log_probs.sum(dim=1).view(2, -1)
+        pairs = torch.arange(log_probs.shape[1], device=log_probs.device)
+        return log_probs, outputs.entropy.detach().sum(), pairs
 
     def _pair_losses(
-        self, log_probs: tuple[Tensor, Tensor, Tensor, Tensor], tokens: tuple[Tensor, ...]
+        self, log_probs: tuple[Tensor, Tensor, Tensor, Tensor], tokens: Tensor
     ) -> Tensor:
         loss = self.args.loss
         constants = {
@@ -212,20 +292,16 @@ class ConfidenceDPOTrainer(DPOTrainer):
             constants |= {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
         return loss.function(*(log_probs if loss.reads_reference else log_probs[:2]), **constants)
 
-    def _record(
-        self,
-        inputs: dict[str, Tensor],
-        outputs: Any,
-        log_probs: list[Tensor],
-        pair_losses: Tensor,
+    def _record_all(
+        self, read: _Read, reference: tuple[Tensor, ...], losses: Tensor, weights: Tensor
     ) -> None:
-        """Log under TRL's names, and the unweighted loss and the mean weight beside them.
+        """Keep what `log` shows under TRL's names, beside it the unweighted loss and the weight.
 
         Without a reference, the reward of a response is beta times its log-probability.
         """
-        chosen, rejected, reference_chosen, reference_rejected = log_probs
-        reward_chosen = self.beta * (chosen - reference_chosen)
-        reward_rejected = self.beta * (rejected - reference_rejected)
+        chosen, rejected = read.log_probs.detach()
+        reward_chosen = self.beta * (chosen - reference[0])
+        reward_rejected = self.beta * (rejected - reference[1])
         of_pair = {
             "rewards/chosen": reward_chosen,
             "rewards/rejected": reward_rejected,
@@ -233,32 +309,38 @@ class ConfidenceDPOTrainer(DPOTrainer):
             "rewards/margins": reward_chosen - reward_rejected,
             "logps/chosen": chosen,
             "logps/rejected": rejected,
-            "unweighted_loss": pair_losses,
-            "weight": inputs[_WEIGHT],
+            "unweighted_loss": losses,
+            "weight": weights,
         }
-        of_batch = [
-            outputs.entropy.detach().sum(),
-            inputs["completion_mask"][:, 1:].sum(),
-            inputs["attention_mask"].sum(),
-        ]
-        mode = "train" if self.model.training else "eval"
-        metrics = self._metrics[mode]
-        means = self.accelerator.gather(torch.stack([*of_pair.values()], dim=1)).mean(dim=0)
-        for name, value in zip(of_pair, means.tolist(), strict=True):
-            metrics[name].append(value)
-        sums = self.accelerator.gather(torch.stack(of_batch)[None]).sum(dim=0)
-        entropy, completion_tokens, tokens = sums.tolist()
-        metrics["entropy"].append(entropy / max(completion_tokens, 1.0))
-        if mode == "train":
-            self._total_train_tokens += int(tokens) // self._tp_size
-        metrics["num_tokens"] = [self._total_train_tokens]
+        for name, values in of_pair.items():
+            self._record(name, values.sum(), len(values))
+        self._record("entropy", read.entropy, read.completion_tokens)
+        self._record("num_tokens", read.tokens_in_all)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a model has made of pairs.
+
+    pairs: their places in the batch, ascending, shape (n,); log_probs: of the responses, shape
+    (2, n), chosen before rejected; entropy: in nats, summed over the tokens of all responses;
+    completion_tokens: number of these; tokens: of each response, shape (2, n); tokens_in_all: of
+    both texts of each pair.
+    """
+
+    pairs: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+    completion_tokens: Tensor
+    tokens: Tensor
+    tokens_in_all: Tensor
 
 
 @dataclass
 class _WeightedCollator:
     """Adds the weights, float32 of shape (n,), to the batch that TRL's collator makes."""
 
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    collate: Collate
     column: str
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -269,8 +351,9 @@ class _WeightedCollator:
         return batch
 
 
-def _without_weight(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in inputs.items() if name != _WEIGHT}
+def _of_trl(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The batch as TRL's collator has made it."""
+    return {name: value for name, value in inputs.items() if name not in (_WEIGHT, ROWS)}
 
 
 def _check_weights(dataset: Dataset, column: str, name: str) -> None:

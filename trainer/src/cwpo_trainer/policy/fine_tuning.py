@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import weights
@@ -30,6 +29,7 @@ from cwpo_trainer.policy.arguments import evaluation_arguments, training_argumen
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
+from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
 from cwpo_trainer.policy.saving import push, save
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
@@ -73,7 +73,8 @@ def fine_tune(settings: FineTuning) -> None:
             **evaluation_arguments(settings),
             report_to=settings.report_to,
         )
-        trainer = SFTTrainer(
+        trainer = PackedSFTTrainer(
+            share_prompts=settings.share_prompts,
             model=load_for_training(
                 settings.model,
                 is_frozen=settings.lora,

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import warnings
 
 from cwpo.errors import ConfigError
 from cwpo_trainer.settings.mixins import DType
-
-# Names of glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
 
 
 def world_size() -> int:
@@ -47,28 +42,12 @@ def prepare(*, seed: int, threads: int | None) -> None:
     siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
-    if not torch.accelerator.is_available():
-        _keep_freed_memory()
     set_seed(seed)
     disable_progress_bars()
     # They announce what a later TRL or transformers will rename; the versions are pinned.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep large blocks of memory that are freed; other C libraries stay as they are.
-
-    Giving the memory of every tensor of logits back to the kernel and getting it again takes a CPU
-    about a third of an alignment step.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def use_bfloat16(dtype: DType) -> bool:

@@ -33,6 +33,13 @@ S = TypeVar("S", bound=Settings)
 class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
     """How the strong model is trained, whatever it is trained on."""
 
+    share_prompts: bool = Field(
+        True,
+        description="Read texts in rows without padding, and a prompt once for all of its "
+        "responses in a row; with --no-share-prompts, and with models that do not allow it, each "
+        "text is read by itself, padded.",
+    )
+
     batch_size: int = Field(16, ge=1, description="Pairs in a forward pass on each device.")
     gradient_accumulation: int = Field(
         4, ge=1, description="Forward passes whose gradients are summed for one optimiser step."

@@ -60,12 +60,12 @@ class ImplicitBackend(InProcessBackend):
 
     def _score_row(self, row: Row, starts: Sequence[int]) -> torch.Tensor:
         policy, reference = (
-            row_log_probs(model, row, starts) for model in (self.policy, self.reference)
+            row_log_probs(model, row, starts).sums for model in (self.policy, self.reference)
         )
         return self.beta * (policy - reference)
 
     def _score_batch(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> torch.Tensor:
         policy, reference = (
-            batch_log_probs(model, texts, starts) for model in (self.policy, self.reference)
+            batch_log_probs(model, texts, starts).sums for model in (self.policy, self.reference)
         )
         return self.beta * (policy - reference)

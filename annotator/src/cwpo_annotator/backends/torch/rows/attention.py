@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from cwpo_annotator.backends.torch.rows.layout import Layout, row_being_read
+from cwpo_annotator.backends.torch.rows.layout import Layout, is_reading, row_being_read
 from cwpo_annotator.backends.torch.rows.products import attention_by_products
 from cwpo_annotator.backends.torch.rows.row import Run
 
@@ -36,12 +38,14 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     at_once: bool = False,
-    **_: Any,
+    layout: Layout | None = None,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each text of a packed row.
+    """Causal attention within each text of a packed row; outside of rows, transformers' own.
 
     Args:
         query: (1, heads, tokens, width); key, value: (1, key heads, tokens, width).
+        layout: of the row; None for the one that `reading` tells.
         at_once: use one call of flash attention, for GPUs and half precision, where a call for each
             run would take longer to launch than to compute.
     Returns: (1, tokens, heads, width).
@@ -50,11 +54,16 @@ def attention(
     """
     if softcap is not None:
         raise ValueError("soft-capped attention cannot be packed")
-    row = row_being_read()
+    row = layout or row_being_read()
+    if row is None:
+        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **options
+        )
+        return plain
     in_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
     if at_once:
         output = _flash(row, query, key, value, scaling, sliding_window)
-    elif in_products and not torch.is_grad_enabled():
+    elif in_products:
         scaled = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         output = attention_by_products(row, scaled, key[0], value[0], sliding_window)[None]
     else:
@@ -128,11 +137,17 @@ def _sees(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return sees if window is None else sees.triu(keys - queries - window + 1)
 
 
-# The implementations by their names in transformers' registry, the faster first. It has no function
-# for their masks, so none is built: a layout tells what sees what.
+def _mask(**arguments: Any) -> torch.Tensor | None:
+    """No mask for a row, whose layout tells what sees what; otherwise that of transformers."""
+    mask: torch.Tensor | None = None if is_reading() else sdpa_mask(**arguments)
+    return mask
+
+
+# The implementations by their names in transformers' registry, the faster first.
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "cwpo_shared_prefix_at_once": partial(attention, at_once=True),
     "cwpo_shared_prefix": attention,
 }
 for name, implementation in IMPLEMENTATIONS.items():
     AttentionInterface.register(name, implementation)
+    AttentionMaskInterface.register(name, _mask)

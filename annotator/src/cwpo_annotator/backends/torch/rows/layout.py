@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -56,21 +56,41 @@ class Layout:
 
 
 # Not every architecture hands extra arguments down to its attention, so the layout of the row that
-# a thread's model reads goes around them.
-_row_being_read: ContextVar[Layout] = ContextVar("row_being_read")
+# a thread's model reads goes around them; None stands for one that is handed down all the same.
+_row_being_read: ContextVar[Layout | None] = ContextVar("row_being_read")
 
 
 @contextmanager
-def reading(runs: Sequence[Run], device: torch.device) -> Iterator[Layout]:
-    """Inside the block, a model on the device reads a row of these runs."""
+def reading(
+    runs: Sequence[Run], device: torch.device, *, handed_down: bool = False
+) -> Iterator[Layout]:
+    """Inside the block, a model on the device reads a row of these runs.
+
+    Args:
+        handed_down: the model gets the layout as an argument, which its layers still have when they
+            compute their activations again in the backward pass.
+    """
     layout = Layout(runs, device)
-    token = _row_being_read.set(layout)
+    token = _row_being_read.set(None if handed_down else layout)
     try:
         yield layout
     finally:
         _row_being_read.reset(token)
 
 
-def row_being_read() -> Layout:
-    """The layout of the row that this thread's model is reading, inside `reading`."""
-    return _row_being_read.get()
+def is_reading() -> bool:
+    """Whether this thread's model reads a row, inside `reading`."""
+    return _row_being_read in copy_context()
+
+
+def row_being_read() -> Layout | None:
+    """The layout of the row that this thread's model reads; None outside `reading`.
+
+    Raises: LookupError for a layout that the model was to hand down.
+    """
+    if not is_reading():
+        return None
+    layout = _row_being_read.get()
+    if layout is None:
+        raise LookupError("the layers do not hand extra arguments down to their attention")
+    return layout

@@ -56,7 +56,7 @@ def attention_by_products(
     key, value = (
         states.transpose(0, 1).index_select(0, places).transpose(0, 1) for states in (key, value)
     )
-    output = torch.empty_like(query)
+    outputs = []
     for block in blocks:
         # The heads that share a key head are rows of one product.
         rows = query[:, block.tokens].reshape(groups, -1, width)
@@ -66,8 +66,8 @@ def attention_by_products(
         weights = weights.view(heads, len(block.mask), -1)
         weights[..., -block.mask.shape[1] :].add_(block.mask)
         weights = torch.softmax(weights, dim=-1).view(groups, rows.shape[1], -1)
-        output[:, block.tokens] = torch.bmm(weights, value[:, block.keys]).view(heads, -1, width)
-    return output
+        outputs.append(torch.bmm(weights, value[:, block.keys]).view(heads, -1, width))
+    return torch.cat(outputs, dim=1)
 
 
 def _blocks(

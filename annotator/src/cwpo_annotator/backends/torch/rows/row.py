@@ -64,6 +64,12 @@ class Row:
             self.texts.append(text)
             self.last.append(own[-1])
 
+    def fill(self, multiple: int) -> None:
+        """Append tokens of no text, up to a multiple of so many."""
+        missing = -len(self.ids) % multiple
+        if missing:
+            self.append([0] * missing, (), shared=0)
+
     def places(self) -> Iterator[list[int]]:
         """The places of each text's tokens in the row, in the order of `texts`."""
         of_text = {run.tokens[-1]: run.seen for run in self.runs}
