@@ -71,8 +71,8 @@ def body_of(triplets):
 def test_a_request_is_read_prompt_by_prompt_in_few_batches(
     asked, annotator, triplets, tokens_of_prompt
 ):
-    # The third prompt would nearly fit, and is read in the next batch as a whole.
-    budget = 3 * tokens_of_prompt - 1
+    # One pair of the third prompt would fit, and is read with the others in the next batch.
+    budget = 11 * tokens_of_prompt // 4
     answer, samples = asked("/annotate", body_of(triplets), token_budget=budget)
     assert samples["cwpo_batch_items_sum"] == len(triplets)
     assert samples["cwpo_batch_items_count"] == PROMPTS / 2
@@ -91,11 +91,12 @@ def test_a_request_is_read_prompt_by_prompt_in_few_batches(
 def test_each_batch_counts_what_it_reads_again(asked, annotator, triplets, tokens_of_prompt):
     budget = tokens_of_prompt - 1
     _, samples = asked("/annotate", body_of(triplets), token_budget=budget)
-    rows = [next(pack_texts(pair.texts, 10_000)) for pair in annotator.encode(triplets)]
-    batches = samples["cwpo_batch_items_count"]
-    assert batches > PROMPTS
-    least = min(len(row.ids) for row in rows)
-    assert batches * least <= samples["cwpo_batch_tokens_sum"] <= batches * budget
+    # No prompt fits into one batch, so that each is read at least twice.
+    pairs = annotator.encode(triplets)
+    prompt = min(pair.tokens - len(next(pack_texts(pair.texts, 10_000)).ids) for pair in pairs)
+    tokens = samples["cwpo_batch_tokens_sum"]
+    assert PROMPTS * (tokens_of_prompt + prompt) <= tokens
+    assert tokens <= samples["cwpo_batch_items_count"] * budget
     assert samples["cwpo_queue_tokens"] == 0
 
 
