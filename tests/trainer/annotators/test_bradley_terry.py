@@ -341,7 +341,8 @@ def assert_same_gradients(gradients, expected):
 def test_texts_of_several_pairs_are_read_once_and_learnt_from_as_often(model, request):
     folder = request.getfixturevalue(model)
     encoder = Encoder.create(folder, max_length=128)
-    batch = all_pairs_of_a_prompt(encoder)
+    # Each pair in one order: the gradients of both would nearly cancel.
+    batch = [pair for pair in all_pairs_of_a_prompt(encoder) if [*pair.a] < [*pair.b]]
     scorer = scorer_of(folder, encoder)
     scorer.token_budget = 4096
     read = []
@@ -356,4 +357,10 @@ def test_texts_of_several_pairs_are_read_once_and_learnt_from_as_often(model, re
         torch.stack([alone.model(torch.tensor([[*text]])).logits[0] for text in pair.texts], dim=1)
         for pair in batch
     )
-    assert_same_gradients(gradients, gradients_of(alone.model, scores))
+    expected = gradients_of(alone.model, scores)
+    of_all, expected_of_all = (
+        torch.cat([value.flatten() for value in found.values() if value is not None])
+        for found in (gradients, expected)
+    )
+    assert expected_of_all.norm() > 1e-3
+    assert (of_all - expected_of_all).norm() < 1e-4 * expected_of_all.norm()
