@@ -51,7 +51,10 @@ def test_requests_end_between_prompts_unless_one_has_more_rows(house):
     house.annotate(job_id, 0)
     asked = house.service.prompts
     assert sum(map(len, asked)) == 1700
-    assert all(256 <= len(of_request) <= 512 for of_request in asked[:-1])
+    # Two are sent at a time: the last one, which is short, need not arrive last.
+    sizes = sorted(map(len, asked))
+    assert sizes[1] >= 256
+    assert sizes[-1] <= 512
     requests_of = Counter(prompt for of_request in asked for prompt in set(of_request))
     assert requests_of.pop("x") == 2
     assert set(requests_of.values()) == {1}
