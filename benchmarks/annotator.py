@@ -18,9 +18,12 @@ import os
 import statistics
 import sys
 import tempfile
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,8 @@ from cwpo_annotator.encoding.prefix import common_prefix
 BATCH_SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (32, 64, 128, 256)}
 PIPELINE_BATCH = {"cpu": 4, "cuda": 64}
 DATASETS = ("hh_harmless", "qa_feedback")
+# These have several pairs for each prompt, and responses that are in several pairs.
+GROUPED = ("qa_feedback", "arenabench_gpt4")
 
 # Scores of both responses, shape (pairs, 2).
 Contestant = Callable[[list[Triplet], list[EncodedPair]], NDArray[np.float32]]
@@ -56,7 +61,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000 if on_gpu else 12, help="of each dataset")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--datasets", nargs="+", default=DATASETS)
+    parser.add_argument("--datasets", nargs="*", default=DATASETS)
+    parser.add_argument("--grouped", nargs="*", default=GROUPED, help="all pairs of some prompts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     arguments = parser.parse_args()
@@ -68,9 +74,8 @@ def main() -> None:
         checkpoint = measurement.with_scalar_head("smollm2", Path(folder) / "annotator")
         for dtype in arguments.dtypes:
             with contestants(checkpoint, dtype) as (annotator, field):
-                for dataset in arguments.datasets:
-                    triplets = read(dataset, arguments.pairs)
-                    results.append(compare(annotator, field, dataset, triplets, arguments.rounds))
+                for name, triplets in samples(arguments):
+                    results.append(compare(annotator, field, name, triplets, arguments.rounds))
     show(results)
     path = arguments.results / "annotator.json"
     record = {"command": " ".join(sys.argv), "machine": machine(), "results": results}
@@ -85,9 +90,26 @@ def machine() -> dict[str, Any]:
     )
 
 
+def samples(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Triplet]]]:
+    """What is annotated, by name."""
+    for dataset in arguments.datasets:
+        yield dataset, read(dataset, arguments.pairs)
+    for dataset in arguments.grouped:
+        yield f"{dataset}, whole prompts", read_prompts(dataset, arguments.pairs)
+
+
 def read(dataset: str, count: int) -> list[Triplet]:
     """The first pairs of a dataset that fit into the annotator's length."""
     return measurement.triplets(dataset, count, lambda triplet: len(str(triplet.prompt)) < 3500)
+
+
+def read_prompts(dataset: str, count: int) -> list[Triplet]:
+    """All pairs of the first prompts of a dataset, at least so many, in the order of the file."""
+    found = read(dataset, sys.maxsize)
+    of_prompt = Counter(str(triplet.prompt) for triplet in found)
+    upto = [*accumulate(of_prompt.values())]
+    kept = {*islice(of_prompt, bisect_left(upto, count) + 1)}
+    return [triplet for triplet in found if str(triplet.prompt) in kept]
 
 
 @contextmanager
@@ -147,7 +169,9 @@ def compare(
     triplets: list[Triplet],
     rounds: int,
 ) -> dict[str, Any]:
-    pairs = [p for p in annotator.encode(triplets, "prompt_left") if isinstance(p, EncodedPair)]
+    encoded = zip(triplets, annotator.encode(triplets, "prompt_left"), strict=True)
+    fitting = [(triplet, pair) for triplet, pair in encoded if isinstance(pair, EncodedPair)]
+    triplets, pairs = [triplet for triplet, _ in fitting], [pair for _, pair in fitting]
     print(f"{dataset}, {annotator.backend.dtype}", file=sys.stderr)
     first = {name: scored(name, run, triplets, pairs)[0] for name, run in field.items()}
     peers = [name for name in field if name.startswith("hugging face")]
@@ -168,7 +192,8 @@ def compare(
         "dtype": annotator.backend.dtype,
         "pairs": len(pairs),
         "tokens": tokens,
-        "tokens_read_by_cwpo": sum(len(row.ids) for row in rows_of(annotator, pairs)),
+        "tokens_read_by_cwpo": (read := sum(len(row.ids) for row in rows_of(annotator, pairs))),
+        "tokens_for_each_read": tokens / read,
         "pairs_per_second": {name: len(pairs) / s for name, s in medians.items()},
         "tokens_per_second": {name: tokens / s for name, s in medians.items()},
         "padding_share": {
@@ -206,6 +231,8 @@ def show(results: list[dict[str, Any]]) -> None:
                 "" if ratio is None else f"{ratio:.2f}x",
                 f"{result['largest_difference'][name]:.1e}",
             )
+        line = f"{result['tokens_for_each_read']:.2f} tokens in the data for each that cwpo reads"
+        table.add_row("", "", line, "", "", "")
         for name, shares in result["share_of_ceiling"].items():
             line = f"{shares['linear']:.0%} ({shares['matrix']:.0%} with attention's products)"
             table.add_row("", "", f"{line} of the matrix ceiling of {name}", "", "", "")

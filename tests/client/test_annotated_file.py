@@ -66,3 +66,25 @@ def test_a_file_is_of_one_revision_or_not_written_at_all(tmp_path):
         assert list(tmp_path.iterdir()) == [source]
         with Client(service.url) as steady:
             assert annotate_file(steady, source, output).rows == 300
+
+
+def test_rows_of_a_prompt_are_sent_together_and_written_in_order(tmp_path):
+    rows = House.rows(600)
+    for number, row in enumerate(rows):
+        row["prompt"] = f"question {number % 200}"
+    rows[7]["response_a"] = ""
+    source, output = tmp_path / "triplets.jsonl", tmp_path / "weighted.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+
+    class Watched(Client):
+        def annotate(self, triplets, **options):
+            asked.append({triplet.prompt for triplet in triplets})
+            return super().annotate(triplets, **options)
+
+    with serving() as service, Watched(service.url) as client:
+        assert annotate_file(client, source, output).rejected == {"empty_response": 1}
+    written = [json.loads(line)["id"] for line in output.read_text().splitlines()]
+    assert written == [row["id"] for row in rows if row is not rows[7]]
+    # Three requests for two hundred prompts: two of them may be in two.
+    assert sum(map(len, asked)) <= 202

@@ -26,7 +26,7 @@ from cwpo.errors import (
 )
 from cwpo.progress import Progress
 from cwpo.types import ScoreItem
-from harness import furnished, labels_of
+from harness import UnsteadyService, furnished, labels_of
 
 KEY = "wonderland"
 TRIPLETS = [
@@ -63,6 +63,19 @@ def test_a_long_input_goes_in_parts_and_comes_back_as_one(ask):
     assert answer.annotations == labels_of(TRIPLETS)
     assert [item.id for item in answer.annotations] == [str(n) for n in range(10)]
     assert answer.usage.triplets == 10
+
+
+def test_triplets_of_a_prompt_are_sent_together(use):
+    triplets = [
+        Triplet(prompt=f"question {n % 4}", response_a=f"answer {n}", response_b=f"reply {n}")
+        for n in range(12)
+    ]
+    service = UnsteadyService()
+    in_threes = {"batch_size": 3, "priority": "batch"}
+    answer = use(service.url, lambda client: client.annotate(triplets, **in_threes))
+    service.stop()
+    assert answer.annotations == labels_of(triplets)
+    assert sorted(map(set, service.prompts), key=min) == [{f"question {n}"} for n in range(4)]
 
 
 def test_all_parts_are_asked_of_the_revision_that_answered_the_first(use):

@@ -94,6 +94,12 @@ def make_house(tmp_path: Path, service: UnsteadyService) -> Iterator[Callable[..
         yield make
 
 
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as many rows in a shard, so that a few thousand rows make several."""
+    monkeypatch.setattr("cwpo_worker.jobs.ledger.SHARD_ROWS", 2048)
+
+
 @pytest.fixture
 def house(make_house: Callable[..., House]) -> House:
     """A house with a local store."""

@@ -23,6 +23,11 @@ class EncodedText:
         """Number of tokens."""
         return len(self.ids)
 
+    @property
+    def texts(self) -> tuple[Sequence[int]]:
+        """The token ids, as the only text."""
+        return (self.ids,)
+
 
 @dataclass(slots=True)
 class EncodedPair:
@@ -41,3 +46,8 @@ class EncodedPair:
     def tokens(self) -> int:
         """Number of tokens of both texts together."""
         return len(self.a) + len(self.b)
+
+    @property
+    def texts(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The token ids of both texts."""
+        return self.a, self.b

@@ -27,9 +27,12 @@ from cwpo.errors import DatasetError
 from cwpo.partial_file import partial_file
 from cwpo.progress import Progress
 from cwpo.resources.jobs import succeeded
+from cwpo.texts import prompt_order
 from cwpo.types import Annotation, File, Job, Merge, ResultFormat, Truncation
 
 JOB_ABOVE_ROWS = 5000
+# Rows that are read at a time and sent by prompt, and those of a request.
+_WINDOW_ROWS = 8192
 _REQUEST_ROWS = 256
 # The flag that would annotate the rows that were rejected for this reason.
 _FLAG_THAT_KEEPS = {
@@ -177,35 +180,40 @@ def _annotate_by_requests(
         errors = JsonlWriter(errors_sink)
         model = client.model()
         with weighted_writer(sink, format, model.ref(), extra) as writer:
-            for batch in _batches(read_triplets(stream, file_format(source)), _REQUEST_ROWS):
-                kept, failed = _labelled(client, batch, truncation, model.revision)
+            for window in _windows(read_triplets(stream, file_format(source)), _WINDOW_ROWS):
+                kept, failed = _labelled(client, window, truncation, model.revision, progress)
                 writer.write([_weighted(row, label, extra) for row, label in kept])
                 errors.write(row.as_dict() for row in failed)
                 annotated += len(kept)
                 rejected.update(row.error.code for row in failed)
-                progress.advance(len(batch))
     return AnnotatedFile(output, annotated, rejected)
 
 
 def _labelled(
     client: Client,
-    batch: Sequence[NumberedTriplet | RejectedRow],
+    window: Sequence[NumberedTriplet | RejectedRow],
     truncation: Truncation,
     revision: str,
+    progress: Progress,
 ) -> tuple[list[tuple[NumberedTriplet, Annotation]], list[RejectedRow]]:
     """The rows with their labels, and those that the reader or the annotator rejected, in order."""
-    good = [row for row in batch if isinstance(row, NumberedTriplet)]
-    failed = [row for row in batch if isinstance(row, RejectedRow)]
+    good = [row for row in window if isinstance(row, NumberedTriplet)]
+    failed = [row for row in window if isinstance(row, RejectedRow)]
     kept: list[tuple[NumberedTriplet, Annotation]] = []
-    if good:
-        triplets = [row.triplet for row in good]
+    progress.advance(len(failed))
+    # The annotator reads a prompt once for all rows of a request that have it.
+    order = prompt_order([row.triplet.prompt for row in good])
+    for at in range(0, len(good), _REQUEST_ROWS):
+        rows = [good[place] for place in order[at : at + _REQUEST_ROWS]]
+        triplets = [row.triplet for row in rows]
         answer = client.annotate(triplets, truncation=truncation, revision=revision)
-        for row, label in zip(good, answer.annotations, strict=True):
+        for row, label in zip(rows, answer.annotations, strict=True):
             if isinstance(label, Annotation):
                 kept.append((row, label))
             else:
                 failed.append(RejectedRow(row.row, label.id, label.error))
-    return kept, sorted(failed, key=lambda row: row.row)
+        progress.advance(len(rows))
+    return sorted(kept, key=lambda item: item[0].row), sorted(failed, key=lambda row: row.row)
 
 
 def _extra_columns(path: Path) -> list[Column]:
@@ -219,7 +227,7 @@ def _weighted(row: NumberedTriplet, label: Annotation, extra: Sequence[Column]) 
     return weighted_row(row.triplet, label, values)
 
 
-def _batches(
+def _windows(
     rows: Iterable[NumberedTriplet | RejectedRow], size: int
 ) -> Iterator[list[NumberedTriplet | RejectedRow]]:
     iterator = iter(rows)

@@ -160,7 +160,7 @@ class SwapRequest(_Sent):
 
 
 class Usage(_Answered):
-    """What a request cost."""
+    """The size of a request: tokens of all texts, each counted as if it was read by itself."""
 
     triplets: int
     tokens: int

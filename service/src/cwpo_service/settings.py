@@ -136,14 +136,14 @@ class ServeSettings(AnnotatorSettings):
     queue_tokens: int = Field(
         4 << 20,
         ge=1,
-        description="Maximum number of tokens that wait to be scored; further requests are "
+        description="Maximum number of tokens that wait to be read; further requests are "
         "refused with 429 and Retry-After.",
     )
     token_budget: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of tokens in a batch; by default, 65536 on a GPU and for "
-        "vLLM, 2048 per core on a CPU.",
+        description="Maximum number of tokens that are read in a batch; by default, 65536 on a "
+        "GPU and for vLLM, 2048 per core on a CPU.",
     )
     stuck_seconds: float = Field(
         300.0,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cwpo_annotator.encoded import EncodedText
 from cwpo_annotator.scores import Scores
 from cwpo_service.scoring.batcher import Batcher
 from cwpo_service.scoring.device import Device
@@ -37,6 +38,13 @@ def words(*values, tokens=1):
     return [Word(value, tokens) for value in values]
 
 
+class FirstToken(Gated):
+    """Scores a text by its first token."""
+
+    def __call__(self, texts):
+        return super().__call__([Word(text.ids[0]) for text in texts])
+
+
 def batched(scenario, *, budget=4):
     """Run scenario(scorer, submit): the first submission holds the device."""
 
@@ -46,8 +54,9 @@ def batched(scenario, *, budget=4):
         batcher.start()
         scorer = Gated()
 
-        async def submit(*items, priority="interactive", score=scorer):
-            task = asyncio.create_task(batcher.score(Entry(items, score), priority))
+        async def submit(*items, priority="interactive", score=scorer, reads_once="nothing"):
+            entry = Entry(items, score, reads_once)
+            task = asyncio.create_task(batcher.score(entry, priority))
             # Turns of the loop: into the queue, and on to the device if that is free.
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -169,6 +178,20 @@ def test_requests_of_different_scorers_are_not_mixed():
     batches, scores = batched(scenario)
     assert (batches, other.batches) == ([[1], [3]], [[2]])
     assert scores == [[1], [2], [3]]
+
+
+def test_only_equal_texts_are_read_once_where_beginnings_are_not():
+    texts = [EncodedText((first, 7, 7, 7)) for first in (1, 2, 1, 3, 2)]
+    scorer = FirstToken()
+    scorer.gate.set()
+
+    async def scenario(holder, submit):
+        task = await submit(*texts, score=scorer, reads_once="texts")
+        return await opened(holder, task)
+
+    _, scores = batched(scenario, budget=9)
+    assert scorer.batches == [[1, 1, 2, 2], [3]]
+    assert scores == [[1, 2, 1, 3, 2]]
 
 
 def test_a_request_whose_scores_do_not_fit_together_fails_and_the_next_is_answered():

@@ -301,21 +301,66 @@ def all_pairs_of_a_prompt(encoder):
 @pytest.mark.slow
 def test_packed_training_follows_padded(tiny_causal, labelled, tmp_path):
     encoder = Encoder.create(tiny_causal, max_length=128)
-    batch, _ = encode(encoder, read_pairs(str(labelled))[:9])
+    batch = encode(encoder, read_pairs(str(labelled))[:9]).pairs
     batch = [*batch, *all_pairs_of_a_prompt(encoder)]
     gradients, margins = [], []
     for packed in (True, False):
-        torch.manual_seed(0)
-        model = load_with_scalar_head(tiny_causal, encoder)
-        scorer = ScalarHeadScorer(model, encoder.pad_token_id, bfloat16=False)
+        scorer = scorer_of(tiny_causal, encoder)
         assert scorer.shares_prompts
         if not packed:
             scorer.restore()
             scorer.shares_prompts = False
         margins.append(np.sort(scorer.margins(batch)))
-        for part in scorer.scores(batch):
-            (-torch.nn.functional.logsigmoid(part[:, 0] - part[:, 1])).sum().backward()
-        gradients.append({name: value.grad for name, value in model.named_parameters()})
+        gradients.append(gradients_of(scorer.model, scorer.scores(batch)))
     np.testing.assert_allclose(margins[0], margins[1], atol=1e-5)
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+    assert_same_gradients(gradients[0], gradients[1])
+
+
+def scorer_of(folder, encoder):
+    torch.manual_seed(0)
+    model = load_with_scalar_head(folder, encoder)
+    return ScalarHeadScorer(model, encoder.pad_token_id, bfloat16=False)
+
+
+def gradients_of(model, scores):
+    """The gradients of the loss, from the scores of each forward pass."""
+    for part in scores:
+        (-torch.nn.functional.logsigmoid(part[:, 0] - part[:, 1])).sum().backward()
+    return {name: value.grad for name, value in model.named_parameters()}
+
+
+def assert_same_gradients(gradients, expected):
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        if expected[name] is not None:
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny_causal", "tiny_bert"])
+def test_texts_of_several_pairs_are_read_once_and_learnt_from_as_often(model, request):
+    folder = request.getfixturevalue(model)
+    encoder = Encoder.create(folder, max_length=128)
+    # Each pair in one order: the gradients of both would nearly cancel.
+    batch = [pair for pair in all_pairs_of_a_prompt(encoder) if [*pair.a] < [*pair.b]]
+    scorer = scorer_of(folder, encoder)
+    scorer.token_budget = 4096
+    read = []
+    embeddings = scorer.model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    gradients = gradients_of(scorer.model, scorer.scores(batch))
+    texts = {tuple(text) for pair in batch for text in pair.texts}
+    assert sum(read) <= len(texts) * max(map(len, texts))
+    alone = scorer_of(folder, encoder)
+    alone.restore()
+    scores = (
+        torch.stack([alone.model(torch.tensor([[*text]])).logits[0] for text in pair.texts], dim=1)
+        for pair in batch
+    )
+    expected = gradients_of(alone.model, scores)
+    of_all, expected_of_all = (
+        torch.cat([value.flatten() for value in found.values() if value is not None])
+        for found in (gradients, expected)
+    )
+    assert expected_of_all.norm() > 1e-3
+    assert (of_all - expected_of_all).norm() < 1e-4 * expected_of_all.norm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from cwpo.types import ScoreItem, Triplet
 from cwpo_annotator import Annotator, CheckpointError
 from cwpo_annotator.checkpoint import read_card
-from cwpo_annotator.encoding.responses import PairwiseError
+from cwpo_annotator.encoding.responses import PairwiseError, ResponseEncoder
+from cwpo_trainer.annotators.implicit_reward import ResponseReader
 from cwpo_trainer.commands import Evaluate, TrainAnnotator
 from cwpo_trainer.data.labelled import read_pairs
 from cwpo_trainer.run.folder import read_lines, read_record
@@ -136,6 +138,31 @@ def test_the_reference_is_the_start_of_dpo(trained, tiny_causal):
         path = trained / objective / "reference"
         reference = AutoModelForCausalLM.from_pretrained(path).state_dict()
         assert all(torch.equal(start[name], reference[name]) for name in start) == is_start
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_texts_of_several_pairs_are_read_once_in_a_forward_pass(packed, tiny_causal):
+    prompt, answers = "what is the word for some people, and why cat?", ["no", "good", "word " * 9]
+    several = [
+        Triplet(prompt=prompt, response_a=a, response_b=b) for a, b in combinations(answers, 2)
+    ]
+    pairs = ResponseEncoder.create(tiny_causal, max_length=128).encode_pairs(several)
+    reader = ResponseReader(AutoModelForCausalLM.from_pretrained(tiny_causal))
+    assert reader.shares_prompts
+    if not packed:
+        reader.restore()
+        reader.shares_prompts = False
+    read = []
+    embeddings = reader.model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    ((places, sums),) = reader.of_pairs(pairs, bfloat16=False)
+    longest = max(len(text) for pair in pairs for text in pair.texts)
+    assert sum(read) <= len(answers) * longest
+    reader.restore()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_causal)
+    alone = {text: log_prob(reader.model, tokenizer, prompt, text) for text in answers}
+    expected = [(alone[several[at].response_a], alone[several[at].response_b]) for at in places]
+    torch.testing.assert_close(sums.detach(), torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_supervised_fine_tuning_raises_the_chosen_responses(trained):

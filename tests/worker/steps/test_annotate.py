@@ -1,4 +1,5 @@
 import io
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,8 +38,26 @@ def test_rows_of_a_prompt_are_asked_about_together_and_stay_in_order(house, is_c
     house.annotate(job_id, 0)
     house.merge(job_id)
     assert house.results(job_id) == house.expected(rows)
-    # Four requests for a hundred prompts: three of them may be in two.
-    assert sum(len({str(prompt) for prompt in asked}) for asked in house.service.prompts) <= 103
+    assert sum(len({str(prompt) for prompt in asked}) for asked in house.service.prompts) == 100
+
+
+def test_requests_end_between_prompts_unless_one_has_more_rows(house):
+    rows = house.rows(1700)
+    prompts = [str(number // 60) for number in range(1100)] + ["x"] * 600
+    for row, prompt in zip(rows, prompts, strict=True):
+        row["prompt"] = prompt
+    job_id = house.submit([rows[number * 7 % 1700] for number in range(1700)])
+    house.plan(job_id)
+    house.annotate(job_id, 0)
+    asked = house.service.prompts
+    assert sum(map(len, asked)) == 1700
+    # Two are sent at a time: the last one, which is short, need not arrive last.
+    sizes = sorted(map(len, asked))
+    assert sizes[1] >= 256
+    assert sizes[-1] <= 512
+    requests_of = Counter(prompt for of_request in asked for prompt in set(of_request))
+    assert requests_of.pop("x") == 2
+    assert set(requests_of.values()) == {1}
 
 
 def test_a_part_is_not_there_when_the_service_was_not(house, planned):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cwpo.errors import CwpoError
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.scores import Scores
+
+# What the texts of a call share and a model reads once: what they begin with, only texts that are
+# equal, or nothing.
+ReadsOnce = Literal["beginnings", "texts", "nothing"]
 
 
 class BackendUnavailableError(CwpoError):
@@ -23,6 +27,8 @@ class Backend(Protocol):
 
     # Tokens per call that keep the backend busy: with more, other requests would only wait longer.
     batch_tokens: int
+    # By which those tokens are counted.
+    reads_once: ReadsOnce
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
         """Raw scores of responses a and b of each pair, in input order: values of shape (n, 2)."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwpo.types import Prompt, ScoreItem, Triplet, Truncation
+from cwpo_annotator.backends.base import ReadsOnce
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.scores import Scores
 
@@ -46,6 +47,7 @@ class NullBackend:
     device = "cpu"
     dtype = "float32"
     batch_tokens = 4096
+    reads_once: ReadsOnce = "nothing"
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
         """Values of shape (n, 2)."""

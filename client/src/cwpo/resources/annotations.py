@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cwpo.connection import AsyncConnection, Connection
 from cwpo.errors import CwpoError
+from cwpo.texts import prompt_order
 from cwpo.transport import Call
 from cwpo.types import (
     AnnotateRequest,
@@ -37,7 +38,7 @@ class Annotations:
         revision: str | None = None,
         batch_size: int = 256,
     ) -> AnnotateResponse:
-        """Label the triplets, in order; long inputs are sent in several requests.
+        """Label the triplets, in order; long inputs are sent in several requests, by prompt.
 
         Args:
             truncation: treatment of texts that are too long for the annotator: "error" makes the
@@ -48,13 +49,14 @@ class Annotations:
             batch_size: triplets per request.
         """
         named = _with_ids(triplets)
+        order = _order(named, batch_size)
         answers: list[AnnotateResponse] = []
         for at in range(0, len(named), batch_size):
-            part = named[at : at + batch_size]
+            part = [named[place] for place in order[at : at + batch_size]]
             answer = self._connection.send(_annotate(part, truncation, priority, revision))
             revision = revision or answer.model.revision
             answers.append(answer)
-        return _joined(answers, revision)
+        return _joined(answers, order, revision)
 
     def score(
         self,
@@ -91,7 +93,7 @@ class AsyncAnnotations:
         batch_size: int = 256,
         concurrency: int = 4,
     ) -> AnnotateResponse:
-        """Label the triplets, in order; long inputs are sent in several requests.
+        """Label the triplets, in order; long inputs are sent in several requests, by prompt.
 
         Args:
             truncation: treatment of texts that are too long for the annotator: "error" makes the
@@ -103,18 +105,19 @@ class AsyncAnnotations:
             concurrency: number of requests sent at the same time.
         """
         named = _with_ids(triplets)
+        order = _order(named, batch_size)
         gate = asyncio.Semaphore(concurrency)
 
         async def part(at: int) -> AnnotateResponse:
+            some = [named[place] for place in order[at : at + batch_size]]
             async with gate:
-                return await self._connection.send(
-                    _annotate(named[at : at + batch_size], truncation, priority, revision)
-                )
+                return await self._connection.send(_annotate(some, truncation, priority, revision))
 
         first = await part(0)
         revision = revision or first.model.revision
         starts = range(batch_size, len(named), batch_size)
-        return _joined([first, *await asyncio.gather(*(part(at) for at in starts))], revision)
+        others = await asyncio.gather(*(part(at) for at in starts))
+        return _joined([first, *others], order, revision)
 
     async def score(
         self,
@@ -160,8 +163,20 @@ def _with_ids(triplets: Sequence[Triplet]) -> list[Triplet]:
     ]
 
 
-def _joined(answers: Sequence[AnnotateResponse], revision: str | None) -> AnnotateResponse:
-    """One answer out of those to the parts of a long input.
+def _order(triplets: Sequence[Triplet], batch_size: int) -> Sequence[int]:
+    """The order in which triplets are sent: those of one prompt together, if not all are.
+
+    The annotator reads a prompt once for all triplets of a request that have it.
+    """
+    if len(triplets) <= batch_size:
+        return range(len(triplets))
+    return prompt_order([triplet.prompt for triplet in triplets])
+
+
+def _joined(
+    answers: Sequence[AnnotateResponse], order: Sequence[int], revision: str | None
+) -> AnnotateResponse:
+    """One answer out of those to the parts of a long input, which were sent in this order.
 
     Raises: CwpoError for an answer by another revision, from a service that ignores the header.
     """
@@ -172,8 +187,10 @@ def _joined(answers: Sequence[AnnotateResponse], revision: str | None) -> Annota
                 f"where {revision} was asked for: it is of version 0.2 or earlier, or a proxy "
                 "removes the header X-Model-Revision"
             )
+    items = [item for answer in answers for item in answer.annotations]
+    of_place = dict(zip(order, items, strict=True))
     return AnnotateResponse(
-        annotations=[item for answer in answers for item in answer.annotations],
+        annotations=[of_place[place] for place in range(len(order))],
         model=answers[0].model,
         usage=Usage(
             triplets=sum(answer.usage.triplets for answer in answers),

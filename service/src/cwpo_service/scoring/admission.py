@@ -118,10 +118,9 @@ class Admission:
         """Release the reservation, because the body's tokens are now counted by the queue.
 
         Args:
-            tokens: actual number of tokens, which improves later estimates.
+            tokens: number of tokens to read, which improves later estimates.
         """
         self._release(reservation)
-        reservation.timings.tokens = tokens
         # A body in which every item is invalid has no tokens to learn from.
         if tokens:
             self._tokens_per_byte.add(tokens / reservation.size)

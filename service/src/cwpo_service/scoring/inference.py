@@ -74,11 +74,9 @@ class Inference:
         triplets = request.triplets
         self._check_count(len(triplets), "triplets")
         with self._hosting.used(reservation.revision) as annotator:
-            encoded = await self._encode(
-                lambda: annotator.encode(triplets, request.truncation), reservation.timings
+            encoded, entry = await self._encode(
+                lambda: _pairs(annotator, request), reservation.timings
             )
-            pairs = [item for item in encoded if isinstance(item, EncodedPair)]
-            entry = Entry(pairs, annotator.score_pairs)
             scores = await self._score(entry, request.priority, reservation)
         ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
         labels = annotator.label(ids, encoded, scores)
@@ -95,12 +93,9 @@ class Inference:
         """
         self._check_count(len(request.items), "items")
         with self._hosting.used(reservation.revision) as annotator:
-            encoded = await self._encode(
-                lambda: annotator.encode_texts(request.items, request.truncation),
-                reservation.timings,
+            encoded, entry = await self._encode(
+                lambda: _texts(annotator, request), reservation.timings
             )
-            texts = [item for item in encoded if isinstance(item, EncodedText)]
-            entry = Entry(texts, annotator.score_texts)
             scores = await self._score(entry, request.priority, reservation)
         values = zip(scores.values, scores.too_large, strict=True)
         return ScoreResponse(
@@ -114,14 +109,18 @@ class Inference:
             usage=Usage(triplets=len(request.items), tokens=reservation.timings.tokens),
         )
 
-    async def _encode(self, work: Callable[[], Sequence[T]], timings: Timings) -> Sequence[T]:
+    async def _encode(
+        self, work: Callable[[], tuple[Sequence[T], Entry]], timings: Timings
+    ) -> tuple[Sequence[T], Entry]:
+        """Items as token ids, with errors in their places, and the entry of those without one."""
         begun = time.perf_counter()
-        encoded = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
+        encoded, entry = await asyncio.get_running_loop().run_in_executor(self._tokeniser, work)
         ended = time.perf_counter()
         self._metrics.tokenise_seconds.observe(ended - begun)
         timings.items = len(encoded)
+        timings.tokens = sum(item.tokens for item in entry.items)
         timings.stages["tokenise"] = (begun, ended)
-        return encoded
+        return encoded, entry
 
     async def _score(self, entry: Entry, priority: Priority, reservation: Reservation) -> Scores:
         self._admission.settle(reservation, entry.tokens)
@@ -140,6 +139,22 @@ class Inference:
                 f"{count:,} {what}: a request may have at most {limit:,}",
                 reason="too_large",
             )
+
+
+def _pairs(
+    annotator: Annotator, request: AnnotateRequest
+) -> tuple[Sequence[EncodedPair | ItemError], Entry]:
+    encoded = annotator.encode(request.triplets, request.truncation)
+    pairs = [item for item in encoded if isinstance(item, EncodedPair)]
+    return encoded, Entry(pairs, annotator.score_pairs, annotator.backend.reads_once)
+
+
+def _texts(
+    annotator: Annotator, request: ScoreRequest
+) -> tuple[Sequence[EncodedText | ItemError], Entry]:
+    encoded = annotator.encode_texts(request.items, request.truncation)
+    texts = [item for item in encoded if isinstance(item, EncodedText)]
+    return encoded, Entry(texts, annotator.score_texts, annotator.backend.reads_once)
 
 
 def _signed(annotator: Annotator, revision: str | None) -> ModelRef:

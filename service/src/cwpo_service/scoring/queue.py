@@ -7,10 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from cwpo.types import Priority
+from cwpo_annotator.backends.base import ReadsOnce
 from cwpo_annotator.scores import Scores
+from cwpo_service.scoring.reading import Item, Reading, reading_of
 
 # Batches that may prefer the interactive lane before the batch lane goes first once.
 PATIENCE = 4
@@ -18,27 +20,20 @@ PATIENCE = 4
 Scorer = Callable[[Sequence[Any]], Scores]
 
 
-class Item(Protocol):
-    """A tokenised pair or text to score."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens that the model reads."""
-        ...
-
-
 @dataclass(eq=False, slots=True)
 class Entry:
-    """The items of one request; those from index `taken` on wait to be scored.
+    """The items of one request, in the order of reading; those from `taken` on wait to be scored.
 
     Args:
         score: scores a sequence of items; returns one score or pair of scores for each, in order.
+        reads_once: what the scorer reads once if texts share it.
     """
 
     items: Sequence[Item]
     score: Scorer
-    sizes: Sequence[int] = field(init=False)
-    # Number of tokens that still wait; each part that is taken reduces it.
+    reads_once: ReadsOnce = "nothing"
+    reading: Reading = field(init=False)
+    # Number of tokens to read that still wait; each part that is taken reduces it.
     tokens: int = field(init=False)
     future: asyncio.Future[Scores] = field(init=False)
     # When it was queued and when its first batch began, in seconds of time.perf_counter.
@@ -48,8 +43,8 @@ class Entry:
     scores: list[Scores] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sizes = [item.tokens for item in self.items]
-        self.tokens = sum(self.sizes)
+        self.reading = reading_of(self.items, self.reads_once)
+        self.tokens = sum(self.reading.sizes)
 
     def take(self, budget: int, *, at_least: int) -> Part:
         """Take the next items, as many as fit the budget.
@@ -58,21 +53,16 @@ class Entry:
             budget: maximum number of tokens.
             at_least: number of items to take even if they exceed the budget.
         """
-        start = stop = self.taken
-        tokens = 0
-        for size in self.sizes[start:]:
-            if tokens + size > budget and stop - start >= at_least:
-                break
-            tokens += size
-            stop += 1
+        start = self.taken
+        stop, tokens = self.reading.stretch(start, budget, at_least=at_least)
         self.taken = stop
-        self.tokens -= tokens
-        return Part(self, self.items[start:stop], tokens)
+        self.tokens -= sum(self.reading.sizes[start:stop])
+        return Part(self, self.reading.items[start:stop], tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The items of an entry that are scored in one batch."""
+    """The items of an entry that are scored in one batch, and the tokens that are read for them."""
 
     entry: Entry
     items: Sequence[Item]
@@ -84,7 +74,8 @@ class Part:
         entry.scores.append(scores)
         if entry.taken == len(entry.items) and not entry.future.done():
             is_whole = len(entry.scores) == 1
-            entry.future.set_result(scores if is_whole else Scores.concatenate(entry.scores))
+            scores = scores if is_whole else Scores.concatenate(entry.scores)
+            entry.future.set_result(entry.reading.in_input_order(scores))
 
     def fail(self, error: Exception) -> None:
         """Fail the whole entry, since a partial answer is useless."""
@@ -124,12 +115,13 @@ class TokenQueue:
         left = budget
         for lane in self._in_turn():
             while lane and (not parts or lane[0].score == parts[0].entry.score):
+                waiting = lane[0].tokens
                 part = lane[0].take(left, at_least=0 if parts else 1)
                 if not part.items:
                     return parts
                 parts.append(part)
                 left -= part.tokens
-                self.tokens -= part.tokens
+                self.tokens -= waiting - part.entry.tokens
                 if part.entry.taken < len(part.entry.items):
                     # To the end of the lane, so that small requests do not wait for a large one.
                     lane.rotate(-1)

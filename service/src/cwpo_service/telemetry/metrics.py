@@ -83,7 +83,9 @@ class Metrics:
         self.batch_items = self._histogram(
             "cwpo_batch_items", "Pairs (or single texts) in one batch", _SIZES
         )
-        self.batch_tokens = self._histogram("cwpo_batch_tokens", "Tokens in one batch", _TOKENS)
+        self.batch_tokens = self._histogram(
+            "cwpo_batch_tokens", "Tokens that are read in one batch", _TOKENS
+        )
         self.annotations = self._counter("cwpo_annotations", "Triplets that were labelled")
         self.ties = self._counter(
             "cwpo_ties", "Labelled triplets whose two responses scored the same"
@@ -105,7 +107,7 @@ class Metrics:
         """
         self._gauge(
             "cwpo_queue_tokens",
-            "Tokens that wait to be scored, by estimate where a request is not tokenised yet",
+            "Tokens that wait to be read, by estimate where a request is not tokenised yet",
             tokens,
         )
         self._gauge(

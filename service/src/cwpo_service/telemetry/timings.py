@@ -14,7 +14,8 @@ class Timings:
 
     Args:
         items: number of triplets or texts.
-        tokens: number of tokens, without those of items that could not be tokenised.
+        tokens: number of tokens of all texts, each counted by itself, without those of items that
+            could not be tokenised.
         stages: start and end of each stage, in seconds of time.perf_counter.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,22 @@ from torch import Tensor
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
 
+H = TypeVar("H", bound=Hashable)
+
 _TOKENS = {"cpu": 1024, "cuda": 65536}
 
 
 def token_budget(device: torch.device) -> int:
     """Tokens of a forward pass, padding included; it sets memory and speed, not the result."""
     return _TOKENS.get(device.type, 8192)
+
+
+def most_together(budget: int, device: torch.device) -> int:
+    """Tokens that texts with a common beginning may have in a row, for this token budget.
+
+    To read a long prompt again for some of its responses costs more than a longer row.
+    """
+    return 2 * budget if device.type == "cpu" else budget
 
 
 def mixed_precision(model: Any, *, bfloat16: bool) -> AbstractContextManager[None]:
@@ -37,6 +47,13 @@ def of_a_and_b(row: Row, of_texts: Tensor) -> Tensor:
 def pairs_in(row: Row) -> list[int]:
     """The indices of the pairs of a row of pairs, ascending."""
     return [text // 2 for text in sorted(row.texts)[::2]]
+
+
+def distinct(texts: Sequence[H]) -> tuple[list[H], list[int]]:
+    """Each text once, and the place among them of each that was given."""
+    numbers: dict[H, int] = {}
+    places = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return [*numbers], places
 
 
 def pair_width(pair: EncodedPair) -> int:

@@ -16,7 +16,9 @@ from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs
 from cwpo_annotator.backends.torch.rows.shared_prompts import share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_trainer.annotators.forward import (
+    distinct,
     mixed_precision,
+    most_together,
     of_a_and_b,
     pair_width,
     pairs_in,
@@ -53,35 +55,41 @@ class ResponseReader:
             shape (its pairs, 2).
         """
         if self.shares_prompts:
-            for row in pack_pairs(pairs, self.token_budget):
+            together = most_together(self.token_budget, self.model.device)
+            for row in pack_pairs(pairs, self.token_budget, most_together=together):
                 starts = [pairs[text // 2].start for text in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
                     sums = row_log_probs(self.model, row, starts).sums
                 yield pairs_in(row), of_a_and_b(row, sums)
             return
         for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):
-            texts = [*(pairs[at].a for at in batch), *(pairs[at].b for at in batch)]
-            starts = 2 * [pairs[at].start for at in batch]
-            with mixed_precision(self.model, bfloat16=bfloat16):
-                sums = batch_log_probs(self.model, texts, starts).sums
-            yield batch, sums.view(2, -1).T
+            texts = [(ids, pairs[at].start) for at in batch for ids in pairs[at].texts]
+            yield batch, self._of_padded(texts, bfloat16=bfloat16).view(-1, 2)
 
     def of_texts(
         self, texts: Sequence[EncodedText], *, bfloat16: bool
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Log-probabilities of single responses, as `of_pairs` gives them; shape (its texts,)."""
         if self.shares_prompts:
-            for row in pack_texts([text.ids for text in texts], self.token_budget):
+            together = most_together(self.token_budget, self.model.device)
+            ids = [text.ids for text in texts]
+            for row in pack_texts(ids, self.token_budget, most_together=together):
                 starts = [texts[at].start for at in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
                     sums = row_log_probs(self.model, row, starts).sums
                 yield row.texts, sums
             return
         for batch in length_sorted([text.tokens for text in texts], self.token_budget):
-            ids, starts = [texts[at].ids for at in batch], [texts[at].start for at in batch]
-            with mixed_precision(self.model, bfloat16=bfloat16):
-                sums = batch_log_probs(self.model, ids, starts).sums
-            yield batch, sums
+            of_batch = [(texts[at].ids, texts[at].start) for at in batch]
+            yield batch, self._of_padded(of_batch, bfloat16=bfloat16)
+
+    def _of_padded(self, texts: Sequence[tuple[Sequence[int], int]], *, bfloat16: bool) -> Tensor:
+        """Log-probabilities of the responses in a padded batch of texts, each with its start."""
+        read, places = distinct([(tuple(ids), start) for ids, start in texts])
+        ids, starts = zip(*read, strict=True)
+        with mixed_precision(self.model, bfloat16=bfloat16):
+            sums = batch_log_probs(self.model, ids, starts).sums
+        return sums[places]
 
     @torch.no_grad()
     def with_reference(

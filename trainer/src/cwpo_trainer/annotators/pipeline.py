@@ -33,7 +33,7 @@ from cwpo_trainer.annotators.ranks import connected_ranks
 from cwpo_trainer.annotators.stages import AnnotatorStages
 from cwpo_trainer.annotators.train_loop import TrainLoop
 from cwpo_trainer.annotators.validation import Validation
-from cwpo_trainer.data.labelled import LabelledPair, fingerprint, read_pairs
+from cwpo_trainer.data.labelled import LabelledPair, fingerprint, prompt_key, read_pairs
 from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.data.splits import Split, sample, split, validation_split, write_splits
 from cwpo_trainer.evaluation.agreement import measure
@@ -67,7 +67,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
             write_splits(parts, settings.splits, seed=settings.seed)
         process.prepare(seed=settings.seed, threads=settings.threads)
         encoder = _encoder(settings.objective, base, settings.model, settings.max_length)
-        pairs = _encoded(encoder, training, validating)
+        pairs = _Pairs(encode(encoder, training), encode(encoder, validating))
         _report_lengths(output, pairs, encoder.max_length, asked=settings.max_length)
         checkpoint = checkpoint_to_resume(output, settings.data)
         with connected_ranks(best_device()) as ranks:
@@ -89,8 +89,9 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 bfloat16=process.use_bfloat16(settings.dtype),
                 loop=loop,
                 folder=output.path,
-                training=pairs.training,
-                validating=pairs.validating,
+                training=pairs.training.pairs,
+                prompts=pairs.training.prompts,
+                validating=pairs.validating.pairs,
             ).train(encoder)
         if process.is_main():
             model.save_pretrained(output.path)
@@ -136,26 +137,24 @@ def _encoder(objective: Objective, base: Path, model: str, max_length: int) -> E
     return encoder
 
 
-class _Pairs(NamedTuple):
-    """The labelled pairs as the model reads them, and how many are left out for each reason."""
+class EncodedPairs(NamedTuple):
+    """Labelled pairs as the model reads them, `a` the chosen one.
 
-    training: list[EncodedPair]
-    validating: list[EncodedPair]
+    prompts: that of each pair; left_out: how many other pairs are left out for each reason.
+    """
+
+    pairs: list[EncodedPair]
+    prompts: list[str]
     left_out: Counter[str]
 
 
-def _encoded(
-    encoder: Encoder, training: Sequence[LabelledPair], validating: Sequence[LabelledPair]
-) -> _Pairs:
-    to_train, left_out_of_training = encode(encoder, training)
-    to_validate, left_out_of_validation = encode(encoder, validating)
-    return _Pairs(to_train, to_validate, left_out_of_training + left_out_of_validation)
+class _Pairs(NamedTuple):
+    training: EncodedPairs
+    validating: EncodedPairs
 
 
-def encode(
-    encoder: Encoder, pairs: Sequence[LabelledPair]
-) -> tuple[list[EncodedPair], Counter[str]]:
-    """Token ids of each pair, `a` the chosen one; and how many pairs are left out for each reason.
+def encode(encoder: Encoder, pairs: Sequence[LabelledPair]) -> EncodedPairs:
+    """Token ids of each pair.
 
     Prompts that are too long lose their oldest tokens; pairs whose responses are too long are left
     out. Raises: DatasetError when no pair is left.
@@ -166,7 +165,13 @@ def encode(
     kept = [item for item in encoded if isinstance(item, EncodedPair)]
     if pairs and not kept:
         raise DatasetError(f"no pair fits into --max-length {encoder.max_length:,} tokens")
-    return kept, Counter(item.code for item in encoded if isinstance(item, ItemError))
+    prompts = [
+        prompt_key(pair.prompt)
+        for pair, item in zip(pairs, encoded, strict=True)
+        if isinstance(item, EncodedPair)
+    ]
+    left_out = Counter[str](item.code for item in encoded if isinstance(item, ItemError))
+    return EncodedPairs(kept, prompts, left_out)
 
 
 def _report_lengths(output: RunFolder, pairs: _Pairs, limit: int, *, asked: int) -> None:
@@ -175,20 +180,21 @@ def _report_lengths(output: RunFolder, pairs: _Pairs, limit: int, *, asked: int)
     Args:
         limit: most tokens of a text; asked: what --max-length says, which a model may not reach.
     """
-    kept = [*pairs.training, *pairs.validating]
+    kept = [*pairs.training.pairs, *pairs.validating.pairs]
+    left_out_of_all = pairs.training.left_out + pairs.validating.left_out
     truncated = sum(pair.truncated for pair in kept)
     output.results |= {
-        "pairs": len(pairs.training),
-        "validation_pairs": len(pairs.validating),
-        "pairs_too_long": pairs.left_out.total(),
+        "pairs": len(pairs.training.pairs),
+        "validation_pairs": len(pairs.validating.pairs),
+        "pairs_too_long": left_out_of_all.total(),
         "prompts_truncated": truncated,
     }
     if not process.is_main():
         return
-    if pairs.left_out:
-        total = len(kept) + pairs.left_out.total()
+    if left_out_of_all:
+        total = len(kept) + left_out_of_all.total()
         flag = "--max-length" if limit == asked else None
-        print(left_out(pairs.left_out, total, limit=limit, flag=flag), file=sys.stderr)
+        print(left_out(left_out_of_all, total, limit=limit, flag=flag), file=sys.stderr)
     if truncated:
         print(
             f"{truncated:,} of {len(kept):,} pairs lost the oldest tokens of their prompt to fit "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,20 @@ class Ranks:
         self.device = device
 
     def share(self, examples: Sequence[E]) -> list[E]:
-        """The examples of this process, about as many tokens as those of any other."""
+        """The examples of this process, about as many tokens as those of any other.
+
+        Neighbours stay together, so that a process reads what they share once.
+        """
         if self.size == 1:
             return list(examples)
-        return sorted(examples, key=lambda example: example.tokens)[self.rank :: self.size]
+        ends = [*accumulate(example.tokens for example in examples)]
+        total = ends[-1] if ends else 0
+        # The process in whose part of all tokens the middle of an example lies.
+        return [
+            example
+            for example, end in zip(examples, ends, strict=True)
+            if (2 * end - example.tokens) * self.size // (2 * total) == self.rank
+        ]
 
     def sum_gradients(self, model: Any) -> None:
         """Give every process the sum of the gradients of all."""

@@ -16,7 +16,9 @@ from cwpo_annotator.backends.torch.rows.padding import padded
 from cwpo_annotator.backends.torch.rows.shared_prompts import read_row, share_prompts
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.annotators.forward import (
+    distinct,
     mixed_precision,
+    most_together,
     of_a_and_b,
     pair_width,
     score_margins,
@@ -27,8 +29,9 @@ from cwpo_trainer.annotators.forward import (
 class ScalarHeadScorer:
     """Reads pairs with a sequence-classification model, on the device that the model is on.
 
-    A decoder reads the prompt of a pair once for both responses, in rows without padding, as it
-    does when it serves; other models read padded batches of pairs that are alike in length.
+    A decoder reads what texts begin with once, such as the prompt of several responses, in rows
+    without padding, as it does when it serves; other models read padded batches of pairs that are
+    alike in length, and in each batch a text once.
 
     Args:
         pad_token_id: of the encoder; a padded text's score is read at its last other token.
@@ -54,7 +57,8 @@ class ScalarHeadScorer:
         The pairs come in any order.
         """
         if self.shares_prompts:
-            for row in pack_pairs(pairs, self.token_budget):
+            together = most_together(self.token_budget, self.model.device)
+            for row in pack_pairs(pairs, self.token_budget, most_together=together):
                 with mixed_precision(self.model, bfloat16=self.bfloat16):
                     hidden = read_row(self.model, row)
                 yield of_a_and_b(row, self.model.score(hidden[row.last])[:, 0])
@@ -75,9 +79,9 @@ class ScalarHeadScorer:
         self.model.set_attn_implementation(self._attention)
 
     def _of_padded(self, pairs: Sequence[EncodedPair]) -> Tensor:
-        texts = [*(pair.a for pair in pairs), *(pair.b for pair in pairs)]
+        texts, places = distinct([tuple(ids) for pair in pairs for ids in pair.texts])
         ids, mask = padded(texts, self.pad_token_id, self.model.device)
         with mixed_precision(self.model, bfloat16=self.bfloat16):
             logits = self.model(input_ids=ids, attention_mask=mask).logits
-        scores: Tensor = logits[:, 0].float()
-        return scores.view(2, -1).T
+        scores: Tensor = logits[places, 0].float()
+        return scores.view(-1, 2)

@@ -44,8 +44,8 @@ class AnnotatorStages:
 
     base: folder of the pretrained model; layers: how many of its first to keep, None for all;
     bfloat16: whether training computes in it; folder: for logs, and for the reference of an
-    implicit reward; training, validating: pairs to train on, and to choose weights and temperature
-    by.
+    implicit reward; training, prompts: pairs to train on, and the prompt of each; validating: pairs
+    to choose weights and temperature by.
     """
 
     base: Path
@@ -57,6 +57,7 @@ class AnnotatorStages:
     loop: TrainLoop
     folder: Path
     training: Sequence[EncodedPair]
+    prompts: Sequence[str]
     validating: Sequence[EncodedPair]
 
     def train(self, encoder: Encoder) -> tuple[Any, Validation[Any]]:
@@ -113,7 +114,9 @@ class AnnotatorStages:
         reader = ResponseReader(model)
         objective = SupervisedFineTuning(reader, bfloat16=self.bfloat16)
         chosen = [EncodedText(pair.a, pair.truncated, pair.start) for pair in self.training]
-        self.loop.run(Stage(_SFT, objective, chosen, steps, self.folder / SFT_LOG_NAME))
+        self.loop.run(
+            Stage(_SFT, objective, chosen, self.prompts, steps, self.folder / SFT_LOG_NAME)
+        )
         reader.restore()
         merge_lora(model)
 
@@ -136,6 +139,7 @@ class AnnotatorStages:
             _ANNOTATOR,
             PreferenceObjective(scorer, self._loss),
             training,
+            self.prompts,
             self.loop.steps(len(training), self.loop.optimisation.epochs),
             self.folder / LOG_NAME,
             validation,

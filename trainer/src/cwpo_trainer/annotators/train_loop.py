@@ -1,4 +1,4 @@
-"""The train loop of all annotators: AdamW over random batches."""
+"""The train loop of all annotators: AdamW over the examples of random prompts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Literal
 
@@ -29,13 +30,15 @@ MAX_GRAD_NORM = 1.0
 class Stage(Generic[E]):
     """What is trained on which examples, and for how long; SFT and DPO are two stages of one run.
 
-    log: file for a line of each step; steps_before: steps of the run before the first of these;
-    validation: chooses the weights that are kept; None keeps the last.
+    prompts: that of each example; log: file for a line of each step; validation: chooses the
+    weights that are kept, None keeps the last; steps_before: steps of the run before the first of
+    these.
     """
 
     name: str
     objective: Objective[E]
     examples: Sequence[E]
+    prompts: Sequence[str]
     steps: int
     log: Path
     validation: Validation[E] | None = None
@@ -112,7 +115,7 @@ class TrainLoop:
         with log or nullcontext(), Termination() as termination:
             if log is not None:
                 log.start(stage.steps)
-            for step, batch in self._batches(stage.examples, stage.steps, after=done):
+            for step, batch in self._batches(stage, after=done):
                 if validation is not None and validation.is_over:
                     break
                 # Dropout depends on the step alone, so that a resumed run draws what it would have.
@@ -148,17 +151,23 @@ class TrainLoop:
         )
         return TrainingState(model, optimizer, scheduler, stage.validation)
 
-    def _batches(
-        self, examples: Sequence[E], count: int, *, after: int
-    ) -> Iterator[tuple[int, list[E]]]:
-        """The batches of steps `after` + 1 to `count`, of one shuffled pass after the other."""
+    def _batches(self, stage: Stage[E], *, after: int) -> Iterator[tuple[int, list[E]]]:
+        """The batches of the steps after `after`, of one shuffled pass after the other.
+
+        Each pass shuffles the prompts. The examples of a prompt stay together, and so are read
+        together, and mostly in one step (InstructGPT, Ouyang et al. 2022, section 3.5).
+        """
+        of_prompt: dict[str, list[E]] = {}
+        for prompt, example in zip(stage.prompts, stage.examples, strict=True):
+            of_prompt.setdefault(prompt, []).append(example)
         generator = random.Random(self.seed)  # noqa: S311
         size = self.batch_size
         order: list[E] = []
-        for step in range(1, count + 1):
+        for step in range(1, stage.steps + 1):
             if not order:
-                order = list(examples)
-                generator.shuffle(order)
+                shuffled = [*of_prompt.values()]
+                generator.shuffle(shuffled)
+                order = [*chain(*shuffled)]
             if step > after:
                 yield step, order[:size]
             del order[:size]

@@ -47,7 +47,9 @@ from cwpo_worker.storage.inputs import INPUTS, Input, InputPrefix
 from cwpo_worker.storage.store import BlobStore, StoredBlob
 from cwpo_worker.storage.uploads import FileCatalog
 
-SHARD_ROWS = 2048
+# A shard is what a worker orders by prompt: rows of one prompt that lie further apart in the input
+# are not read together.
+SHARD_ROWS = 4096
 _HOLD_SECONDS = 30.0
 
 

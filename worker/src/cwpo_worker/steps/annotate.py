@@ -70,7 +70,6 @@ def _try_part(
             answers = cautious_answers_to(client, triplets, manifest.truncation, attempts, pin)
             model, labels = _collected(lifecycle, job, answers)
         else:
-            # The annotator reads a prompt once for all rows of a request that have it.
             order = prompt_order([row.triplet.prompt for row in triplets])
             by_prompt = [triplets[at] for at in order]
             answers = answers_to(client, by_prompt, manifest.truncation, pin)

@@ -50,10 +50,9 @@ def answers_to(
     """
     pending: deque[Future[Answer]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for at in range(0, len(rows), REQUEST_ROWS):
+        for request in _requests(rows):
             if len(pending) == IN_FLIGHT:
                 yield pending.popleft().result()
-            request = rows[at : at + REQUEST_ROWS]
             pending.append(pool.submit(_ask, client, request, truncation, pin()))
         while pending:
             yield pending.popleft().result()
@@ -98,6 +97,24 @@ def check_model(pinned: ModelRef, answered_by: ModelRef) -> None:
 def is_failure(error: APIError) -> bool:
     """Whether the service failed without saying why (status 500), perhaps because of a row."""
     return error.status == HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _requests(rows: Sequence[NumberedTriplet]) -> Iterator[Sequence[NumberedTriplet]]:
+    """Requests of some hundred rows, which end between two prompts if one ends in their last half.
+
+    The annotator reads a prompt once for all rows of a request that have it.
+    """
+    start = 0
+    while start < len(rows):
+        end = start + REQUEST_ROWS
+        ends = (
+            at
+            for at in range(end, end - REQUEST_ROWS // 2, -1)
+            if at >= len(rows) or rows[at].triplet.prompt != rows[at - 1].triplet.prompt
+        )
+        stop = next(ends, end)
+        yield rows[start:stop]
+        start = stop
 
 
 def _ask_suspects(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cwpo_annotator.backends.base import ReadsOnce
 from cwpo_annotator.backends.torch.hardware.cores import Cores
 from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
 from cwpo_annotator.backends.torch.hardware.threads import use_threads
@@ -66,6 +67,7 @@ class InProcessBackend(ABC):
         self.device, self.dtype = str(device), dtype
         switched = [share_prompts(model) for model in models]
         self.shares_prompts = all(switched)
+        self.reads_once: ReadsOnce = "beginnings" if self.shares_prompts else "texts"
         for part in replaceable:
             replace_layers(part, token_budget or default_budget(device))
         if device.type == "cuda" and self.shares_prompts:

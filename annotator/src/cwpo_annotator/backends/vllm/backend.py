@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwpo.errors import CwpoError
-from cwpo_annotator.backends.base import BackendUnavailableError
+from cwpo_annotator.backends.base import BackendUnavailableError, ReadsOnce
 from cwpo_annotator.backends.vllm.server import VllmServer
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.scores import Scores
@@ -40,6 +40,7 @@ class VllmBackend:
 
     name = "vllm"
     device = "vllm"
+    reads_once: ReadsOnce = "beginnings"
 
     def __init__(
         self,

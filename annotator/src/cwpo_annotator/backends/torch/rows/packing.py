@@ -50,7 +50,11 @@ def pack_texts(
 
 
 def pack_pairs(
-    pairs: Sequence[EncodedPair], token_budget: int, *, multiple_of: int = 1
+    pairs: Sequence[EncodedPair],
+    token_budget: int,
+    *,
+    multiple_of: int = 1,
+    most_together: int | None = None,
 ) -> Iterator[Row]:
     """As pack_texts, but the two texts of a pair are in the same row.
 
@@ -60,7 +64,7 @@ def pack_pairs(
         [(tuple(pair.a), [2 * number]), (tuple(pair.b), [2 * number + 1])]
         for number, pair in enumerate(pairs)
     ]
-    return _pack(items, token_budget, multiple_of, token_budget)
+    return _pack(items, token_budget, multiple_of, most_together or token_budget)
 
 
 def _pack(
