@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,18 +16,21 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 from cwpo_trainer import weights
 from cwpo_trainer.commands import Align, Sft
 from cwpo_trainer.data.weighted import Preferences, read_weighted
+from cwpo_trainer.lora import lora_config
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Method, Shape
 from cwpo_trainer.policy import alignment, fine_tuning
 from cwpo_trainer.policy.formatting import Formatter
-from cwpo_trainer.policy.loading import load_tokenizer
+from cwpo_trainer.policy.loading import load, load_tokenizer
+from cwpo_trainer.policy.packed_model import read_packed
 from cwpo_trainer.run.folder import read_lines
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 
 from ..samples import weighted, write_lines
 
-TOLERANCE = 0.3
-"""Share of the measured peak that the estimate may be off by."""
+# Share of the measured peak that the estimate may be off by. It counts a layer's activations as those
+# of gated units; OPT's layers keep fewer.
+TOLERANCES = {"llama": 0.2, "opt": 0.4}
 
 
 @pytest.fixture
@@ -93,10 +98,12 @@ def test_the_estimate_is_near_the_measured_peak(
     command(kind, *flags, "--dry-run")
     assert not (tmp_path / "out").exists()
     expected, _, _ = planned(capsys)
+    # What earlier tests held would be counted where it is freed.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         command(kind, *flags)
     print(f"{expected / 2**20:.1f} MiB estimated, {peak(measured) / 2**20:.1f} measured")
-    assert expected == pytest.approx(peak(measured), rel=TOLERANCE)
+    assert expected == pytest.approx(peak(measured), rel=TOLERANCES[model])
 
 
 @pytest.fixture
@@ -132,14 +139,33 @@ def plan_fine_tuning(settings, pairs):
     return fine_tuning.plan(settings, fine_tuning.tokenised(pairs, formatter, settings.max_length))
 
 
+def counted_in_trials(folder, settings, step):
+    """Operations to find out whether the models of a run read packed rows."""
+    if not settings.share_prompts:
+        return 0
+    policy = load(folder)
+    if settings.lora:
+        policy = get_peft_model(policy, lora_config(settings, task="CAUSAL_LM"))
+    has_reference = (
+        step == "align"
+        and settings.reads_reference
+        and not settings.lora
+        and not settings.precompute_reference
+    )
+    tried = [policy, load(folder).requires_grad_(True)] if has_reference else [policy]
+    return counted_by_torch(lambda: [read_packed(model, bfloat16=False) for model in tried])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "more", "tolerance"),
     [
-        ("align", {}, 1e-9),
-        ("align", {"loss": "simpo"}, 1e-9),
-        ("align", {"precompute_reference": True, "epochs": 2}, 1e-9),
-        ("sft", {}, 1e-9),
+        ("align", {}, 0.01),
+        ("align", {"share_prompts": False}, 1e-9),
+        ("align", {"loss": "simpo"}, 0.01),
+        ("align", {"precompute_reference": True, "epochs": 2}, 0.01),
+        ("sft", {}, 0.01),
+        ("sft", {"share_prompts": False}, 1e-9),
         # Each layer's last product is not done again.
         ("align", {"gradient_checkpointing": True}, 0.06),
         # Nothing before the first adapters is trained, so that their inputs need no gradient.
@@ -157,7 +183,8 @@ def test_operations_are_those_that_torch_counts(step, more, tolerance, models, a
     settings = kind(**given | small | more)
     estimated = plan(settings, read_weighted(alike))
     counted = counted_by_torch(lambda: train(settings))
-    assert estimated.operations(scored_alone=False) == pytest.approx(counted, rel=tolerance)
+    counted -= counted_in_trials(models / "llama", settings, step)
+    assert estimated.operations(on_cpu=True) == pytest.approx(counted, rel=tolerance)
 
 
 @pytest.mark.slow
@@ -176,7 +203,7 @@ def test_more_devices_or_fewer_trained_weights_need_less(models, tmp_path):
     shape = Shape.read(models / "llama")
     model = AutoModelForCausalLM.from_pretrained(models / "llama")
     assert shape.parameters == sum(p.numel() for p in model.parameters())
-    batch = dict(texts=16, tokens=512, scored=256, with_reference=False)
+    batch = dict(tokens=16 * 512, scored=16 * 256, with_reference=False)
     method = Method(accumulation=4)
     whole = estimate.memory(shape, method, **batch)
     assert estimate.memory(shape, method, **batch, sharded_over=4).total < whole.total

@@ -13,15 +13,14 @@ from torch import Tensor
 
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
+from cwpo_trainer.plan.rows import row_tokens
 
 H = TypeVar("H", bound=Hashable)
-
-_TOKENS = {"cpu": 1024, "cuda": 65536}
 
 
 def token_budget(device: torch.device) -> int:
     """Tokens of a forward pass, padding included; it sets memory and speed, not the result."""
-    return _TOKENS.get(device.type, 8192)
+    return row_tokens(device.type)
 
 
 def most_together(budget: int, device: torch.device) -> int:

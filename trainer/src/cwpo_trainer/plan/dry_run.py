@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from cwpo_annotator.backends.torch.rows.packing import LEAST_SHARED
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Device, Method, Shape
+from cwpo_trainer.plan.rows import filled, row_tokens
 from cwpo_trainer.plan.schedule import processes, rows_a_step, total_steps
 from cwpo_trainer.run import process
 from cwpo_trainer.settings.policy_training import PolicyTraining
@@ -39,8 +41,9 @@ class Plan:
 
     Args:
         folder: of the model.
-        lengths: tokens of each text that one epoch reads, shape (rows, texts of a row).
+        lengths: tokens of each text that one epoch reads, shape (items, texts of an item).
         scored: of these, tokens that carry the loss, same shape.
+        shared: tokens with which all texts of an item begin, shape (items,).
         facts: names and values of the command's own, to show first.
         reference: None for a loss without one.
     """
@@ -51,6 +54,7 @@ class Plan:
         folder: Path,
         lengths: NDArray[np.int64],
         scored: NDArray[np.int64],
+        shared: NDArray[np.int64],
         *,
         facts: Sequence[tuple[str, str]] = (),
         reference: ReferenceUse | None = None,
@@ -61,6 +65,8 @@ class Plan:
         self.shape = Shape.read(folder)
         self.lengths = lengths
         self.scored = scored
+        # Few of them are read again.
+        self.shared = np.where(shared >= LEAST_SHARED, shared, 0)
         self.facts = facts
         self.reference = reference
         self.method = Method(
@@ -70,48 +76,60 @@ class Plan:
             in_4bit=training.load_in_4bit,
             checkpointing=training.gradient_checkpointing,
             accumulation=training.gradient_accumulation,
+            packed=training.share_prompts and training.sharding != "zero3",
         )
+        self.one_row = training.sharding == "fsdp2"
         self.processes = processes(training.world_size)
         self.sharded_over = self.processes if training.sharding != "none" else 1
         self.batch_size = training.batch_size
         self.rows_a_step = rows_a_step(training)
         self.steps = total_steps(training, len(lengths))
-        self.texts = self.batch_size * lengths.shape[1]
 
     @property
     def tokens(self) -> float:
         """Tokens of all texts that training reads, without padding."""
         return float(self.lengths.mean() * self.lengths.shape[1] * self.rows_a_step * self.steps)
 
-    def memory(self, devices: int = 1) -> estimate.Memory:
+    def memory(self, devices: int = 1, *, on_cpu: bool = False) -> estimate.Memory:
         """On each device at the batch of the longest texts."""
         return estimate.memory(
             self.shape,
             self.method,
-            texts=self.texts,
-            tokens=int(self.lengths.max()),
-            scored=int(self.scored.max()),
+            **self._largest_pass(on_cpu),
             with_reference=self._holds_reference,
             sharded_over=devices,
+            on_cpu=on_cpu,
         )
 
-    def operations(self, *, scored_alone: bool = True) -> float:
+    def _largest_pass(self, on_cpu: bool) -> dict[str, int]:
+        """Tokens of the largest forward pass, and how many of them carry the loss."""
+        if not self.method.packed:
+            texts = self.batch_size * self.lengths.shape[1]
+            return {
+                "tokens": texts * int(self.lengths.max()),
+                "scored": texts * int(self.scored.max()),
+            }
+        largest = np.sort(self._read)[-self.batch_size :]
+        tokens = max(filled(largest, self._row_limit(on_cpu)))
+        scored = np.sort(self.scored.sum(axis=1))[-self.batch_size :].sum()
+        return {"tokens": max(tokens, int(largest[-1])), "scored": min(int(scored), tokens)}
+
+    def operations(self, *, on_cpu: bool = False) -> float:
         """Of the whole run.
 
-        Args:
-            scored_alone: the head reads the tokens that carry the loss alone, as it does on GPUs;
-                on CPUs it reads all but the last of each text.
+        The head reads tokens that carry the loss; on a CPU, in padded batches, all but the last.
         """
         passes = self.tokens / self.lengths.sum()
-        padded = self._padded()
-        tokens = float(padded.sum())
-        scored = self.scored.sum() if scored_alone else tokens - padded.size
+        read, seen = self._packed(on_cpu) if self.method.packed else self._padded()
+        scored = float(self.scored.sum())
+        if on_cpu and not self.method.packed:
+            scored = read - self.lengths.size
         return estimate.operations(
             self.shape,
             self.method,
-            tokens=float(passes * tokens),
-            scored=float(passes * scored),
-            length=float((padded**2).sum()) / tokens,
+            tokens=passes * read,
+            scored=passes * scored,
+            length=seen / read,
             reference=self._reference_passes(passes) / passes,
         )
 
@@ -125,14 +143,34 @@ class Plan:
             return 0
         return 1 if self.reference.is_precomputed else passes
 
-    def _padded(self) -> NDArray[np.float64]:
-        """Tokens of each text with padding, shape (rows, texts of a row), in some random order."""
-        longest = self.lengths.max(axis=1)
-        np.random.default_rng(self.seed).shuffle(longest)
+    @property
+    def _read(self) -> NDArray[np.int64]:
+        """Tokens of each item that a packed row holds, shape (items,)."""
+        again = self.shared * (self.lengths.shape[1] - 1)
+        read: NDArray[np.int64] = self.lengths.sum(axis=1) - again
+        return read
+
+    def _row_limit(self, on_cpu: bool) -> int | None:
+        return None if self.one_row else row_tokens("cpu" if on_cpu else "cuda")
+
+    def _packed(self, on_cpu: bool) -> tuple[float, float]:
+        """Tokens that an epoch reads, filled up, and for each of them those that it attends to."""
+        read, limit = self._read, self._row_limit(on_cpu)
+        shuffled = np.random.default_rng(self.seed).permutation(read)
+        batches = np.split(shuffled, range(self.batch_size, len(read), self.batch_size))
+        tokens = sum(sum(filled(batch, limit)) for batch in batches)
+        own = self.lengths - self.shared[:, None]
+        seen = (own * self.lengths).sum() + (self.shared**2).sum()
+        return float(tokens), float(seen)
+
+    def _padded(self) -> tuple[float, float]:
+        """Tokens of an epoch with padding, and for each of them those of its text."""
+        longest = np.random.default_rng(self.seed).permutation(self.lengths.max(axis=1))
         of_batch = np.maximum.reduceat(longest, np.arange(0, len(longest), self.batch_size)).repeat(
             self.batch_size
         )[: len(longest)]
-        return np.repeat(of_batch[:, None], self.lengths.shape[1], axis=1).astype(np.float64)
+        texts = self.lengths.shape[1]
+        return float(texts * of_batch.sum()), float(texts * (of_batch**2).sum())
 
     def hours(self, device: Device) -> float:
         """On as many such devices as there are processes."""
@@ -143,7 +181,7 @@ class Plan:
         """Hours on this machine, on one GPU if it has any; and its measured FLOP/s."""
         bfloat16 = process.use_bfloat16(self.dtype)
         rate = estimate.measured_rate(torch.bfloat16 if bfloat16 else torch.float32)
-        operations = self.operations(scored_alone=torch.accelerator.is_available())
+        operations = self.operations(on_cpu=not torch.accelerator.is_available())
         return operations / (rate * estimate.UTILISATION) / 3600, rate
 
     def devices_needed(self, device: Device) -> int | None:
@@ -152,9 +190,7 @@ class Plan:
             device,
             self.shape,
             self.method,
-            texts=self.texts,
-            tokens=int(self.lengths.max()),
-            scored=int(self.scored.max()),
+            **self._largest_pass(on_cpu=False),
             with_reference=self._holds_reference,
         )
 
@@ -168,14 +204,15 @@ class Plan:
         console.print(self._devices())
 
     def _figures(self) -> list[tuple[str, str]]:
-        memory = self.memory(self.sharded_over)
+        on_cpu = not torch.accelerator.is_available()
+        memory = self.memory(self.sharded_over, on_cpu=on_cpu)
         parts = ", ".join(
             f"{name.replace('_', ' ')} {held / _GIB:.3g}"
             for name, held in asdict(memory).items()
             if held
         )
         hours, rate = self.hours_here()
-        kind = "GPU" if torch.accelerator.is_available() else "CPU"
+        kind = "CPU" if on_cpu else "GPU"
         batch = f"{self.batch_size} x {self.method.accumulation} x {self.processes}"
         return [
             ("model", f"{self.model}, {self.shape.parameters / 1e6:,.1f} M parameters"),
@@ -189,7 +226,7 @@ class Plan:
                 f"{self.steps:,}, each of {batch} rows (a device x accumulated x processes); "
                 f"{self.tokens:,.0f} tokens in all",
             ),
-            ("memory", f"{memory.total / _GIB:.3g} GiB a device at the peak ({parts})"),
+            ("memory", f"{memory.total / _GIB:.3g} GiB on a {kind} at the peak ({parts})"),
             (
                 "here",
                 f"{_time(hours)} on this {kind}, at {estimate.UTILISATION:.0%} of the "

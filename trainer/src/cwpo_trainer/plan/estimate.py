@@ -1,8 +1,9 @@
 """Memory per device and time that alignment or SFT of a model needs, estimated before it starts.
 
-Symbols: P parameters, of which T are trained; L layers of width h; n texts of s tokens in a forward
-pass (two for each pair in alignment); c bytes per number in forward and backward passes; N devices
-that shard the states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
+Symbols: P parameters, of which T are trained; L layers of width h; t tokens in a forward pass, u of
+them responses' (a packed row, or a padded batch of two texts for each pair in alignment); c bytes
+per number in forward and backward passes; V words in the vocabulary; N devices that shard the
+states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
 
     weights        w P / N        w = 4, or 2 if frozen in bfloat16 (LoRA); in 4 bits 0.55 for the
                                   weights of linear layers
@@ -12,20 +13,23 @@ that shard the states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
     gradients      4 T / N
     optimiser      8 T / N        the two moments of AdamW
     reference      w P / N        if a second model is held
-    activations    a n s c L      a = 2 * (outputs of a layer's linear layers) + 4 h, read by the
-                                  backward pass; with checkpointing n s h c (L + 1)
-    working        a n s c        of one layer, in the backward or the reference's forward pass
-    loss          32768 c min(n * tokens of a response, 4096): the head is computed in tiles
+    activations    a t L          a = 2 c (outputs of a layer's linear layers) + 16 h, or 40 h where
+                                  autocast casts, read by the backward pass; with checkpointing
+                                  t h c (L + 1)
+    working        a t            of one layer, in the backward or the reference's forward pass
+    loss           12 min(u V, M) + h c u, where M logits exist at a time, in float32 and thrice;
+                                  of padded batches 32768 c min(u, 4096): their head has tiles
 
 The backward pass frees activations while gradients grow: without gradient accumulation, only the
 larger of the two counts.
 
 Time is the number of operations over UTILISATION times the peak rate of the device. In the forward
-pass, a token takes 2 operations for each weight of the linear layers and 4 s h L for attention; the
-head reads only tokens that contribute to the loss. The backward pass takes twice that, but once for
-frozen weights; it repeats the head's forward pass and, with checkpointing, those of the layers. The
-reference adds a forward pass in every step, or only once if it is precomputed. For the peak rate of
-this machine, the rate of large matrix products is measured.
+pass, a token takes 2 operations for each weight of the linear layers, and 4 h L for each token that
+it attends to; the head reads only tokens that contribute to the loss. The backward pass takes twice
+that, but once for frozen weights; it repeats the head's forward pass, unless rows are packed and
+the head is frozen, and with checkpointing those of the layers. The reference adds a forward pass in
+every step, or only once if it is precomputed. For the peak rate of this machine, the rate of large
+matrix products is measured.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cwpo_annotator.backends.torch.log_probs import logits_at_a_time
 from cwpo_annotator.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
@@ -120,7 +125,7 @@ class Method:
 
     bfloat16: passes compute in it; lora_rank: None where all weights are trained; in_4bit: frozen
     weights are held in 4 bits; checkpointing: activations are computed again in backward;
-    accumulation: forward passes a step.
+    accumulation: batches a step; packed: texts are read in packed rows rather than padded batches.
     """
 
     bfloat16: bool = True
@@ -128,6 +133,7 @@ class Method:
     in_4bit: bool = False
     checkpointing: bool = False
     accumulation: int = 1
+    packed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +161,16 @@ def memory(
     shape: Shape,
     method: Method,
     *,
-    texts: int,
     tokens: int,
     scored: int,
     with_reference: bool,
     sharded_over: int = 1,
+    on_cpu: bool = False,
 ) -> Memory:
-    """Of a forward and backward pass over `texts` texts of `tokens` tokens on each device.
+    """Of a forward and backward pass over so many tokens on each device.
 
     Args:
-        scored: tokens of each text that carry the loss.
+        scored: tokens among them that carry the loss.
         with_reference: a second model is held.
         sharded_over: devices that share weights, gradients and optimiser states.
     """
@@ -178,10 +184,12 @@ def memory(
     share = 1 / sharded_over
     is_sharded = sharded_over > 1
     copied = 2 * shape.linear_parameters if method.bfloat16 and of_weight == 4 else 0
-    of_layer = (2 * shape.layer_outputs + 4 * shape.width) * number * texts * tokens
+    # Norms and what is added up past the layers; autocast keeps its casts of it, too.
+    between = (10 if copied else 4) * shape.width
+    of_layer = (2 * shape.layer_outputs * number + between * 4) * tokens
     kept = of_layer * shape.layers
     if method.checkpointing:
-        kept = texts * tokens * shape.width * number * (shape.layers + 1)
+        kept = tokens * shape.width * number * (shape.layers + 1)
     gradients = 4 * trained * share
     if method.accumulation == 1:
         gradients = max(0.0, gradients - kept)
@@ -195,8 +203,16 @@ def memory(
         reference=weights * share if with_reference else 0,
         activations=kept,
         working=of_layer,
-        loss=_TILE_WIDTH * number * min(texts * scored, _TILE_TOKENS),
+        loss=_loss_bytes(shape, method, scored, number, "cpu" if on_cpu else "cuda"),
     )
+
+
+def _loss_bytes(shape: Shape, method: Method, scored: int, number: int, device_type: str) -> float:
+    if not method.packed:
+        return _TILE_WIDTH * number * min(scored, _TILE_TOKENS)
+    vocabulary = shape.head_parameters // shape.width
+    logits = min(scored * vocabulary, logits_at_a_time(device_type))
+    return 3 * 4 * logits + shape.width * number * scored
 
 
 def operations(
@@ -212,7 +228,7 @@ def operations(
 
     Args:
         scored: tokens among them that the head reads.
-        length: tokens of the text that a token stands in, on average over the tokens.
+        length: tokens that a token attends to, on average over the tokens.
         reference: how often the reference reads each token; 0 without one.
     """
     # What is frozen has no gradient of its own, yet passes on that of what comes before it.
@@ -221,8 +237,9 @@ def operations(
     layers = 2 * (shape.linear_parameters - shape.head_parameters) * (trained + again + reference)
     attention = 4 * length * shape.width * shape.layers * (3 + again + reference)
     adapters = 2 * (method.lora_rank or 0) * shape.lora_sides * (3 + again)
-    # Its outputs are too large to keep: backward computes them again.
-    head = 2 * shape.head_parameters * (trained + 1 + reference)
+    # Its outputs are too large to keep: backward computes them again, or has nothing left to do.
+    passes = 2 if method.packed and method.lora_rank is not None else trained + 1
+    head = 2 * shape.head_parameters * (passes + reference)
     return tokens * (layers + attention + adapters) + scored * head
 
 
@@ -251,7 +268,7 @@ def devices_needed(
     Weights in 4 bits are not shared.
 
     Args:
-        pass_: texts, tokens, scored and with_reference of `memory`.
+        pass_: tokens, scored and with_reference of `memory`.
     """
     if method.in_4bit:
         most = 1

@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 
 from cwpo_annotator.checkpoint import resolve
+from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
 from cwpo_trainer.data.weighted import (
     Preferences,
@@ -128,15 +129,15 @@ def plan(
         objective: loss and weight, for the user.
         reference: None for a loss without one.
     """
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    prompt, chosen, rejected = (
-        np.array([len(ids) for ids in pairs.dataset[column]], dtype=np.int64) for column in columns
-    )
+    columns = [pairs.dataset[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    prompt, chosen, rejected = (np.array([*map(len, of)], dtype=np.int64) for of in columns)
+    begin_alike = [*map(common_prefix, *columns[1:])]
     return Plan(
         training,
         resolve(training.model, weights=False),
         np.stack([prompt + chosen, prompt + rejected], axis=1),
         np.stack([chosen, rejected], axis=1),
+        prompt + np.array(begin_alike, dtype=np.int64),
         facts=[
             ("loss", objective),
             (

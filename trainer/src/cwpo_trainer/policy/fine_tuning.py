@@ -98,7 +98,9 @@ def plan(training: PolicyTraining, responses: Fitting) -> Plan:
     lengths = np.array([[len(ids)] for ids in dataset["input_ids"]], dtype=np.int64)
     scored = np.array([[sum(at >= 0 for at in row)] for row in dataset["labels"]], dtype=np.int64)
     facts = [("responses", f"{len(dataset):,} chosen ones, {too_long:,} too long")]
-    return Plan(training, resolve(training.model, weights=False), lengths, scored, facts=facts)
+    shared = np.zeros(len(lengths), dtype=np.int64)
+    folder = resolve(training.model, weights=False)
+    return Plan(training, folder, lengths, scored, shared, facts=facts)
 
 
 def _preferences(path: Path, *, labels: Labels) -> Preferences:

@@ -10,18 +10,8 @@ from torch import Tensor
 from cwpo_annotator.backends.torch.rows.packing import pack_pairs, pack_texts
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
+from cwpo_trainer.plan.rows import ROW_MULTIPLE
 from cwpo_trainer.policy.packed_model import PackedResponses
-
-# Tokens of a row. On a CPU its activations stay in memory that is used again for the next; a GPU
-# reads what the user has asked to fit in it, up to where more is no faster.
-_TOKENS = {"cpu": 1024, "cuda": 65536}
-# Rows of few different lengths find memory and compiled matrix products of their size again.
-_MULTIPLE = 64
-
-
-def row_tokens(device: torch.device) -> int:
-    """Maximum number of tokens of a row, unless a single pair or text has more."""
-    return _TOKENS.get(device.type, 8192)
 
 
 def packed_pairs(batch: Mapping[str, Tensor], tokens: int | None) -> list[PackedResponses]:
@@ -75,6 +65,6 @@ def _texts(batch: Mapping[str, Tensor], is_response: Tensor) -> tuple[list[list[
 def _filled(rows: Iterable[Row], starts: Sequence[int]) -> list[PackedResponses]:
     filled = []
     for row in rows:
-        row.fill(_MULTIPLE)
+        row.fill(ROW_MULTIPLE)
         filled.append(PackedResponses(row, [starts[text] for text in row.texts]))
     return filled

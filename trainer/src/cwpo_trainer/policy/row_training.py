@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cwpo_trainer.policy.packed_batch import row_tokens
+from cwpo_trainer.plan.rows import row_tokens
 from cwpo_trainer.policy.packed_model import PackedResponses, add_packed_forward, read_packed
 from cwpo_trainer.policy.step_figures import StepFigures
 
@@ -71,7 +71,7 @@ class RowTraining(Trainer):
         )
         if self.unpacked_because is None:
             # Ranks that share a model read equally many rows.
-            tokens = None if self.is_fsdp_enabled else row_tokens(self.accelerator.device)
+            tokens = None if self.is_fsdp_enabled else row_tokens(self.accelerator.device.type)
             collate: Any = self.data_collator
             self.data_collator = PackingCollator(collate, partial(pack, tokens=tokens))
 

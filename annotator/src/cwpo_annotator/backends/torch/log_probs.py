@@ -17,7 +17,12 @@ from cwpo_annotator.backends.torch.rows.shared_prompts import read_row
 
 # Logits that exist at a time: on a CPU they stay near the caches, a GPU needs more to be busy.
 _LOGITS = {"cpu": 1 << 22}
-_LOGITS_OF_A_GPU = 1 << 26
+_LOGITS_OF_A_GPU = 1 << 25
+
+
+def logits_at_a_time(device_type: str) -> int:
+    """Number of logits that exist at a time, whatever a row or batch has."""
+    return _LOGITS.get(device_type, _LOGITS_OF_A_GPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +235,7 @@ def _scan(
 
 def _parts(hidden: Tensor, vocabulary: int) -> Iterator[slice]:
     """Parts of the hidden states whose logits may exist at a time."""
-    size = max(1, _LOGITS.get(hidden.device.type, _LOGITS_OF_A_GPU) // vocabulary)
+    size = max(1, logits_at_a_time(hidden.device.type) // vocabulary)
     return (slice(start, start + size) for start in range(0, len(hidden), size))
 
 

@@ -13,8 +13,8 @@ from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.encoding.prefix import common_prefix
 
-# Texts that have fewer tokens in common are read apart: to share these would save next to nothing.
-_SHARED = 16
+LEAST_SHARED = 16
+"""Fewest tokens in common for which texts share them: fewer would save next to nothing."""
 
 _Ids = tuple[int, ...]
 # A text, and its numbers in the input.
@@ -126,7 +126,7 @@ def _tokens(item: _Item) -> int:
 def _shared(before: _Ids, text: _Ids) -> int:
     """The tokens that a text shares with one before it in order, or none if they are few."""
     count = common_prefix(before, text)
-    return count if count >= _SHARED else 0
+    return count if count >= LEAST_SHARED else 0
 
 
 def balanced(sizes: Sequence[int], limit: int, multiple_of: int = 1) -> list[list[int]]:
