@@ -93,7 +93,7 @@ class ItemError(_Answered):
 
 
 class FailedAnnotation(_Answered):
-    """Stands in an answer where an annotation could not be made."""
+    """Stands in an answer where an annotation or a ranking could not be made."""
 
     id: str
     error: ItemError
@@ -162,7 +162,7 @@ class SwapRequest(_Sent):
 class Usage(_Answered):
     """What a request cost."""
 
-    triplets: int
+    triplets: int = Field(description="triplets, or items of another request")
     tokens: int
 
 
@@ -217,6 +217,57 @@ class ScoreResponse(_Answered):
     scores: list[Score | FailedScore]
     model: ModelRef
     usage: Usage
+
+
+MIN_RESPONSES = 2
+MAX_RESPONSES = 64
+
+
+class RankItem(_Sent):
+    """A prompt and the responses to rank."""
+
+    id: str | None = None
+    prompt: Prompt
+    responses: Annotated[
+        list[str],
+        Field(min_length=MIN_RESPONSES, max_length=MAX_RESPONSES, fail_fast=True),
+    ]
+
+
+class RankRequest(_Sent):
+    """The body of POST /rank."""
+
+    items: Annotated[list[RankItem], Field(min_length=1, fail_fast=True)]
+    truncation: Truncation = "error"
+    priority: Priority = "interactive"
+
+
+class Ranking(_Answered):
+    """The order of an item's responses, and how far to trust it.
+
+    order has the indices of the responses, the best one first; equal scores keep the order in which
+    they were sent. confidence is that of each response of this order against the next one, as of a
+    triplet (eq. 8), and so has one value less; calibrated_confidence is the same at the
+    checkpoint's calibration temperature, where it has one.
+    """
+
+    id: str
+    order: list[int]
+    scores: list[float] = Field(description="raw scores (logits), in the order of the responses")
+    confidence: list[float]
+    truncated: bool = False
+    calibrated_confidence: list[float] | None = None
+
+
+class RankResponse(_Answered):
+    """The answer of POST /rank, in input order."""
+
+    rankings: list[Annotated[Ranking | FailedAnnotation, Field(union_mode="left_to_right")]]
+    model: ModelRef
+    usage: Usage
+    temperature: float | None = Field(
+        None, description="calibration temperature, for the confidence of responses further apart"
+    )
 
 
 class File(_Answered):
