@@ -13,6 +13,7 @@ Preference = Literal["a", "b", "tie"]
 FileFormat = Literal["jsonl", "jsonl.gz", "parquet"]
 ResultFormat = Literal["parquet", "jsonl"]
 Merge = Literal["auto", "never"]
+Pairs = Literal["best_worst", "adjacent", "all"]
 JobState = Literal[
     "validating",
     "queued",
@@ -317,6 +318,16 @@ JobPriority = Annotated[
 ]
 
 
+PairsChoice = Annotated[
+    Pairs | None,
+    Field(
+        description="pairs of the dataset for each row that holds `responses`, which are ranked; "
+        "best_worst: the best and the worst response; adjacent: each response and the next one in "
+        "the ranking; all: each two responses. Without it, such rows are rejected",
+    ),
+]
+
+
 class JobRequest(_Sent):
     """The body of POST /jobs: uploaded files, or an input that the service can read itself."""
 
@@ -337,6 +348,7 @@ class JobRequest(_Sent):
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
+    pairs: PairsChoice = None
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -356,6 +368,9 @@ class JobProgress(_Answered):
     rows_done: int = 0
     rows_annotated: int = 0
     rows_failed: int = 0
+    pairs_annotated: int | None = Field(
+        None, description="rows of the dataset, of a job that names `pairs`; the others count input"
+    )
     rows_per_second: float | None = None
     eta_seconds: float | None = None
 
@@ -380,6 +395,7 @@ class Job(_Answered):
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
+    pairs: PairsChoice = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -65,6 +65,7 @@ BODIES = {
         truncation=st.sampled_from(["error", "prompt_left"]),
         max_rejected_share=st.floats(),
         merge=st.sampled_from(["auto", "never"]),
+        pairs=st.sampled_from(["best_worst", "adjacent", "all"]),
     ),
 }
 

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 from cwpo.columns import Columns
 from cwpo.datasets.triplets import (
-    NumberedTriplet,
+    NumberedRow,
     RejectedRow,
     file_format,
     read_rows,
+    rows_of_responses,
     rows_through,
     triplets_of,
 )
@@ -126,10 +127,10 @@ class _Plan:
         self._checkpoint = self._shards + CHECKPOINT_SHARDS
         self._errors = _Errors(store, self._folder)
         self._columns = Columns(at.kinds)
-        self._open = ShardRows()
+        self._open = ShardRows(record.pairs)
         if at.characters:
             blob = store.read(self._folder.open_shard(at.files))
-            self._open = ShardRows.read(blob, at.characters)
+            self._open = ShardRows.read(blob, at.characters, record.pairs)
 
     def run(self) -> Manifest:
         """Plan files until a shard is full, or there are no more; returns what is published."""
@@ -149,7 +150,8 @@ class _Plan:
             at.checksums.append(source.sha256)
             rows = rows_through([_rows(source)], at.last_row)
             last_row = at.last_row
-            for item in triplets_of(rows, at.is_chat):
+            parsed = triplets_of if self._record.pairs is None else rows_of_responses
+            for item in parsed(rows, at.is_chat):
                 self._rows += 1
                 last_row = item.row
                 if isinstance(item, RejectedRow):
@@ -166,14 +168,14 @@ class _Plan:
             self._at.first_rejected = f"row {row.row}: {row.error.detail}"
         self._errors.write(row)
 
-    def _add(self, row: NumberedTriplet) -> None:
+    def _add(self, row: NumberedRow) -> None:
         rows = self._open
         if row.extra:
             self._columns.learn(row.extra)
         if self._at.is_chat is None:
-            self._at.is_chat = not isinstance(row.triplet.prompt, str)
+            self._at.is_chat = not isinstance(row.prompt, str)
         rows.add(row)
-        if len(rows.numbers) == self._shard_rows or rows.characters >= SHARD_CHARACTERS:
+        if rows.size >= self._shard_rows or rows.characters >= SHARD_CHARACTERS:
             self._write_shard()
             self._wanted()
             if self._shards == self._checkpoint:
@@ -186,7 +188,7 @@ class _Plan:
             with self._store.create(key) as blob:
                 self._open.write(blob)
         self._shards += 1
-        self._open = ShardRows()
+        self._open = ShardRows(self._record.pairs)
 
     def _expect_few_rejected(self, source: Source) -> None:
         """Raises: DatasetError once more than the job's share of all rows so far is rejected."""
