@@ -1,12 +1,13 @@
 """Rankings of several responses, by an annotator in this process."""
 
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from cwpo import FailedAnnotation, RankItem, Triplet
+from cwpo import FailedAnnotation, Message, RankItem, Triplet
 from cwpo.types import ScoreItem
 from cwpo_annotator import Annotator
 from cwpo_annotator.checkpoint import EncodingSpec
@@ -158,3 +159,19 @@ def test_a_ranking_of_one_cut_alike_differs_from_texts_cut_each_for_itself(annot
     )
     np.testing.assert_allclose(ranking.scores, [together.score_a, together.score_b], atol=1e-5)
     assert abs(alone[0] - ranking.scores[0]) > 1e-4
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_huge_prompt_is_there_once_however_many_responses_it_has(encoder, is_chat):
+    huge = "cat " * 500_000
+    prompt = [Message(role="user", content=huge)] if is_chat else huge
+    short = [Message(role="user", content=huge[-8000:])] if is_chat else huge[-8000:]
+    responses = ["good", "bad " * 20, *(f"word {n}" for n in range(62))]
+    tracemalloc.start()
+    (texts,) = encoder.encode_responses([(prompt, responses)], "prompt_left")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * len(huge)
+    (expected,) = encoder.encode_responses([(short, responses)], "prompt_left")
+    assert [text.ids for text in texts] == [text.ids for text in expected]
+    assert all(text.truncated for text in texts)

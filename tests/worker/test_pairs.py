@@ -222,12 +222,24 @@ def test_a_shard_is_closed_by_its_work_and_by_its_pairs(shop):
 def test_a_shard_of_long_texts_is_closed_by_what_the_dataset_will_have(shop, monkeypatch):
     monkeypatch.setattr("cwpo_worker.steps.plan.SHARD_CHARACTERS", 10_000)
     monkeypatch.setattr("cwpo_worker.jobs.ledger.SHARD_ROWS", 1000)
-    # 1,000 characters as they are sent, and of 28 pairs 28,000 times the prompt alone.
-    rows = [listed(n, 8, prompt="p" * 900) for n in range(3)]
-    for pairs, count in (("best_worst", 1), ("all", 3)):
+    # 1,000 characters as they are sent, and of ten pairs 9,000 of the prompt alone.
+    rows = [listed(n, 5, prompt="p" * 900) for n in range(3)]
+    for pairs, count in (("best_worst", 1), ("all", 2)):
         job_id = shop.submit(rows, pairs=pairs)
         do(shop, job_id, shards=count)
         assert shop.results(job_id) == expected(rows, pairs)
+
+
+def test_a_row_whose_pairs_alone_are_too_much_is_rejected(shop, monkeypatch):
+    monkeypatch.setattr("cwpo_worker.steps.plan.SHARD_CHARACTERS", 10_000)
+    rows = [listed(0), listed(1, 8, prompt="p" * 900), listed(2)]
+    job_id = shop.submit(rows, pairs="all")
+    do(shop, job_id)
+    assert shop.results(job_id) == expected([rows[0], rows[2]], "all")
+    (line,) = shop.errors(job_id)
+    assert (line["row"], line["code"]) == (2, "invalid_row")
+    # 28 pairs of a prompt and two responses of 13 characters each.
+    assert "its pairs would have 25,928 characters together, of at most 10,000" in line["detail"]
 
 
 def test_a_row_of_a_later_file_continues_the_open_shard_by_its_size(shop):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -202,22 +202,36 @@ class Encoder:
         if size > limit and truncation == "error":
             return [_too_many_characters(size, self.max_length)] * len(responses)
         try:
-            texts = [self._join(prompt, response) for response in responses]
+            longest, texts = self._joined(prompt, responses, is_huge=size > limit)
         except Exception as error:
             # Chat templates are programs that come with the model and may refuse a conversation.
             refusal = ItemError(
                 code="invalid_row", detail=f"the chat template rejects the conversation: {error}"
             )
             return [refusal] * len(responses)
-        excess = max(len(text.text) for text in texts) - limit
-        if excess <= 0:
+        if longest <= limit:
             return texts
         if truncation == "error":
-            return [_too_many_characters(excess + limit, self.max_length)] * len(responses)
-        if excess > min(text.prompt_end for text in texts):
-            longest = max(len(response) for response in responses)
-            return [_response_of_too_many(longest, self.max_length)] * len(responses)
-        return [text.without_oldest(excess) for text in texts]
+            return [_too_many_characters(longest, self.max_length)] * len(responses)
+        if min(text.prompt_end for text in texts) < 0:
+            of_response = max(len(response) for response in responses)
+            return [_response_of_too_many(of_response, self.max_length)] * len(responses)
+        return texts
+
+    def _joined(
+        self, prompt: Prompt, responses: Sequence[str], *, is_huge: bool
+    ) -> tuple[int, list[JoinedText]]:
+        """The characters of the longest text, and all texts without what it has over the limit."""
+        joined: Iterable[JoinedText]
+        if is_huge:
+            # One at a time: each has all of the prompt before it is cut.
+            longest = max(len(self._join(prompt, response).text) for response in responses)
+            joined = (self._join(prompt, response) for response in responses)
+        else:
+            joined = texts = [self._join(prompt, response) for response in responses]
+            longest = max(len(text.text) for text in texts)
+        excess = longest - self._max_characters
+        return longest, [text.without_oldest(excess) if excess > 0 else text for text in joined]
 
     def _join(self, prompt: Prompt, response: str) -> JoinedText:
         if isinstance(prompt, str):

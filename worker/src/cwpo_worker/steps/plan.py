@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from cwpo.columns import Columns
 from cwpo.datasets.triplets import (
+    NumberedItem,
     NumberedRow,
     RejectedRow,
     file_format,
@@ -22,13 +23,13 @@ from cwpo.datasets.triplets import (
 )
 from cwpo.datasets.weighted import JsonlWriter
 from cwpo.errors import DatasetError
-from cwpo.types import FileFormat
+from cwpo.types import FileFormat, ItemError
 from cwpo_worker.errors import BlobNotFoundError
 from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.jobs.manifest import Continuation, JobFolder, Manifest
 from cwpo_worker.jobs.record import JobRecord
 from cwpo_worker.jobs.shard_ranges import joined
-from cwpo_worker.steps.shard_rows import ShardRows
+from cwpo_worker.steps.shard_rows import ShardRows, characters_in_dataset
 from cwpo_worker.storage.inputs import INPUTS, Input, sha256_of
 from cwpo_worker.storage.store import BlobStore, Draft
 from cwpo_worker.storage.uploads import FileCatalog
@@ -150,8 +151,7 @@ class _Plan:
             at.checksums.append(source.sha256)
             rows = rows_through([_rows(source)], at.last_row)
             last_row = at.last_row
-            parsed = triplets_of if self._record.pairs is None else rows_of_responses
-            for item in parsed(rows, at.is_chat):
+            for item in self._parsed(rows):
                 self._rows += 1
                 last_row = item.row
                 if isinstance(item, RejectedRow):
@@ -161,6 +161,26 @@ class _Plan:
                 if self._rejected and self._rows >= JUDGED_ROWS:
                     self._expect_few_rejected(source)
             at.last_row = last_row
+
+    def _parsed(
+        self, rows: Iterator[tuple[int, dict[str, Any] | str]]
+    ) -> Iterator[NumberedRow | RejectedRow]:
+        if self._record.pairs is None:
+            return triplets_of(rows, self._at.is_chat)
+        return map(self._bounded, rows_of_responses(rows, self._at.is_chat))
+
+    def _bounded(self, row: NumberedRow | RejectedRow) -> NumberedRow | RejectedRow:
+        """The row, unless its pairs alone would be too much for a worker's memory."""
+        if not isinstance(row, NumberedItem):
+            return row
+        size = characters_in_dataset(row, self._record.pairs)
+        if size <= SHARD_CHARACTERS:
+            return row
+        detail = (
+            f"its pairs would have {size:,} characters together, of at most {SHARD_CHARACTERS:,}: "
+            "name fewer pairs with --pairs, or list fewer responses"
+        )
+        return RejectedRow(row.row, row.id, ItemError(code="invalid_row", detail=detail))
 
     def _reject(self, row: RejectedRow) -> None:
         self._rejected += 1

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from cwpo.datasets.ranked import count_pairs
 from cwpo.datasets.triplets import NumberedItem, NumberedRow, NumberedTriplet
 from cwpo.datasets.weighted import plain_prompt, prompt_type
-from cwpo.types import Pairs, RankItem, Triplet
+from cwpo.types import Pairs, Prompt, RankItem, Triplet
 from cwpo_worker.errors import StoreError
 
 _TRIPLET = ("id", "prompt", "response_a", "response_b")
@@ -63,9 +63,8 @@ class ShardRows:
         """Append a row; either all rows have text prompts, or all have chat prompts."""
         prompt = plain_prompt(row.prompt)
         extra = to_json(row.extra) if row.extra else None
+        once = _length(row.prompt) + len(extra or b"")
         self.numbers.append(row.row)
-        texts = prompt if isinstance(prompt, str) else "".join(turn["content"] for turn in prompt)
-        once = len(texts) + len(extra or b"")
         if isinstance(row, NumberedTriplet):
             triplet = row.triplet
             two = (triplet.response_a, triplet.response_b)
@@ -73,22 +72,14 @@ class ShardRows:
             self.size += 1
             self.characters += once + len(two[0]) + len(two[1])
         else:
-            self._add_list(row, prompt, extra, once)
-
-    def _add_list(self, row: NumberedItem, prompt: Any, extra: bytes | None, once: int) -> None:
-        responses = row.item.responses
-        self._rows.append((row.item.id, prompt, None, None, responses, extra))
-        self.size += self._size_of(len(responses))
-        pairs = self._pairs_of(len(responses))
-        both = 2 * sum(map(len, responses)) // len(responses)
-        self.characters += max(pairs * (once + both), once + sum(map(len, responses)))
+            responses = row.item.responses
+            self._rows.append((row.item.id, prompt, None, None, responses, extra))
+            self.size += self._size_of(len(responses))
+            self.characters += _repeated(once, responses, self._pairs)
 
     def _size_of(self, responses: int) -> int:
         """As many triplets as have so many responses, or as the dataset has pairs of them."""
-        return max(responses // 2, self._pairs_of(responses))
-
-    def _pairs_of(self, responses: int) -> int:
-        return 1 if self._pairs is None else count_pairs(responses, self._pairs)
+        return max(responses // 2, _pairs_of(responses, self._pairs))
 
     def write(self, sink: BinaryIO) -> None:
         """Write the rows, at least one, as a table."""
@@ -99,6 +90,27 @@ class ShardRows:
             del columns["responses"]
         table = pa.Table.from_pydict({"row": self.numbers, **columns}, schema=schema)
         pq.write_table(table, sink, compression="zstd", use_dictionary=False)
+
+
+def characters_in_dataset(row: NumberedItem, pairs: Pairs | None) -> int:
+    """Length of the texts of a row, as often as the dataset will have them."""
+    extra = len(to_json(row.extra)) if row.extra else 0
+    return _repeated(_length(row.prompt) + extra, row.item.responses, pairs)
+
+
+def _repeated(once: int, responses: Sequence[str], pairs: Pairs | None) -> int:
+    """The same, where `once` is what each pair has beside its responses."""
+    total = sum(map(len, responses))
+    of_pair = once + 2 * total // len(responses)
+    return max(_pairs_of(len(responses), pairs) * of_pair, once + total)
+
+
+def _pairs_of(responses: int, pairs: Pairs | None) -> int:
+    return 1 if pairs is None else count_pairs(responses, pairs)
+
+
+def _length(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
 
 
 def read_shard(blob: bytes) -> pa.Table:
