@@ -265,7 +265,8 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
 
 
 def _parse_only_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet | RejectedRow:
-    if isinstance(value, dict) and columns.lists_responses(value):
+    # Nearly no row has the name: to call for each would take longer than to look.
+    if isinstance(value, dict) and "responses" in value and columns.lists_responses(value):
         return _rejected(
             number,
             _id_of(number, value),

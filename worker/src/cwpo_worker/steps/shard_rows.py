@@ -61,9 +61,10 @@ class ShardRows:
 
     def add(self, row: NumberedRow) -> None:
         """Append a row; either all rows have text prompts, or all have chat prompts."""
-        prompt = plain_prompt(row.prompt)
+        given = row.prompt
+        prompt = plain_prompt(given)
         extra = to_json(row.extra) if row.extra else None
-        once = _length(row.prompt) + len(extra or b"")
+        once = _length(given) + (len(extra) if extra else 0)
         self.numbers.append(row.row)
         if isinstance(row, NumberedTriplet):
             triplet = row.triplet
