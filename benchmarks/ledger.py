@@ -89,7 +89,7 @@ def _almost_finished(lifecycle: Lifecycle, shards: int) -> str:
     )
     lifecycle.registry.create(record)
     for index in range(shards - LEFT_SHARDS):
-        lifecycle.finished.add(record.id, index, RowCounts(SHARD_ROWS - 1, 1))
+        lifecycle.finished.add(record.id, index, RowCounts(SHARD_ROWS - 1, 1, SHARD_ROWS - 1))
     return record.id
 
 

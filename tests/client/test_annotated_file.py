@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cwpo import Client
-from cwpo.annotated_file import AnnotatedFile, annotate_file
+from cwpo import Client, RankItem, Triplet
+from cwpo.annotated_file import AnnotatedFile, annotate_file, errors_path
+from cwpo.datasets.ranked import RankedPairs
+from cwpo.datasets.triplets import read_rows
+from cwpo.datasets.weighted import weighted_row
 from cwpo.errors import ModelRevisionError
 from cwpo.types import ModelRef
 from cwpo_annotator import Annotator
-from harness import House, serving
+from harness import House, labels_of, serving
 
 OUTPUT = Path("runs/weighted.parquet")
 SEE = "see runs/weighted.errors.jsonl"
@@ -41,6 +44,89 @@ FLAG = "`--truncation prompt_left` of `cwpo annotate` or `cwpo jobs submit`"
 def test_rejected_rows_are_summed_up_by_reason_with_the_flag_that_keeps_them(rows, rejected, told):
     summary = AnnotatedFile(OUTPUT, rows, Counter(rejected)).summary()
     assert summary.splitlines() == [f"runs/weighted.parquet: {rows:,} rows", *told]
+
+
+def test_pairs_are_summed_up_beside_the_rows_that_they_are_of():
+    summary = AnnotatedFile(OUTPUT, 3, Counter(invalid_row=1), pairs=9).summary()
+    assert summary.splitlines() == [
+        "runs/weighted.parquet: 9 pairs of 3 rows",
+        f"1 of 4 rows rejected: 1 invalid_row; {SEE}",
+    ]
+
+
+LISTS = [
+    {"id": f"list-{n}", "prompt": f"list {n}?", "responses": [f"{n} of {k}" for k in range(2 + n)]}
+    for n in range(4)
+]
+
+
+@pytest.mark.parametrize("pairs", ["best_worst", "adjacent", "all"])
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_lists_of_responses_become_pairs_by_requests(tmp_path, pairs, format):
+    source, output = tmp_path / "lists.jsonl", tmp_path / f"weighted.{format}"
+    rows = [row for pair in zip(LISTS, House.rows(4), strict=True) for row in pair]
+    rows.insert(2, {"id": "bad", "prompt": "p", "responses": ["one"], "note": "dropped"})
+    rows.insert(5, {"id": "empty", "prompt": "p", "responses": ["one", " "]})
+    rows[0]["note"] = "kept"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows[0] = {name: value for name, value in rows[0].items() if name != "note"}
+    with serving() as service, Client(service.url) as client:
+        annotated = annotate_file(client, source, output, pairs=pairs)
+    expected = []
+    for row in rows:
+        if row["id"] in ("bad", "empty"):
+            continue
+        note = {"note": "kept" if row["id"] == "list-0" else None}
+        if "responses" in row:
+            item = RankItem(**row)
+            (ranking,) = Annotator.null().rank([item])
+            made = RankedPairs.of(ranking, pairs, None).pairs
+            triplets = [(pair.triplet(item), pair.label) for pair in made]
+        else:
+            triplets = [(Triplet(**row), *labels_of([Triplet(**row)]))]
+        expected += [weighted_row(*each, note, len(triplets)) for each in triplets]
+    with output.open("rb") as stream:
+        written = [row for _, row in read_rows(stream, format)]
+    assert written == expected
+    assert (annotated.rows, annotated.pairs) == (8, len(expected))
+    assert annotated.rejected == Counter(invalid_row=1, empty_response=1)
+    errors = [json.loads(line) for line in errors_path(output).read_text().splitlines()]
+    assert [(line["row"], line["id"]) for line in errors] == [(3, "bad"), (6, "empty")]
+
+
+def test_lists_of_a_prompt_are_sent_together_and_written_in_order(tmp_path, monkeypatch):
+    # Sixteen lists have as many responses as 32 triplets.
+    monkeypatch.setattr("cwpo.annotated_file._WINDOW_ROWS", 32)
+    monkeypatch.setattr("cwpo.annotated_file._REQUEST_ROWS", 4)
+    rows = [
+        {"id": str(n), "prompt": f"{n % 4}", "responses": [f"{n} of {k}" for k in range(4)]}
+        for n in range(32)
+    ]
+    source, output = tmp_path / "lists.jsonl", tmp_path / "weighted.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = []
+
+    class Watched(Client):
+        def rank(self, items, **options):
+            asked.append([item.prompt for item in items])
+            return super().rank(items, **options)
+
+    with serving() as service, Watched(service.url) as client:
+        assert annotate_file(client, source, output, pairs="best_worst").pairs == 32
+    written = [json.loads(line)["id"].split("#")[0] for line in output.read_text().splitlines()]
+    assert written == [row["id"] for row in rows]
+    assert asked == [[prompt] * 4 for prompt in "0123"] * 2
+
+
+def test_without_pairs_lists_are_rejected_with_the_fix(tmp_path):
+    source, output = tmp_path / "lists.jsonl", tmp_path / "weighted.jsonl"
+    source.write_text(json.dumps(LISTS[0]) + "\n" + json.dumps(House.rows(1)[0]) + "\n")
+    with serving() as service, Client(service.url) as client:
+        annotated = annotate_file(client, source, output)
+    assert (annotated.rows, annotated.pairs) == (1, None)
+    (line,) = errors_path(output).read_text().splitlines()
+    assert "--pairs" in json.loads(line)["detail"]
+    assert "prompt_pairs" not in json.loads(output.read_text())
 
 
 def test_a_file_is_of_one_revision_or_not_written_at_all(tmp_path):

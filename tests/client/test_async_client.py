@@ -19,7 +19,7 @@ TWINS = [
     (Connection, AsyncConnection),
 ]
 # Requests at a time: only asyncio can have several.
-ONLY_ASYNC = {("annotate", "concurrency")}
+ONLY_ASYNC = {("annotate", "concurrency"), ("rank", "concurrency")}
 
 
 def methods(kind):

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow.parquet as pq
 import pytest
 
-from cwpo import CwpoError, Triplet
+from cwpo import CwpoError, RankItem, Triplet
 from cwpo.errors import (
     APIError,
     ConflictError,
@@ -26,6 +26,7 @@ from cwpo.errors import (
 )
 from cwpo.progress import Progress
 from cwpo.types import ScoreItem
+from cwpo_annotator import Annotator
 from harness import UnsteadyService, furnished, labels_of
 
 KEY = "wonderland"
@@ -104,6 +105,7 @@ def test_another_revision_is_waited_for_and_then_an_error_of_its_own(ask, use):
     for call in (
         lambda client: client.annotate(TRIPLETS[:1], revision="older"),
         lambda client: client.score(items, revision="older"),
+        lambda client: client.rank(RANKED, revision="older"),
     ):
         with pytest.raises(
             ModelRevisionError, match=r"at revision null,.* revision older"
@@ -119,7 +121,11 @@ def test_another_revision_is_waited_for_and_then_an_error_of_its_own(ask, use):
 
 
 def test_nothing_to_ask_is_one_line_and_no_request(use):
-    for call in (lambda client: client.annotate([]), lambda client: client.score([])):
+    for call in (
+        lambda client: client.annotate([]),
+        lambda client: client.score([]),
+        lambda client: client.rank([]),
+    ):
         with pytest.raises(CwpoError, match=r"the list is empty$"):
             use("http://127.0.0.1:9", call)
 
@@ -129,6 +135,43 @@ def test_score_gives_raw_scores(ask):
     items = [ScoreItem(prompt=TRIPLETS[0].prompt, response=TRIPLETS[0].response_a)]
     answer = ask(lambda client: client.score(items))
     assert [item.score for item in answer.scores] == [annotation.score_a]
+
+
+RANKED = [
+    RankItem(prompt=f"question {n}", responses=[f"answer {k}" for k in range(2 + n % 3)])
+    for n in range(7)
+]
+
+
+def test_rank_is_the_annotator_over_http_in_as_many_requests_as_it_takes(ask):
+    # 20 responses, and a request may have ten.
+    for batch_size in (10, 4, 1):
+        answer = ask(lambda client, size=batch_size: client.rank(RANKED, batch_size=size))
+        assert answer.rankings == Annotator.null().rank(RANKED)
+        assert [item.id for item in answer.rankings] == [str(n) for n in range(7)]
+        assert answer.usage.triplets == 7
+        assert answer.model.name == "null"
+    with pytest.raises(TooLargeError, match="20 responses: a request may have at most 10"):
+        ask(lambda client: client.rank(RANKED))
+
+
+def test_all_parts_of_a_ranking_are_asked_of_the_revision_that_answered_the_first(use):
+    def answered(number, revision):
+        ranking = {"id": str(number), "order": [1, 0], "scores": [0, 1], "confidence": [0.5]}
+        model = {"name": "m", "revision": revision}
+        usage = {"triplets": 1, "tokens": 1}
+        return 200, {}, {"rankings": [ranking], "model": model, "usage": usage, "temperature": 2.0}
+
+    with Script(answered(0, "r1"), answered(1, "r1")) as server:
+        answer = use(server.url, lambda client: client.rank(RANKED[:2], batch_size=1))
+        assert [headers.get("x-model-revision") for headers, _ in server.requests] == [None, "r1"]
+    assert [each.id for each in answer.rankings] == ["0", "1"]
+    assert answer.temperature == 2.0
+    with (
+        Script(answered(0, "r1"), answered(1, "r2")) as server,
+        pytest.raises(CwpoError, match=r"revision r2 .* where r1"),
+    ):
+        use(server.url, lambda client: client.rank(RANKED[:2], batch_size=1))
 
 
 def test_model_tells_the_limits(ask):

@@ -31,7 +31,16 @@ from fastapi.responses import JSONResponse
 
 from cwpo import Annotation, Client, Triplet
 from cwpo.datasets.weighted import weighted_row
-from cwpo.types import FINAL_STATES, AnnotateRequest, AnnotateResponse, JobRequest, Usage
+from cwpo.types import (
+    FINAL_STATES,
+    AnnotateRequest,
+    AnnotateResponse,
+    JobRequest,
+    RankItem,
+    RankRequest,
+    RankResponse,
+    Usage,
+)
 from cwpo_annotator import Annotator
 from cwpo_service.app import create_app
 from cwpo_service.server import Server, listen_all, ports_of
@@ -126,13 +135,14 @@ def serving(
 
 
 class UnsteadyService:
-    """POST /annotate and GET /model, by the null annotator, and knobs for what can go wrong."""
+    """POST /annotate and /rank and GET /model, by the null annotator, and what can go wrong."""
 
     def __init__(self) -> None:
         self.annotator = Annotator.null()
         self.reset()
         app = FastAPI()
         app.post("/annotate")(self._annotate)
+        app.post("/rank")(self._rank)
         app.get("/model")(self._model)
         config = uvicorn.Config(app, port=0, log_level="warning")
         self._server = uvicorn.Server(config)
@@ -168,8 +178,33 @@ class UnsteadyService:
         return JSONResponse({**self.model.model_dump(), **backend, **limits})
 
     def _annotate(self, request: Request, body: AnnotateRequest) -> JSONResponse:
+        refusal = self._refusal(request, body.triplets)
+        if refusal is not None:
+            return refusal
+        assert body.priority == "batch"
+        answer = AnnotateResponse(
+            annotations=self.annotator.annotate(body.triplets, body.truncation),
+            model=self.model,
+            usage=Usage(triplets=len(body.triplets), tokens=0),
+        )
+        return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
+
+    def _rank(self, request: Request, body: RankRequest) -> JSONResponse:
+        refusal = self._refusal(request, body.items)
+        if refusal is not None:
+            return refusal
+        assert body.priority == "batch"
+        answer = RankResponse(
+            rankings=self.annotator.rank(body.items, body.truncation),
+            model=self.model,
+            usage=Usage(triplets=len(body.items), tokens=0),
+            temperature=self.annotator.temperature,
+        )
+        return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
+
+    def _refusal(self, request: Request, rows: Sequence[Triplet | RankItem]) -> JSONResponse | None:
         self.requests += 1
-        self.prompts.append([row.prompt for row in body.triplets])
+        self.prompts.append([row.prompt for row in rows])
         if self.requests == self.closes_at:
             self.gate.clear()
         self.gate.wait(TIMEOUT)
@@ -183,17 +218,11 @@ class UnsteadyService:
             return _problem(401, "the API key is unknown")
         if int(request.headers["content-length"]) > self.max_body_bytes:
             return _problem(413, f"over {self.max_body_bytes} bytes")
-        if self.poison is not None and any(row.prompt == self.poison for row in body.triplets):
+        if self.poison is not None and any(row.prompt == self.poison for row in rows):
             if self.on_poison is None:
                 return _problem(500, "the device is on fire")
             self.on_poison()
-        assert body.priority == "batch"
-        answer = AnnotateResponse(
-            annotations=self.annotator.annotate(body.triplets, body.truncation),
-            model=self.model,
-            usage=Usage(triplets=len(body.triplets), tokens=0),
-        )
-        return JSONResponse(answer.model_dump(mode="json", exclude_none=True))
+        return None
 
 
 def _problem(status: int, detail: str, **more: str) -> JSONResponse:

@@ -62,7 +62,7 @@ def test_every_reference_leads_somewhere(document):
 
 
 def test_examples_are_valid_requests(document, service):
-    for path in ("/annotate", "/score", "/get_reward"):
+    for path in ("/annotate", "/score", "/rank", "/get_reward"):
         body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
         assert service.http.post(path, json=body["example"]).status_code == 200
 

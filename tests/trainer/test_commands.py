@@ -131,6 +131,33 @@ def test_the_weights_reach_the_loss(weight, tiny_causal, data, tmp_path, command
         assert line["weight"] == pytest.approx(by_hand[weight].mean(), rel=1e-4)
 
 
+def test_the_pairs_of_a_prompt_count_as_one_unless_a_flag_says_otherwise(
+    tiny_causal, tmp_path, command, capsys
+):
+    rows = [row | {"prompt_pairs": 1 + at % 4} for at, row in enumerate(weighted(32))]
+    data = write_lines(tmp_path / "pairs.jsonl", rows)
+    confidences = np.array([row["confidence"] for row in rows])
+    counts = np.array([row["prompt_pairs"] for row in rows])
+    wanted = {"prompt": (confidences / counts).mean(), "pair": confidences.mean()}
+    flags = ("--model", tiny_causal, "--data", data, *SMALL, "--batch-size", 32)
+    for by, flag in (("prompt", ()), ("pair", ("--weight-by", "pair"))):
+        command(Align, *flags, *flag, "--output", tmp_path / by)
+        results = read_record(tmp_path / by).results
+        assert results["weight_by"] == by
+        assert results["mean_weight"] == pytest.approx(wanted[by], rel=1e-4)
+        (line,) = read_lines(tmp_path / by / "training.jsonl")
+        # At the start every pair's loss is log 2.
+        assert line["loss"] == pytest.approx(wanted[by] * math.log(2), rel=1e-3)
+        said = capsys.readouterr().err
+        assert ("weight confidence / prompt_pairs" in said) == (by == "prompt")
+
+
+def test_a_dataset_of_triplets_is_not_weighted_by_prompt(tiny_causal, data, tmp_path, command):
+    flags = ("--model", tiny_causal, "--data", data, *SMALL, "--max-steps", 1)
+    command(Align, *flags, "--output", tmp_path / "out")
+    assert "weight_by" not in read_record(tmp_path / "out").results
+
+
 def test_top_leaves_the_other_pairs_out(tiny_causal, data, tmp_path, command):
     flags = ("--model", tiny_causal, "--data", data, *SMALL)
     command(Align, *flags, "--weight", "top", "--top-percent", 25, "--output", tmp_path / "out")

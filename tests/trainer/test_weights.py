@@ -27,6 +27,12 @@ def test_a_confidence_of_one_has_a_finite_margin():
     assert 17 < weights.margin([1.0])[0] < 18
 
 
+def test_per_prompt_a_weight_is_shared_by_the_pairs_of_its_prompt():
+    shared = weights.per_prompt([0.5, 0.5, 1.0], [2, 2, 1])
+    assert shared.tolist() == [0.25, 0.25, 1.0]
+    assert shared.dtype == np.float32
+
+
 def test_powers():
     np.testing.assert_allclose(weights.power([0.5, 0.1], 2), [0.25, 0.01], rtol=1e-6)
     np.testing.assert_allclose(weights.power([0.25], 0.5), [0.5], rtol=1e-6)

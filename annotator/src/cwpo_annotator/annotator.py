@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from cwpo.texts import prompt_order, text_problems
+from cwpo.texts import prompt_order, responses_problem, text_problems
 from cwpo.types import (
     Annotation,
     FailedAnnotation,
     ItemError,
     ModelRef,
+    Prompt,
+    Ranking,
+    RankItem,
     ScoreItem,
     Triplet,
     Truncation,
 )
 from cwpo_annotator.backends.base import Backend
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
-from cwpo_annotator.encoded import EncodedPair, EncodedText
+from cwpo_annotator.encoded import EncodedPair, EncodedResponses, EncodedText
 from cwpo_annotator.labels import Labels
+from cwpo_annotator.rankings import ranked, texts_of
 from cwpo_annotator.scores import Scores
 
 if TYPE_CHECKING:
@@ -58,6 +62,12 @@ class TextEncoder(Protocol):
         self, items: Sequence[ScoreItem], truncation: Truncation
     ) -> Sequence[EncodedText | ItemError]:
         """The text of each item."""
+        ...
+
+    def encode_responses(
+        self, items: Sequence[tuple[Prompt, Sequence[str]]], truncation: Truncation
+    ) -> Sequence[Sequence[EncodedText] | ItemError]:
+        """The texts of each prompt with each of its responses, all with the same prompt."""
         ...
 
 
@@ -207,6 +217,18 @@ class Annotator:
         of_triplet = dict(zip(order, labels, strict=True))
         return [of_triplet[at] for at in range(len(triplets))]
 
+    def rank(
+        self, items: Sequence[RankItem], truncation: Truncation = "error"
+    ) -> list[Ranking | FailedAnnotation]:
+        """Order the responses of each item; the id of an item without one is its position.
+
+        Raises: PairwiseError for an annotator that cannot score a single response.
+        """
+        ids = [str(at) if item.id is None else item.id for at, item in enumerate(items)]
+        encoded = self.encode_responses(items, truncation)
+        rows = self.order(ids, encoded, self.score_texts(texts_of(encoded)))
+        return [FailedAnnotation(**row) if "error" in row else Ranking(**row) for row in rows]
+
     def encode(
         self, triplets: Sequence[Triplet], truncation: Truncation = "error"
     ) -> list[EncodedPair | ItemError]:
@@ -251,6 +273,23 @@ class Annotator:
         encoded = iter(self.encoder.encode_texts(good, truncation))
         return [problem or next(encoded) for problem in problems]
 
+    def encode_responses(
+        self, items: Sequence[RankItem], truncation: Truncation = "error"
+    ) -> list[EncodedResponses | ItemError]:
+        """The token ids of each item's prompt with each of its responses, or the item's error."""
+        problems = [responses_problem(item.prompt, item.responses) for item in items]
+        distinct = [dict.fromkeys(item.responses) for item in items]
+        good = [
+            (item.prompt, [*responses])
+            for item, responses, problem in zip(items, distinct, problems, strict=True)
+            if problem is None
+        ]
+        encoded = iter(self.encoder.encode_responses(good, truncation))
+        return [
+            problem or _placed(next(encoded), item.responses, responses)
+            for item, responses, problem in zip(items, distinct, problems, strict=True)
+        ]
+
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
         """Raw scores of responses a and b of each pair: values of shape (n, 2)."""
         if not pairs:
@@ -278,6 +317,25 @@ class Annotator:
     ) -> Labels:
         """The labels of all items in the order of ids, from their errors or their pairs' scores."""
         return Labels.of(ids, encoded, scores, self.temperature)
+
+    def order(
+        self,
+        ids: Sequence[str],
+        encoded: Sequence[EncodedResponses | ItemError],
+        scores: Scores,
+    ) -> list[dict[str, Any]]:
+        """The fields of all items' rankings in the order of ids, from errors or texts' scores."""
+        return ranked(ids, encoded, scores, self.temperature)
+
+
+def _placed(
+    texts: Sequence[EncodedText] | ItemError, responses: Sequence[str], distinct: Iterable[str]
+) -> EncodedResponses | ItemError:
+    """The texts of distinct responses, with the place of each response among them."""
+    if isinstance(texts, ItemError):
+        return texts
+    places = {response: at for at, response in enumerate(distinct)}
+    return EncodedResponses(texts, [places[response] for response in responses])
 
 
 def _identity(

@@ -30,6 +30,22 @@ class EncodedText:
 
 
 @dataclass(slots=True)
+class EncodedResponses:
+    """The token ids of one prompt with each of its responses, equal responses once.
+
+    places: for each response, the position of its text in `texts`.
+    """
+
+    texts: Sequence[EncodedText]
+    places: Sequence[int]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the prompt was cut, for all responses alike."""
+        return self.texts[0].truncated
+
+
+@dataclass(slots=True)
 class EncodedPair:
     """The token ids of one prompt with each of its two responses.
 

@@ -3,7 +3,15 @@
 from cwpo.async_client import AsyncClient
 from cwpo.client import Client
 from cwpo.errors import CwpoError
-from cwpo.types import Annotation, FailedAnnotation, Job, Message, Triplet
+from cwpo.types import (
+    Annotation,
+    FailedAnnotation,
+    Job,
+    Message,
+    Ranking,
+    RankItem,
+    Triplet,
+)
 
 __all__ = [
     "Annotation",
@@ -13,5 +21,7 @@ __all__ = [
     "FailedAnnotation",
     "Job",
     "Message",
+    "RankItem",
+    "Ranking",
     "Triplet",
 ]

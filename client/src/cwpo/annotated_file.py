@@ -8,36 +8,57 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from cwpo.client import Client
 from cwpo.columns import Column
+from cwpo.datasets.ranked import RankedPairs
 from cwpo.datasets.triplets import (
+    NumberedItem,
+    NumberedRow,
     NumberedTriplet,
     RejectedRow,
+    asking_order,
     by_reason,
     count_rows,
     extra_columns,
     file_format,
-    read_triplets,
+    read_rows,
     readable,
+    rows_of_responses,
+    triplets_of,
 )
 from cwpo.datasets.weighted import JsonlWriter, weighted_row, weighted_writer
 from cwpo.errors import DatasetError
 from cwpo.partial_file import partial_file
 from cwpo.progress import Progress
 from cwpo.resources.jobs import succeeded
-from cwpo.texts import prompt_order
-from cwpo.types import Annotation, File, Job, Merge, ResultFormat, Truncation
+from cwpo.types import (
+    Annotation,
+    FailedAnnotation,
+    File,
+    Job,
+    Merge,
+    Pairs,
+    Ranking,
+    ResultFormat,
+    Truncation,
+)
 
 JOB_ABOVE_ROWS = 5000
-# Rows that are read at a time and sent by prompt, and those of a request.
+# Triplets that are read at a time and sent by prompt, and rows of a request.
 _WINDOW_ROWS = 8192
 _REQUEST_ROWS = 256
+# Of the dataset: a row of the input may have 2,016.
+_WRITTEN_ROWS = 4096
 # The flag that would annotate the rows that were rejected for this reason.
 _FLAG_THAT_KEEPS = {
     "too_long": "`--truncation prompt_left` of `cwpo annotate` or `cwpo jobs submit`"
 }
+
+
+T = TypeVar("T")
+_Label = Annotation | RankedPairs | FailedAnnotation
 
 
 @dataclass(frozen=True)
@@ -46,15 +67,18 @@ class AnnotatedFile:
 
     rejected: number of rejected rows for each reason (code of an ItemError); the rows are in the
     file at `errors_path(path)`.
+    pairs: number of rows of the dataset, where a row of the input may have several.
     """
 
     path: Path
     rows: int
     rejected: Counter[str]
+    pairs: int | None = None
 
     def summary(self) -> str:
         """The numbers of annotated and rejected rows, in one or two lines."""
-        lines = [f"{self.path}: {self.rows:,} rows"]
+        pairs = "" if self.pairs is None else f"{self.pairs:,} pairs of "
+        lines = [f"{self.path}: {pairs}{self.rows:,} rows"]
         rejected = self.rejected.total()
         if rejected:
             reasons = by_reason(self.rejected)
@@ -76,6 +100,7 @@ def annotate_file(
     output: Path,
     *,
     truncation: Truncation = "error",
+    pairs: Pairs | None = None,
     job_above: int = JOB_ABOVE_ROWS,
 ) -> AnnotatedFile:
     """Annotate a file of triplets, with progress on stderr; outputs appear only when complete.
@@ -86,6 +111,8 @@ def annotate_file(
             to `errors_path(output)`.
         truncation: treatment of texts that are too long for the annotator: "error" rejects the
             row, "prompt_left" drops the oldest tokens of the prompt.
+        pairs: pairs for each row that has a list of responses, as of `client.jobs.create`; without
+            it, such rows are rejected.
         job_above: files with more rows than this become a batch job; smaller ones are sent in
             requests.
 
@@ -98,9 +125,12 @@ def annotate_file(
         rows = count_rows(stream, file_format(source))
     if format is None or rows > job_above:
         merge: Merge = "never" if format is None else "auto"
-        job = client.jobs.create(upload(client, source).id, truncation=truncation, merge=merge)
+        job = client.jobs.create(
+            upload(client, source).id, truncation=truncation, merge=merge, pairs=pairs
+        )
         return download_job(client, succeeded(follow_job(client, job.id)), output)
-    return _annotate_by_requests(client, source, output, format, truncation, rows)
+    asking = _Asking(client, truncation, pairs)
+    return _annotate_by_requests(asking, source, output, format, rows)
 
 
 def upload(client: Client, source: Path) -> File:
@@ -137,7 +167,9 @@ def download_job(client: Client, job: Job, output: Path) -> AnnotatedFile:
             client.jobs.download(job.id, output, format=format, progress=progress)
     with errors.open("rb") as lines:
         rejected = Counter(json.loads(line)["code"] for line in lines)
-    return AnnotatedFile(output, job.progress.rows_annotated, rejected)
+    return AnnotatedFile(
+        output, job.progress.rows_annotated, rejected, job.progress.pairs_annotated
+    )
 
 
 def result_format(path: Path) -> ResultFormat | None:
@@ -160,17 +192,57 @@ def errors_path(output: Path) -> Path:
     return output.with_name(f"{name}.errors.jsonl")
 
 
+@dataclass(frozen=True)
+class _Asking:
+    """How the rows of a file are read and annotated."""
+
+    client: Client
+    truncation: Truncation
+    pairs: Pairs | None
+
+    def read(self, stream: BinaryIO, path: Path) -> Iterator[NumberedRow | RejectedRow]:
+        """The rows of the file."""
+        rows = read_rows(stream, file_format(path))
+        return triplets_of(rows) if self.pairs is None else rows_of_responses(rows)
+
+    def labels(self, rows: Sequence[NumberedRow], revision: str) -> dict[int, _Label]:
+        """The label of each row, by its number."""
+        triplets = [row for row in rows if isinstance(row, NumberedTriplet)]
+        items = [row for row in rows if isinstance(row, NumberedItem)]
+        labels: dict[int, _Label] = {}
+        how: dict[str, Any] = {"truncation": self.truncation, "revision": revision}
+        if triplets:
+            annotated = self.client.annotate([row.triplet for row in triplets], **how)
+            labels |= zip([row.row for row in triplets], annotated.annotations, strict=True)
+        if items and self.pairs is not None:
+            ranked = self.client.rank([row.item for row in items], **how)
+            for row, ranking in zip(items, ranked.rankings, strict=True):
+                labels[row.row] = (
+                    RankedPairs.of(ranking, self.pairs, ranked.temperature)
+                    if isinstance(ranking, Ranking)
+                    else ranking
+                )
+        return labels
+
+    def weighted(
+        self, row: NumberedRow, label: _Label, extra: Sequence[Column]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of the dataset, with all columns: those that the row went without as null."""
+        values = {column.name: row.extra.get(column.name) for column in extra}
+        if isinstance(row, NumberedTriplet) and isinstance(label, Annotation):
+            yield weighted_row(row.triplet, label, values, None if self.pairs is None else 1)
+        elif isinstance(row, NumberedItem) and isinstance(label, RankedPairs):
+            for pair in label.pairs:
+                yield weighted_row(pair.triplet(row.item), pair.label, values, len(label.pairs))
+
+
 def _annotate_by_requests(
-    client: Client,
-    source: Path,
-    output: Path,
-    format: ResultFormat,
-    truncation: Truncation,
-    rows: int,
+    asking: _Asking, source: Path, output: Path, format: ResultFormat, rows: int
 ) -> AnnotatedFile:
-    annotated = 0
+    annotated = written = 0
     rejected: Counter[str] = Counter()
-    extra = _extra_columns(source)
+    with source.open("rb") as stream:
+        extra = extra_columns(asking.read(stream, source))
     with (
         source.open("rb") as stream,
         partial_file(output) as sink,
@@ -178,58 +250,64 @@ def _annotate_by_requests(
         Progress("annotate", unit="rows", total=rows) as progress,
     ):
         errors = JsonlWriter(errors_sink)
-        model = client.model()
+        model = asking.client.model()
         with weighted_writer(sink, format, model.ref(), extra) as writer:
-            for window in _windows(read_triplets(stream, file_format(source)), _WINDOW_ROWS):
-                kept, failed = _labelled(client, window, truncation, model.revision, progress)
-                writer.write([_weighted(row, label, extra) for row, label in kept])
+            for window in _windows(asking.read(stream, source)):
+                kept, failed = _labelled(asking, window, model.revision, progress)
+                weighted = (made for each in kept for made in asking.weighted(*each, extra))
+                for some in _batches(weighted, _WRITTEN_ROWS):
+                    writer.write(some)
+                    written += len(some)
                 errors.write(row.as_dict() for row in failed)
                 annotated += len(kept)
                 rejected.update(row.error.code for row in failed)
-    return AnnotatedFile(output, annotated, rejected)
+    return AnnotatedFile(output, annotated, rejected, None if asking.pairs is None else written)
 
 
 def _labelled(
-    client: Client,
-    window: Sequence[NumberedTriplet | RejectedRow],
-    truncation: Truncation,
+    asking: _Asking,
+    window: Sequence[NumberedRow | RejectedRow],
     revision: str,
     progress: Progress,
-) -> tuple[list[tuple[NumberedTriplet, Annotation]], list[RejectedRow]]:
+) -> tuple[list[tuple[NumberedRow, _Label]], list[RejectedRow]]:
     """The rows with their labels, and those that the reader or the annotator rejected, in order."""
-    good = [row for row in window if isinstance(row, NumberedTriplet)]
-    failed = [row for row in window if isinstance(row, RejectedRow)]
-    kept: list[tuple[NumberedTriplet, Annotation]] = []
-    progress.advance(len(failed))
-    # The annotator reads a prompt once for all rows of a request that have it.
-    order = prompt_order([row.triplet.prompt for row in good])
-    for at in range(0, len(good), _REQUEST_ROWS):
-        rows = [good[place] for place in order[at : at + _REQUEST_ROWS]]
-        triplets = [row.triplet for row in rows]
-        answer = client.annotate(triplets, truncation=truncation, revision=revision)
-        for row, label in zip(rows, answer.annotations, strict=True):
-            if isinstance(label, Annotation):
-                kept.append((row, label))
-            else:
-                failed.append(RejectedRow(row.row, label.id, label.error))
+    good = [row for row in window if not isinstance(row, RejectedRow)]
+    progress.advance(len(window) - len(good))
+    labels: dict[int, _Label] = {}
+    for rows in _batches((good[at] for at in asking_order(good)), _REQUEST_ROWS):
+        labels |= asking.labels(rows, revision)
         progress.advance(len(rows))
-    return sorted(kept, key=lambda item: item[0].row), sorted(failed, key=lambda row: row.row)
-
-
-def _extra_columns(path: Path) -> list[Column]:
-    with path.open("rb") as stream:
-        return extra_columns(read_triplets(stream, file_format(path)))
-
-
-def _weighted(row: NumberedTriplet, label: Annotation, extra: Sequence[Column]) -> dict[str, Any]:
-    """A row of the dataset with all columns, those that its input row went without as null."""
-    values = {column.name: row.extra.get(column.name) for column in extra}
-    return weighted_row(row.triplet, label, values)
+    kept: list[tuple[NumberedRow, _Label]] = []
+    failed: list[RejectedRow] = []
+    for row in window:
+        if isinstance(row, RejectedRow):
+            failed.append(row)
+            continue
+        label = labels[row.row]
+        if isinstance(label, FailedAnnotation):
+            failed.append(RejectedRow(row.row, label.id, label.error))
+        else:
+            kept.append((row, label))
+    return kept, failed
 
 
 def _windows(
-    rows: Iterable[NumberedTriplet | RejectedRow], size: int
-) -> Iterator[list[NumberedTriplet | RejectedRow]]:
+    rows: Iterable[NumberedRow | RejectedRow],
+) -> Iterator[list[NumberedRow | RejectedRow]]:
+    """The rows that are read at a time; lists have as many responses together as triplets have."""
+    window: list[NumberedRow | RejectedRow] = []
+    responses = 0
+    for row in rows:
+        window.append(row)
+        responses += len(row.item.responses) if isinstance(row, NumberedItem) else 2
+        if responses >= 2 * _WINDOW_ROWS:
+            yield window
+            window, responses = [], 0
+    if window:
+        yield window
+
+
+def _batches(rows: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(rows)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -22,11 +22,15 @@ MAX_COLUMNS = 1000
 # What the annotation writes, and the names of responses that a row does not go by itself.
 RESERVED = frozenset(
     {"response_a", "response_b", "chosen", "rejected"}
-    | {"confidence", "calibrated_confidence", "score_chosen", "score_rejected"}
+    | {"confidence", "calibrated_confidence", "score_chosen", "score_rejected", "prompt_pairs"}
 )
 # preferred is a labelled triplet's own: the annotator's label takes its place.
 _OURS = frozenset({"id", "prompt", "response_a", "response_b", "preferred"})
 _TRL = frozenset({"id", "prompt", "chosen", "rejected", "preferred"})
+# In Parquet, a row that lists its responses has the columns of the triplets beside it, without a
+# value, and a triplet that of lists.
+_LISTED = frozenset({"responses"})
+_LIST = _OURS | _TRL | _LISTED
 
 _ARROW: dict[ColumnType, pa.DataType] = {
     "boolean": pa.bool_(),
@@ -101,6 +105,13 @@ class Columns:
             )
 
 
+def lists_responses(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a list of responses, rather than the two of a triplet."""
+    return row.get("responses") is not None and all(
+        row.get(name) is None for name in ("response_a", "response_b", "chosen", "rejected")
+    )
+
+
 def has_extra(row: Mapping[str, Any]) -> bool:
     """Whether a row has more columns than those of its triplet."""
     return not row.keys() <= _own(row)
@@ -131,8 +142,13 @@ def extra_values(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own(row: Mapping[str, Any]) -> frozenset[str]:
-    """The columns of the triplet that the row is."""
-    return _OURS if "response_a" in row else _TRL
+    """The columns of the triplet, or of the list of responses, that the row is."""
+    own = _OURS if "response_a" in row else _TRL
+    if "responses" not in row:
+        return own
+    if lists_responses(row):
+        return _LIST
+    return own | _LISTED if row["responses"] is None else own
 
 
 def stored(field: pa.Field, values: Sequence[Any]) -> Sequence[Any]:

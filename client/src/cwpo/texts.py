@@ -46,6 +46,11 @@ def text_problem(prompt: Prompt, **responses: str) -> ItemError | None:
     return None
 
 
+def responses_problem(prompt: Prompt, responses: Sequence[str]) -> ItemError | None:
+    """The text_problem of a prompt and a list of responses, named by their places."""
+    return text_problem(prompt, **{f"responses[{at}]": text for at, text in enumerate(responses)})
+
+
 def text_problems(
     prompts: Sequence[Prompt], **responses: Sequence[str]
 ) -> Sequence[ItemError | None]:

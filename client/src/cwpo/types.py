@@ -13,6 +13,7 @@ Preference = Literal["a", "b", "tie"]
 FileFormat = Literal["jsonl", "jsonl.gz", "parquet"]
 ResultFormat = Literal["parquet", "jsonl"]
 Merge = Literal["auto", "never"]
+Pairs = Literal["best_worst", "adjacent", "all"]
 JobState = Literal[
     "validating",
     "queued",
@@ -93,7 +94,7 @@ class ItemError(_Answered):
 
 
 class FailedAnnotation(_Answered):
-    """Stands in an answer where an annotation could not be made."""
+    """Stands in an answer where an annotation or a ranking could not be made."""
 
     id: str
     error: ItemError
@@ -162,7 +163,7 @@ class SwapRequest(_Sent):
 class Usage(_Answered):
     """The size of a request: tokens of all texts, each counted as if it was read by itself."""
 
-    triplets: int
+    triplets: int = Field(description="triplets, or items of another request")
     tokens: int
 
 
@@ -219,6 +220,57 @@ class ScoreResponse(_Answered):
     usage: Usage
 
 
+MIN_RESPONSES = 2
+MAX_RESPONSES = 64
+
+
+class RankItem(_Sent):
+    """A prompt and the responses to rank."""
+
+    id: str | None = None
+    prompt: Prompt
+    responses: Annotated[
+        list[str],
+        Field(min_length=MIN_RESPONSES, max_length=MAX_RESPONSES, fail_fast=True),
+    ]
+
+
+class RankRequest(_Sent):
+    """The body of POST /rank."""
+
+    items: Annotated[list[RankItem], Field(min_length=1, fail_fast=True)]
+    truncation: Truncation = "error"
+    priority: Priority = "interactive"
+
+
+class Ranking(_Answered):
+    """The order of an item's responses, and how far to trust it.
+
+    order has the indices of the responses, the best one first; equal scores keep the order in which
+    they were sent. confidence is that of each response of this order against the next one, as of a
+    triplet (eq. 8), and so has one value less; calibrated_confidence is the same at the
+    checkpoint's calibration temperature, where it has one.
+    """
+
+    id: str
+    order: list[int]
+    scores: list[float] = Field(description="raw scores (logits), in the order of the responses")
+    confidence: list[float]
+    truncated: bool = False
+    calibrated_confidence: list[float] | None = None
+
+
+class RankResponse(_Answered):
+    """The answer of POST /rank, in input order."""
+
+    rankings: list[Annotated[Ranking | FailedAnnotation, Field(union_mode="left_to_right")]]
+    model: ModelRef
+    usage: Usage
+    temperature: float | None = Field(
+        None, description="calibration temperature, for the confidence of responses further apart"
+    )
+
+
 class File(_Answered):
     """An uploaded file of triplets."""
 
@@ -266,6 +318,16 @@ JobPriority = Annotated[
 ]
 
 
+PairsChoice = Annotated[
+    Pairs | None,
+    Field(
+        description="pairs of the dataset for each row that holds `responses`, which are ranked; "
+        "best_worst: the best and the worst response; adjacent: each response and the next one in "
+        "the ranking; all: each two responses. Without it, such rows are rejected",
+    ),
+]
+
+
 class JobRequest(_Sent):
     """The body of POST /jobs: uploaded files, or an input that the service can read itself."""
 
@@ -286,6 +348,7 @@ class JobRequest(_Sent):
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
+    pairs: PairsChoice = None
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -305,6 +368,9 @@ class JobProgress(_Answered):
     rows_done: int = 0
     rows_annotated: int = 0
     rows_failed: int = 0
+    pairs_annotated: int | None = Field(
+        None, description="rows of the dataset, of a job that names `pairs`; the others count input"
+    )
     rows_per_second: float | None = None
     eta_seconds: float | None = None
 
@@ -329,6 +395,7 @@ class Job(_Answered):
     max_rejected_share: RejectedShare = MAX_REJECTED_SHARE
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
+    pairs: PairsChoice = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

@@ -8,12 +8,19 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from cwpo.types import AnnotateRequest, JobRequest, Problem, ScoreRequest, SwapRequest
+from cwpo.types import (
+    AnnotateRequest,
+    JobRequest,
+    Problem,
+    RankRequest,
+    ScoreRequest,
+    SwapRequest,
+)
 from cwpo_service.access.keys import SECURITY_SCHEMES
 from cwpo_service.routes.openrlhf import RewardRequest
 
 TAGS = [
-    {"name": "annotate", "description": "Labels and scores at once."},
+    {"name": "annotate", "description": "Labels, scores and rankings at once."},
     {"name": "files", "description": "Uploads for batch jobs."},
     {"name": "jobs", "description": "Batch jobs: millions of triplets into a weighted dataset."},
     {"name": "openrlhf", "description": "The annotator as OpenRLHF's remote reward model."},
@@ -21,7 +28,15 @@ TAGS = [
 ]
 
 # FastAPI cannot see that routes read or write these models, and would leave them out.
-_MODELS = (AnnotateRequest, ScoreRequest, SwapRequest, JobRequest, RewardRequest, Problem)
+_MODELS = (
+    AnnotateRequest,
+    ScoreRequest,
+    RankRequest,
+    SwapRequest,
+    JobRequest,
+    RewardRequest,
+    Problem,
+)
 
 
 def install(app: FastAPI) -> None:

@@ -83,3 +83,34 @@ def test_what_annotate_answers_is_what_post_annotate_answers(up, cwpo, good, mes
     (label,) = answer.json()["annotations"]
     assert row["preferred"] == label["preferred"]
     assert row["confidence"] == pytest.approx(label["confidence"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_pairs_of_lists_are_the_same_by_requests_and_by_a_job(cwpo, good, tmp_path):
+    source = tmp_path / "lists.jsonl"
+    texts = ["because", "no", "because 🐈", "sorry"]
+    lists = [
+        {"id": f"list-{n}", "prompt": "why cat", "responses": texts[: 2 + n]} for n in range(3)
+    ]
+    rows = [*lists, {"id": "bad", "prompt": "why", "responses": ["no"]}, good[0]]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = []
+    for job_above in (100, 0):
+        output = tmp_path / f"{job_above}.parquet"
+        result = cwpo("annotate", source, "-o", output, "--pairs=all", "--job-above", job_above)
+        assert result.returncode == 0, result.stderr
+        assert "11 pairs of 4 rows" in result.stderr
+        assert "1 of 5 rows rejected: 1 invalid_row" in result.stderr
+        written.append(pq.read_table(output).to_pylist())
+    by_requests, by_job = written
+    names = ("confidence", "score_chosen", "score_rejected")
+    for one, other in zip(by_requests, by_job, strict=True):
+        close = {name: pytest.approx(other[name], abs=1e-5) for name in names}
+        assert one == other | close
+    assert [row["prompt_pairs"] for row in by_job] == [1, 3, 3, 3, 6, 6, 6, 6, 6, 6, 1]
+    job_id = json.loads(cwpo("jobs", "list", "--json", "--limit=1").stdout)["id"]
+    shown = cwpo("jobs", "show", job_id).stdout
+    assert "5 of 5 rows  11 pairs  1 rejected" in shown
+    refused = cwpo("jobs", "submit", source, "--pairs=some")
+    assert refused.returncode == 1
+    assert "best_worst" in refused.stderr

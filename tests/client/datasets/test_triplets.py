@@ -9,13 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cwpo import Message, Triplet
+from cwpo import Message, RankItem, Triplet
 from cwpo.datasets.triplets import (
+    NumberedItem,
     NumberedTriplet,
     RejectedRow,
     count_rows,
     file_format,
+    read_rows,
     read_triplets,
+    rows_of_responses,
 )
 from cwpo.errors import DatasetError
 
@@ -143,3 +146,81 @@ def test_the_rows_of_parquet_are_counted_and_what_is_none_is_an_error():
     assert count_rows(io.BytesIO(sink.getvalue()), "parquet") == 7
     with pytest.raises(DatasetError, match="Parquet"):
         count_rows(io.BytesIO(b"no parquet"), "parquet")
+
+
+LISTED = {"id": "x", "prompt": "p", "responses": ["a", "b", "c"]}
+
+
+def read_lists(*lines, format="jsonl"):
+    if format == "parquet":
+        sink = io.BytesIO()
+        names = {name for line in lines for name in line}
+        whole = [dict.fromkeys(names) | line for line in lines]
+        pq.write_table(pa.Table.from_pylist(whole), sink)
+        data = sink.getvalue()
+    else:
+        data = "\n".join(map(json.dumps, lines)).encode()
+    return list(rows_of_responses(read_rows(io.BytesIO(data), format)))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_lists_of_responses_and_triplets_are_read_beside_each_other(format):
+    rows = [
+        LISTED | {"note": 1},
+        {"id": None, "prompt": "p", "response_a": "a", "response_b": "b", "note": 2},
+        {"prompt": "q", "responses": ["x", "y"], "note": 3},
+    ]
+    listed, triplet, last = read_lists(*rows, format=format)
+    assert isinstance(listed, NumberedItem)
+    assert listed.item == RankItem(**LISTED)
+    assert triplet.triplet == Triplet(id="2", prompt="p", response_a="a", response_b="b")
+    assert last.item.id == "3"
+    assert [row.extra for row in (listed, triplet, last)] == [{"note": n} for n in (1, 2, 3)]
+
+
+def test_responses_of_chat_rows_may_be_conversations_of_one_turn():
+    turn = [{"role": "assistant", "content": "b"}]
+    prompt = [{"role": "user", "content": "p"}]
+    (row,) = read_lists({"prompt": prompt, "responses": ["a", turn]})
+    assert row.item.responses == ["a", "b"]
+    assert row.item.prompt == [Message(role="user", content="p")]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "reason"),
+    [
+        (LISTED | {"responses": ["a"]}, "invalid_row", "responses: List should have at least 2"),
+        (LISTED | {"responses": ["a"] * 65}, "invalid_row", "responses: List should have at most"),
+        (LISTED | {"responses": ["a", 3]}, "invalid_row", "responses[1]: Input should be a valid"),
+        (LISTED | {"responses": ["a", None]}, "invalid_row", "responses[1]: "),
+        (LISTED | {"responses": "ab"}, "invalid_row", "responses: Input should be a valid list"),
+        (LISTED | {"responses": ["a", " ", "c"]}, "empty_response", "responses[1] is empty"),
+        (LISTED | {"responses": ["a", "\ud83d"]}, "invalid_text", "responses[1] contains half"),
+        (LISTED | {"prompt": None}, "invalid_row", "prompt is missing; a row needs prompt and"),
+        (LISTED | {"prompt": [{"role": "user", "content": "p"}]}, "invalid_row", "split the file"),
+        (LISTED | {"confidence": 1}, "invalid_row", "the column name 'confidence' is reserved"),
+        (LISTED | {"prompt_pairs": 1}, "invalid_row", "the column name 'prompt_pairs' is reserved"),
+        ({"prompt": "p"}, "invalid_row", "chosen is missing"),
+    ],
+)
+def test_a_bad_list_is_rejected_with_its_line_and_the_place(line, code, reason):
+    before, bad, after = read_lists(LISTED, line, LISTED)
+    assert isinstance(before, NumberedItem)
+    assert isinstance(after, NumberedItem)
+    assert isinstance(bad, RejectedRow)
+    assert (bad.row, bad.error.code) == (2, code)
+    assert reason in bad.error.detail
+
+
+def test_a_list_is_no_triplet_and_the_error_says_what_to_name():
+    (bad,) = read(LISTED)
+    assert (bad.id, bad.error.code) == ("x", "invalid_row")
+    assert "name best_worst, adjacent or all with --pairs" in bad.error.detail
+
+
+def test_two_responses_make_a_triplet_whatever_is_listed_beside_them():
+    for names in (("response_a", "response_b"), ("chosen", "rejected")):
+        line = {"prompt": "p", names[0]: "a", names[1]: "b", "responses": ["a", "b", "c"]}
+        for (row,) in (read(line), read_lists(line)):
+            assert row.triplet == Triplet(id="1", prompt="p", response_a="a", response_b="b")
+            assert row.extra == {"responses": ["a", "b", "c"]}

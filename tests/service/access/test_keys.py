@@ -115,7 +115,7 @@ def test_without_a_key_a_body_is_not_even_looked_at(guarded):
 
 
 CALLS = {
-    "annotate": [("POST", "/annotate"), ("POST", "/score"), ("POST", "/get_reward")],
+    "annotate": [("POST", path) for path in ("/annotate", "/score", "/rank", "/get_reward")],
     "admin": [("POST", "/model")],
     "jobs": [("POST", "/files"), ("GET", "/jobs"), ("GET", "/jobs/job_x/results")],
 }

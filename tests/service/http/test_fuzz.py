@@ -51,6 +51,13 @@ BODIES = {
         priority=st.sampled_from(["interactive", "batch"]),
     ),
     "/score": like(items=st.lists(ITEM, max_size=3)),
+    "/rank": like(
+        items=st.lists(
+            like(id=TEXT, prompt=PROMPT, responses=st.lists(TEXT, max_size=4)), max_size=3
+        ),
+        truncation=st.sampled_from(["error", "prompt_left"]),
+        priority=st.sampled_from(["interactive", "batch"]),
+    ),
     "/get_reward": like(query=st.lists(TEXT, max_size=3), prompts=st.lists(TEXT, max_size=3)),
     "/jobs": like(
         file_id=TEXT,
@@ -58,6 +65,7 @@ BODIES = {
         truncation=st.sampled_from(["error", "prompt_left"]),
         max_rejected_share=st.floats(),
         merge=st.sampled_from(["auto", "never"]),
+        pairs=st.sampled_from(["best_worst", "adjacent", "all"]),
     ),
 }
 

@@ -61,6 +61,23 @@ def test_where_nothing_waits_any_request_is_taken():
     admitted(scenario)
 
 
+def test_a_body_that_stands_for_more_than_it_has_needs_room_for_all_of_it():
+    async def scenario(admission, batcher):
+        with admission.reserve(8) as alone:
+            # Nothing waits but the request itself.
+            admission.extend(alone, 80)
+            assert admission.waiting == 20
+            admission.extend(alone, 16)
+            with admission.reserve(4) as second:
+                with pytest.raises(ProblemError, match="4 tokens are waiting"):
+                    admission.extend(second, 28)
+                admission.extend(second, 24)
+                assert admission.waiting == 10
+        assert admission.waiting == 0
+
+    admitted(scenario)
+
+
 def test_how_many_tokens_a_body_has_is_learnt_from_those_before():
     async def scenario(admission, batcher):
         for _ in range(20):

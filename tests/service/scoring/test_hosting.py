@@ -135,11 +135,12 @@ def pinned_bodies(triplet):
     return {
         "/annotate": {"triplets": [texts]},
         "/score": {"items": [item]},
+        "/rank": {"items": [{"prompt": texts["prompt"], "responses": ["so", "never"]}]},
         "/get_reward": {"query": [item["response"]]},
     }
 
 
-@pytest.mark.parametrize("path", ["/annotate", "/score", "/get_reward"])
+@pytest.mark.parametrize("path", ["/annotate", "/score", "/rank", "/get_reward"])
 def test_pinned_work_is_done_by_its_revision_or_not_at_all(serve, triplet, problem, path):
     body = pinned_bodies(triplet)[path]
     with serve(lambda: of_revision("straight"), loader=of_revision) as service:

@@ -27,8 +27,10 @@ def test_pairs_are_labelled_and_single_responses_refused(pairwise, serve, triple
         scored = service.http.post(
             "/score", json={"items": [{"prompt": "what", "response": "good"}]}
         )
+        item = {"prompt": "what", "responses": ["good", "bad"]}
+        ranked = service.http.post("/rank", json={"items": [item]})
         rewarded = service.http.post("/get_reward", json={"query": ["what good"]})
-        for refused in (scored, rewarded):
+        for refused in (scored, ranked, rewarded):
             assert refused.status_code == 422
             assert "compares two responses" in problem(refused)["detail"]
         assert service.annotate(triplet(1)).status_code == 200

@@ -137,3 +137,69 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path, spoil, message):
     spoil(folder)
     with pytest.raises(DatasetError, match=message):
         read_weighted(folder)
+
+
+def of_lists(path, *prompt_pairs, confidence=0.5, **changes):
+    """A dataset of pairs, each of a prompt that gave so many."""
+    rows = [
+        {"id": f"{n}", "prompt": "p", "chosen": f"a{n}", "rejected": f"b{n}"}
+        | {"confidence": confidence, "prompt_pairs": count}
+        | changes.get(f"row_{n}", {})
+        for n, count in enumerate(prompt_pairs)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_pairs_of_a_prompt_weigh_together_as_much_as_one(tmp_path):
+    path = of_lists(tmp_path / "w.jsonl", 3, 3, 3, 1, row_3={"confidence": 0.25})
+    pairs = read_weighted(path)
+    assert [pair.prompt_pairs for pair in pairs] == [3, 3, 3, 1]
+
+    def weights(**options):
+        return weights_of(pairs, "confidence", **options).tolist()
+
+    sixth = pytest.approx(1 / 6)
+    assert weights(normalise=False, by_prompt=True) == [sixth, sixth, sixth, 0.25]
+    assert weights(normalise=False) == [0.5, 0.5, 0.5, 0.25]
+    normalised = weights(normalise=True, by_prompt=True)
+    assert sum(normalised) == pytest.approx(4)
+    assert sum(normalised[:3]) / normalised[3] == pytest.approx(2)
+    assert weights_of(pairs, "none", normalise=False, by_prompt=True).tolist() == pytest.approx(
+        [1 / 3, 1 / 3, 1 / 3, 1]
+    )
+
+
+def test_a_dataset_of_triplets_weighs_the_same_by_prompt_and_by_pair(tmp_path):
+    pairs = read_weighted(written(tmp_path / "w.parquet"))
+    assert {pair.prompt_pairs for pair in pairs} == {None}
+    by_prompt = weights_of(pairs, "confidence", normalise=False, by_prompt=True)
+    assert by_prompt.tolist() == weights_of(pairs, "confidence", normalise=False).tolist()
+
+
+def test_pairs_of_equal_responses_of_a_list_are_left_out_and_counted(tmp_path, capsys):
+    equal = {"chosen": "same", "rejected": "same", "confidence": 0}
+    path = of_lists(tmp_path / "w.jsonl", 3, 3, 3, row_1=equal)
+    assert [pair.id for pair in read_weighted(path)] == ["0", "2"]
+    assert capsys.readouterr().err == "1 of 3 pairs left out: their responses are equal\n"
+    triplets = tmp_path / "triplets.jsonl"
+    row = {"id": "x", "prompt": "p"} | equal
+    triplets.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DatasetError, match="both responses are the same"):
+        read_weighted(triplets)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2", None])
+def test_prompt_pairs_that_are_no_count_are_refused_with_the_row(tmp_path, value):
+    path = of_lists(tmp_path / "w.jsonl", 1, value)
+    with pytest.raises(DatasetError, match=r"w\.jsonl: row 2: prompt_pairs is not a number from 1"):
+        read_weighted(path)
+
+
+def test_prompt_pairs_in_some_rows_only_are_refused(tmp_path):
+    path = of_lists(tmp_path / "w.jsonl", 2, 2)
+    with path.open("a") as sink:
+        row = {"id": "x", "prompt": "p", "chosen": "a", "rejected": "b", "confidence": 1}
+        sink.write(json.dumps(row) + "\n")
+    with pytest.raises(DatasetError, match="2 of 3 rows have prompt_pairs: give the others"):
+        read_weighted(path)

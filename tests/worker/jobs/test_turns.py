@@ -233,7 +233,7 @@ def test_half_a_million_shards_are_a_few_kilobytes(house):
         progress=JobProgress(rows_total=shards * 2048),
     )
     house.registry.create(record)
-    house.finished.add(job_id, shards - 1, RowCounts(2047, 1))
+    house.finished.add(job_id, shards - 1, RowCounts(2047, 1, 2047))
     house.reconcile()
     assert len(waiting(house)) == 2
     keys = [TURNS, *house.redis.keys(f"cwpo:job:{job_id}*")]

@@ -157,6 +157,15 @@ else:
     WeightName = Literal[*WEIGHTS]
 
 
+def per_prompt(weights: ArrayLike, prompt_pairs: ArrayLike) -> NDArray[np.float32]:
+    """The weights divided by the numbers of pairs of the same prompt, shape (pairs,), float32.
+
+    K responses to a prompt give up to K (K - 1) / 2 pairs, which say less than as many pairs of
+    different prompts would: together they have the mean weight of one pair.
+    """
+    return np.asarray(np.asarray(weights) / np.asarray(prompt_pairs), dtype=np.float32)
+
+
 def normalise(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """The weights divided by their mean over the dataset.
 

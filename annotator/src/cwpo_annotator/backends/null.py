@@ -37,7 +37,18 @@ class NullEncoder:
 
     def encode_texts(self, items: Sequence[ScoreItem], truncation: Truncation) -> list[EncodedText]:
         """One token per text."""
-        return [EncodedText((crc32(item.response.encode(), _hash(item.prompt)),)) for item in items]
+        singles = [(item.prompt, (item.response,)) for item in items]
+        return [text for (text,) in self.encode_responses(singles, truncation)]
+
+    def encode_responses(
+        self, items: Sequence[tuple[Prompt, Sequence[str]]], truncation: Truncation
+    ) -> list[list[EncodedText]]:
+        """One token per text."""
+        hashes = [_hash(prompt) for prompt, _ in items]
+        return [
+            [EncodedText((crc32(response.encode(), prompt),)) for response in responses]
+            for (_, responses), prompt in zip(items, hashes, strict=True)
+        ]
 
 
 class NullBackend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -137,13 +137,31 @@ class Encoder:
         self, items: Sequence[ScoreItem], truncation: Truncation = "error"
     ) -> list[EncodedText | ItemError]:
         """Token ids of each item."""
-        texts = [
-            text
-            for item in items
-            for text in self._texts(item.prompt, (item.response,), truncation)
-        ]
-        tokenised = zip(texts, self._tokenise(texts), strict=True)
-        return [self.single(text, ids, truncation) for text, ids in tokenised]
+        singles = [(item.prompt, (item.response,)) for item in items]
+        encoded = self.encode_responses(singles, truncation)
+        return [each if isinstance(each, ItemError) else each[0] for each in encoded]
+
+    def encode_responses(
+        self,
+        items: Sequence[tuple[Prompt, Sequence[str]]],
+        truncation: Truncation = "error",
+    ) -> list[list[EncodedText] | ItemError]:
+        """Token ids of each prompt with each of its responses.
+
+        If one text is too long and truncation is prompt_left, all lose the same oldest tokens of
+        the prompt, so that all responses are compared after the same prompt.
+        """
+        texts: list[JoinedText | ItemError] = []
+        for prompt, responses in items:
+            texts += self._texts(prompt, responses, truncation)
+        ids = self._tokenise(texts)
+        result: list[list[EncodedText] | ItemError] = []
+        at = 0
+        for _, responses in items:
+            those = slice(at, at + len(responses))
+            result.append(self.several(texts[those], ids[those], truncation))
+            at = those.stop
+        return result
 
     def pair(
         self,
@@ -158,15 +176,18 @@ class Encoder:
         (a, b), truncated = fitted
         return EncodedPair(a, b, truncated)
 
-    def single(
-        self, text: JoinedText | ItemError, ids: list[int], truncation: Truncation
-    ) -> EncodedText | ItemError:
-        """A text from its ids, with a truncated prompt if they are too many."""
-        fitted = self.fit([text], [ids], truncation, tokens=len(ids))
+    def several(
+        self,
+        texts: Sequence[JoinedText | ItemError],
+        ids: Sequence[list[int]],
+        truncation: Truncation,
+    ) -> list[EncodedText] | ItemError:
+        """The texts of one prompt from their ids, with a truncated prompt if one is too long."""
+        fitted = self.fit(texts, ids, truncation, tokens=max(map(len, ids)))
         if isinstance(fitted, ItemError):
             return fitted
-        (only,), truncated = fitted
-        return EncodedText(only, truncated)
+        of_texts, truncated = fitted
+        return [EncodedText(of_text, truncated) for of_text in of_texts]
 
     def save(self, folder: Path) -> None:
         """Write the files of the tokenizer; `write_card` writes annotator.json with the spec."""
@@ -181,22 +202,36 @@ class Encoder:
         if size > limit and truncation == "error":
             return [_too_many_characters(size, self.max_length)] * len(responses)
         try:
-            texts = [self._join(prompt, response) for response in responses]
+            longest, texts = self._joined(prompt, responses, is_huge=size > limit)
         except Exception as error:
             # Chat templates are programs that come with the model and may refuse a conversation.
             refusal = ItemError(
                 code="invalid_row", detail=f"the chat template rejects the conversation: {error}"
             )
             return [refusal] * len(responses)
-        excess = max(len(text.text) for text in texts) - limit
-        if excess <= 0:
+        if longest <= limit:
             return texts
         if truncation == "error":
-            return [_too_many_characters(excess + limit, self.max_length)] * len(responses)
-        if excess > min(text.prompt_end for text in texts):
-            longest = max(len(response) for response in responses)
-            return [_response_of_too_many(longest, self.max_length)] * len(responses)
-        return [text.without_oldest(excess) for text in texts]
+            return [_too_many_characters(longest, self.max_length)] * len(responses)
+        if min(text.prompt_end for text in texts) < 0:
+            of_response = max(len(response) for response in responses)
+            return [_response_of_too_many(of_response, self.max_length)] * len(responses)
+        return texts
+
+    def _joined(
+        self, prompt: Prompt, responses: Sequence[str], *, is_huge: bool
+    ) -> tuple[int, list[JoinedText]]:
+        """The characters of the longest text, and all texts without what it has over the limit."""
+        joined: Iterable[JoinedText]
+        if is_huge:
+            # One at a time: each has all of the prompt before it is cut.
+            longest = max(len(self._join(prompt, response).text) for response in responses)
+            joined = (self._join(prompt, response) for response in responses)
+        else:
+            joined = texts = [self._join(prompt, response) for response in responses]
+            longest = max(len(text.text) for text in texts)
+        excess = longest - self._max_characters
+        return longest, [text.without_oldest(excess) if excess > 0 else text for text in joined]
 
     def _join(self, prompt: Prompt, response: str) -> JoinedText:
         if isinstance(prompt, str):

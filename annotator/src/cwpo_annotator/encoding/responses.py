@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cwpo.errors import CwpoError
-from cwpo.types import ItemError, ScoreItem, Truncation
+from cwpo.types import ItemError, Prompt, Truncation
 from cwpo_annotator.checkpoint import IMPLICIT, Objective
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.encoding.encoder import Encoder
@@ -28,7 +28,7 @@ class PairwiseError(CwpoError):
 class ResponseEncoder(Encoder):
     """An Encoder whose pairs and texts have the position at which the responses start.
 
-    If a token spans prompt and response, both responses of a pair start at the earlier position.
+    If a token spans prompt and response, all responses to a prompt start at the earliest position.
     """
 
     def pair(
@@ -43,14 +43,18 @@ class ResponseEncoder(Encoder):
             return pair
         return replace(pair, start=self._start(texts) - (len(ids[0]) - len(pair.a)))
 
-    def single(
-        self, text: JoinedText | ItemError, ids: list[int], truncation: Truncation
-    ) -> EncodedText | ItemError:
-        """A text from its ids, with a truncated prompt if they are too many."""
-        single = super().single(text, ids, truncation)
-        if isinstance(single, ItemError):
-            return single
-        return replace(single, start=self._start([text]) - (len(ids) - len(single.ids)))
+    def several(
+        self,
+        texts: Sequence[JoinedText | ItemError],
+        ids: Sequence[list[int]],
+        truncation: Truncation,
+    ) -> list[EncodedText] | ItemError:
+        """The texts of one prompt from their ids, with a truncated prompt if one is too long."""
+        several = super().several(texts, ids, truncation)
+        if isinstance(several, ItemError):
+            return several
+        start = self._start(texts) - (len(ids[0]) - len(several[0].ids))
+        return [replace(text, start=start) for text in several]
 
     def _start(self, texts: Sequence[JoinedText | ItemError]) -> int:
         joined = [text for text in texts if isinstance(text, JoinedText)]
@@ -83,10 +87,12 @@ class PairEncoder(ResponseEncoder):
         forth, back = a + b[start:], b + a[start:]
         return EncodedPair(forth, back, truncated, start)
 
-    def encode_texts(
-        self, items: Sequence[ScoreItem], truncation: Truncation = "error"
-    ) -> list[EncodedText | ItemError]:
-        """Raises: PairwiseError, since a single response has no score."""
+    def encode_responses(
+        self,
+        items: Sequence[tuple[Prompt, Sequence[str]]],
+        truncation: Truncation = "error",
+    ) -> list[list[EncodedText] | ItemError]:
+        """Raises: PairwiseError, since a response has no score without another one."""
         raise PairwiseError
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from cwpo.annotated_file import JOB_ABOVE_ROWS, annotate_file
-from cwpo.commands.service_command import ServiceCommand, TruncationFlag
+from cwpo.commands.service_command import PairsFlag, ServiceCommand, TruncationFlag
 
 
 class Annotate(ServiceCommand):
@@ -30,6 +30,7 @@ class Annotate(ServiceCommand):
         "of a batch job."
     )
     truncation: TruncationFlag = "error"
+    pairs: PairsFlag = None
     job_above: int = Field(
         JOB_ABOVE_ROWS,
         ge=0,
@@ -45,6 +46,7 @@ class Annotate(ServiceCommand):
                 self.input,
                 self.output,
                 truncation=self.truncation,
+                pairs=self.pairs,
                 job_above=self.job_above,
             )
         print(annotated.summary(), file=sys.stderr)

@@ -15,7 +15,7 @@ from rich.table import Table
 from cwpo.annotated_file import download_job, follow_job, result_format, upload
 from cwpo.cli import Command
 from cwpo.client import Client
-from cwpo.commands.service_command import ServiceCommand, TruncationFlag
+from cwpo.commands.service_command import PairsFlag, ServiceCommand, TruncationFlag
 from cwpo.datasets.triplets import is_triplet_file, triplet_files
 from cwpo.errors import ConfigError
 from cwpo.resources.jobs import succeeded
@@ -65,6 +65,7 @@ class Submit(ServiceCommand):
         "batch jobs.",
     )
     truncation: TruncationFlag = "error"
+    pairs: PairsFlag = None
     merge: Merge = Field(
         "auto",
         description="Form of the dataset: a folder of parts, and with `auto` also a single file "
@@ -83,6 +84,7 @@ class Submit(ServiceCommand):
                 max_rejected_share=self.max_rejected_share,
                 priority=self.priority,
                 merge=self.merge,
+                pairs=self.pairs,
             )
             if self.wait or self.output is not None:
                 job = succeeded(follow_job(client, job.id))
@@ -142,7 +144,7 @@ class ListJobs(ServiceCommand):
             for job in jobs:
                 print(job.model_dump_json())
             return
-        table = Table("id", "state", "rows", "annotated", "rejected", "created", box=None)
+        table = Table("id", "state", "rows", "annotated", "rejected", "pairs", "created", box=None)
         for job in jobs:
             progress = job.progress
             table.add_row(
@@ -151,6 +153,7 @@ class ListJobs(ServiceCommand):
                 str(progress.rows_total if progress.rows_total is not None else "?"),
                 str(progress.rows_annotated),
                 str(progress.rows_failed),
+                "" if progress.pairs_annotated is None else str(progress.pairs_annotated),
                 f"{job.created_at:%Y-%m-%d %H:%M:%S}",
             )
         Console().print(table)
@@ -283,6 +286,8 @@ def _print_job(job: Job, *, as_json: bool) -> None:
     progress = job.progress
     total = "?" if progress.rows_total is None else f"{progress.rows_total:,}"
     print(f"{job.id}  {job.state}  {progress.rows_done:,} of {total} rows", end="")
+    pairs = progress.pairs_annotated
+    print("" if pairs is None else f"  {pairs:,} pairs", end="")
     print(f"  {progress.rows_failed:,} rejected" if progress.rows_failed else "")
     if job.waiting:
         since = job.waiting.since.astimezone()

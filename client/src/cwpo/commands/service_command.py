@@ -9,13 +9,23 @@ from pydantic import Field
 from cwpo.cli import Command
 from cwpo.client import Client
 from cwpo.transport import ClientSettings
-from cwpo.types import Truncation
+from cwpo.types import Pairs, Truncation
 
 TruncationFlag = Annotated[
     Truncation,
     Field(
         description="Treatment of rows that are too long for the annotator: `error` rejects them, "
         "`prompt_left` drops the oldest tokens of their prompts."
+    ),
+]
+
+
+PairsFlag = Annotated[
+    Pairs | None,
+    Field(
+        description="Pairs to make of rows that have a list of `responses` in place of two: "
+        "`best_worst` one pair, `adjacent` each response and the next one in the ranking, `all` "
+        "each two. By default such rows are rejected."
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Reading triplets from JSON lines or Parquet, row by row in constant memory."""
+"""Reading triplets, and lists of responses, from JSON lines or Parquet in constant memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +21,12 @@ from cwpo import columns, json_values
 from cwpo.columns import Column
 from cwpo.datasets import parquet
 from cwpo.errors import DatasetError, first_line, mistake_in
-from cwpo.texts import text_problem
+from cwpo.texts import prompt_order, responses_problem, text_problem
 from cwpo.types import (
     FileFormat,
     ItemError,
+    Prompt,
+    RankItem,
     Triplet,
 )
 
@@ -78,6 +80,49 @@ class NumberedTriplet:
     row: int
     triplet: Triplet
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The id of the triplet, which the reader has made sure of."""
+        return self.triplet.id or str(self.row)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt of the triplet."""
+        return self.triplet.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedItem:
+    """A prompt with a list of responses; otherwise as a NumberedTriplet."""
+
+    row: int
+    item: RankItem
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The id of the item, which the reader has made sure of."""
+        return self.item.id or str(self.row)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt of the item."""
+        return self.item.prompt
+
+
+NumberedRow = NumberedTriplet | NumberedItem
+R = TypeVar("R", bound=NumberedRow)
+
+
+def asking_order(rows: Sequence[NumberedRow]) -> list[int]:
+    """The places of the rows in the order in which to ask: by prompt, lists after triplets.
+
+    The annotator reads a prompt once for all rows of a request that have it, and a request has rows
+    of one kind.
+    """
+    order = prompt_order([row.prompt for row in rows])
+    return sorted(order, key=lambda at: isinstance(rows[at], NumberedItem))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +209,37 @@ def triplets_of(
         is_chat: whether prompts have to be chat messages, where rows before these have decided it.
     Raises: DatasetError for an extra column that cannot be kept.
     """
+    return _parsed_rows(rows, is_chat, _parse_only_triplet)
+
+
+def rows_of_responses(
+    rows: Iterable[tuple[int, dict[str, Any] | str]],
+    is_chat: bool | None = None,
+) -> Iterator[NumberedRow | RejectedRow]:
+    """As `triplets_of`, where a row may also have a list, `responses`, in place of two responses.
+
+    A row with two responses is a triplet, whatever its column `responses` holds.
+    """
+    return _parsed_rows(rows, is_chat, _parse_row)
+
+
+def _parsed_rows(
+    rows: Iterable[tuple[int, dict[str, Any] | str]],
+    is_chat: bool | None,
+    parse: Callable[[int, dict[str, Any] | str], R | RejectedRow],
+) -> Iterator[R | RejectedRow]:
     for number, value in rows:
-        row = parse_triplet(number, value)
-        if isinstance(row, NumberedTriplet) and isinstance(value, dict):
+        row = parse(number, value)
+        if not isinstance(row, RejectedRow) and isinstance(value, dict):
             row = _with_extra(row, value)
-        if isinstance(row, NumberedTriplet):
-            chat = not isinstance(row.triplet.prompt, str)
+        if not isinstance(row, RejectedRow):
+            chat = not isinstance(row.prompt, str)
             is_chat = chat if is_chat is None else is_chat
             if chat != is_chat:
                 kinds = ("chat messages", "text") if chat else ("text", "chat messages")
                 row = _rejected(
                     number,
-                    row.triplet.id,
+                    row.id,
                     f"prompt is {kinds[0]}, but the prompts of earlier rows are {kinds[1]}: "
                     "split the file in two",
                 )
@@ -186,8 +250,7 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
     """One row of read_rows as a triplet, or as a rejected row with the reason."""
     if isinstance(value, str):
         return _rejected(number, None, value)
-    given = value.get("id")
-    row_id = str(number) if given is None else str(given)
+    row_id = _id_of(number, value)
     names = ("response_a", "response_b") if "response_a" in value else ("chosen", "rejected")
     prompt, response_a, response_b = map(value.get, ("prompt", *names))
     if prompt is None or response_a is None or response_b is None:
@@ -211,11 +274,46 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
     return NumberedTriplet(number, triplet)
 
 
-def extra_columns(rows: Iterable[NumberedTriplet | RejectedRow]) -> list[Column]:
+def _parse_only_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet | RejectedRow:
+    # Nearly no row has the name: to call for each would take longer than to look.
+    if isinstance(value, dict) and "responses" in value and columns.lists_responses(value):
+        return _rejected(
+            number,
+            _id_of(number, value),
+            "the row has a list of responses, and nothing says which pairs to make of them: name "
+            "best_worst, adjacent or all with --pairs, or as pairs of POST /jobs",
+        )
+    return parse_triplet(number, value)
+
+
+def _parse_row(number: int, value: dict[str, Any] | str) -> NumberedRow | RejectedRow:
+    """One row of read_rows as a triplet or an item, or as a rejected row with the reason."""
+    if not isinstance(value, dict) or not columns.lists_responses(value):
+        return parse_triplet(number, value)
+    row_id = _id_of(number, value)
+    prompt, responses = value.get("prompt"), value["responses"]
+    if prompt is None:
+        return _rejected(number, row_id, "prompt is missing; a row needs prompt and responses")
+    if isinstance(responses, list):
+        responses = list(map(_response, responses))
+    try:
+        item = RankItem(id=row_id, prompt=prompt, responses=responses)
+    except ValidationError as error:
+        return _rejected(number, row_id, mistake_in(error))
+    problem = responses_problem(item.prompt, item.responses)
+    return NumberedItem(number, item) if problem is None else RejectedRow(number, row_id, problem)
+
+
+def _id_of(number: int, value: dict[str, Any]) -> str:
+    given = value.get("id")
+    return str(number) if given is None else str(given)
+
+
+def extra_columns(rows: Iterable[NumberedRow | RejectedRow]) -> list[Column]:
     """The extra columns of a whole input, each with its type."""
     learned = columns.Columns()
     for row in rows:
-        if isinstance(row, NumberedTriplet):
+        if not isinstance(row, RejectedRow):
             learned.learn(row.extra)
     return learned.known()
 
@@ -307,14 +405,14 @@ def _kind(value: object) -> Literal["null", "an array", "a string", "a number", 
     return "a string" if isinstance(value, str) else "a number"
 
 
-def _with_extra(row: NumberedTriplet, value: dict[str, Any]) -> NumberedTriplet | RejectedRow:
+def _with_extra(row: R, value: dict[str, Any]) -> R | RejectedRow:
     if not columns.has_extra(value):
         return row
     taken = columns.reserved_name(value)
     if taken is not None:
         return _rejected(
             row.row,
-            row.triplet.id,
+            row.id,
             f"the column name {taken!r} is reserved for the annotation: rename the column or leave "
             "it out",
         )
@@ -322,7 +420,7 @@ def _with_extra(row: NumberedTriplet, value: dict[str, Any]) -> NumberedTriplet 
         extra = columns.extra_values(value)
     except UnicodeEncodeError:
         detail = "an extra column holds half of a surrogate pair: no Unicode"
-        return RejectedRow(row.row, row.triplet.id, ItemError(code="invalid_text", detail=detail))
+        return RejectedRow(row.row, row.id, ItemError(code="invalid_text", detail=detail))
     except DatasetError as error:
         raise DatasetError(f"row {row.row}: {error}") from error
     return replace(row, extra=extra) if extra else row

@@ -32,12 +32,18 @@ class RowWriter(Protocol):
 
 
 def weighted_row(
-    triplet: Triplet, annotation: Annotation, extra: Mapping[str, Any] | None = None
+    triplet: Triplet,
+    annotation: Annotation,
+    extra: Mapping[str, Any] | None = None,
+    prompt_pairs: int | None = None,
 ) -> dict[str, Any]:
     """One row of the weighted dataset, with the extra columns last.
 
     chosen is the preferred response (response_a for a tie). With a chat prompt, responses become
     chat messages too, so that TRL reads the row without conversion.
+
+    Args:
+        prompt_pairs: number of pairs of the same input row, as a column; None for no such column.
     """
     prompt = plain_prompt(triplet.prompt)
     b_is_chosen = _b_is_chosen(annotation)
@@ -48,6 +54,8 @@ def weighted_row(
         choose=lambda of_a, of_b: of_b if b_is_chosen else of_a,
         as_response=_same if isinstance(prompt, str) else _turn,
     )
+    if prompt_pairs is not None:
+        row["prompt_pairs"] = prompt_pairs
     return {**row, **extra} if extra else row
 
 
@@ -57,6 +65,7 @@ def weighted_table(
     annotations: Sequence[Annotation],
     model: ModelRef | None = None,
     extra: Mapping[Column, Sequence[Any]] | None = None,
+    prompt_pairs: Sequence[int] | None = None,
 ) -> pa.Table:
     """The same rows as from `weighted_row`, computed by column, which is many times faster.
 
@@ -66,11 +75,18 @@ def weighted_table(
         annotations: of the triplets, in order.
         model: the annotator, which the metadata of the schema names.
         extra: the columns beside the triplets, n values each.
+        prompt_pairs: numbers of pairs of the same input row, n values; None for no such column.
     """
     extra = extra or {}
     is_chat = prompts.type != pa.string()
     is_calibrated = bool(annotations) and annotations[0].calibrated_confidence is not None
-    schema = weighted_schema(chat=is_chat, calibrated=is_calibrated, model=model, extra=[*extra])
+    schema = weighted_schema(
+        chat=is_chat,
+        calibrated=is_calibrated,
+        paired=prompt_pairs is not None,
+        model=model,
+        extra=[*extra],
+    )
     b_is_chosen = pa.array(map(_b_is_chosen, annotations), pa.bool_())
     values = _columns(
         prompts,
@@ -79,6 +95,8 @@ def weighted_table(
         choose=lambda of_a, of_b: pc.if_else(b_is_chosen, of_b, of_a),
         as_response=_turns if is_chat else _same,
     )
+    if prompt_pairs is not None:
+        values["prompt_pairs"] = prompt_pairs
     for column, given in extra.items():
         values[column.name] = columns.stored(column.field(), given)
     return pa.Table.from_pydict(values, schema=schema)
@@ -101,10 +119,15 @@ def weighted_schema(
     *,
     chat: bool,
     calibrated: bool,
+    paired: bool = False,
     model: ModelRef | None = None,
     extra: Sequence[Column] = (),
 ) -> pa.Schema:
-    """The Parquet schema of the weighted dataset; its metadata names the annotator."""
+    """The Parquet schema of the weighted dataset; its metadata names the annotator.
+
+    Args:
+        paired: whether there is the column prompt_pairs.
+    """
     text = prompt_type(chat=chat)
     fields = [
         pa.field("id", pa.string(), nullable=False),
@@ -117,6 +140,8 @@ def weighted_schema(
     ]
     if calibrated:
         fields.append(pa.field("calibrated_confidence", pa.float32(), nullable=False))
+    if paired:
+        fields.append(pa.field("prompt_pairs", pa.int32(), nullable=False))
     fields += [column.field() for column in extra]
     metadata = {_ANNOTATOR: model.model_dump_json()} if model else None
     return pa.schema(fields, metadata=metadata)
@@ -124,8 +149,11 @@ def weighted_schema(
 
 def columns_beside(schema: pa.Schema) -> list[Column]:
     """The extra columns of a weighted dataset, from the schema that `weighted_schema` gave."""
-    is_calibrated = "calibrated_confidence" in schema.names
-    own = weighted_schema(chat=False, calibrated=is_calibrated)
+    own = weighted_schema(
+        chat=False,
+        calibrated="calibrated_confidence" in schema.names,
+        paired="prompt_pairs" in schema.names,
+    )
     return [Column.of(field) for field in list(schema)[len(own) :]]
 
 
@@ -204,8 +232,8 @@ def _turns(responses: pa.ChunkedArray) -> pa.Array:
 class ParquetWriter:
     """Writes weighted rows as Parquet.
 
-    The first rows decide whether prompts are chat messages, and whether there is a column
-    calibrated_confidence.
+    The first rows decide whether prompts are chat messages, and whether there are the columns
+    calibrated_confidence and prompt_pairs.
     """
 
     def __init__(
@@ -249,6 +277,7 @@ class ParquetWriter:
         return weighted_schema(
             chat=not isinstance(row["prompt"], str),
             calibrated="calibrated_confidence" in row,
+            paired="prompt_pairs" in row,
             model=self._model,
             extra=self._extra,
         )

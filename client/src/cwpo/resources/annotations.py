@@ -1,4 +1,4 @@
-"""POST /annotate, POST /score and GET /model, which are methods of the client itself."""
+"""POST /annotate, /score and /rank and GET /model, which are methods of the client itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from cwpo.types import (
     AnnotateResponse,
     ModelInfo,
     Priority,
+    RankItem,
+    RankRequest,
+    RankResponse,
     ScoreItem,
     ScoreRequest,
     ScoreResponse,
@@ -71,6 +74,33 @@ class Annotations:
         Args: as those of `annotate`.
         """
         return self._connection.send(_score(items, truncation, priority, revision))
+
+    def rank(
+        self,
+        items: Sequence[RankItem],
+        *,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 512,
+    ) -> RankResponse:
+        """Order the responses of each item, best first; long inputs are sent in several requests.
+
+        Args:
+            truncation: treatment of texts that are too long for the annotator: "error" makes the
+                item an error, "prompt_left" drops the oldest tokens of the prompt, the same for
+                all of its responses.
+            priority: "interactive" requests are answered before "batch" requests.
+            revision: revision that the annotator has to have, as in `model.revision` of an answer;
+                by default any, but one for all requests.
+            batch_size: responses per request; those of an item are never parted.
+        """
+        answers: list[RankResponse] = []
+        for part in _by_responses(items, batch_size):
+            answer = self._connection.send(_rank(part, truncation, priority, revision))
+            revision = revision or answer.model.revision
+            answers.append(answer)
+        return _joined_rankings(answers, revision)
 
     def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
@@ -133,6 +163,39 @@ class AsyncAnnotations:
         """
         return await self._connection.send(_score(items, truncation, priority, revision))
 
+    async def rank(
+        self,
+        items: Sequence[RankItem],
+        *,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 512,
+        concurrency: int = 4,
+    ) -> RankResponse:
+        """Order the responses of each item, best first; long inputs are sent in several requests.
+
+        Args:
+            truncation: treatment of texts that are too long for the annotator: "error" makes the
+                item an error, "prompt_left" drops the oldest tokens of the prompt, the same for
+                all of its responses.
+            priority: "interactive" requests are answered before "batch" requests.
+            revision: revision that the annotator has to have, as in `model.revision` of an answer;
+                by default any, but one for all requests.
+            batch_size: responses per request; those of an item are never parted.
+            concurrency: number of requests sent at the same time.
+        """
+        first, *others = _by_responses(items, batch_size)
+        gate = asyncio.Semaphore(concurrency)
+
+        async def part(some: Sequence[RankItem]) -> RankResponse:
+            async with gate:
+                return await self._connection.send(_rank(some, truncation, priority, revision))
+
+        answer = await part(first)
+        revision = revision or answer.model.revision
+        return _joined_rankings([answer, *await asyncio.gather(*map(part, others))], revision)
+
     async def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
         return await self._connection.send(_model())
@@ -180,6 +243,20 @@ def _joined(
 
     Raises: CwpoError for an answer by another revision, from a service that ignores the header.
     """
+    _check_revisions(answers, revision)
+    items = [item for answer in answers for item in answer.annotations]
+    of_place = dict(zip(order, items, strict=True))
+    return AnnotateResponse(
+        annotations=[of_place[place] for place in range(len(order))],
+        model=answers[0].model,
+        usage=_total(answers),
+    )
+
+
+def _check_revisions(
+    answers: Sequence[AnnotateResponse] | Sequence[RankResponse], revision: str | None
+) -> None:
+    """Raises: CwpoError for an answer by another revision than this one."""
     for answer in answers:
         if answer.model.revision != revision:
             raise CwpoError(
@@ -187,15 +264,12 @@ def _joined(
                 f"where {revision} was asked for: it is of version 0.2 or earlier, or a proxy "
                 "removes the header X-Model-Revision"
             )
-    items = [item for answer in answers for item in answer.annotations]
-    of_place = dict(zip(order, items, strict=True))
-    return AnnotateResponse(
-        annotations=[of_place[place] for place in range(len(order))],
-        model=answers[0].model,
-        usage=Usage(
-            triplets=sum(answer.usage.triplets for answer in answers),
-            tokens=sum(answer.usage.tokens for answer in answers),
-        ),
+
+
+def _total(answers: Sequence[AnnotateResponse] | Sequence[RankResponse]) -> Usage:
+    return Usage(
+        triplets=sum(answer.usage.triplets for answer in answers),
+        tokens=sum(answer.usage.tokens for answer in answers),
     )
 
 
@@ -206,6 +280,46 @@ def _score(
         raise CwpoError("there is no item to score: the list is empty")
     body = ScoreRequest(items=list(items), truncation=truncation, priority=priority)
     return Call("POST", "/score", ScoreResponse, body=body, headers=_pinned(revision))
+
+
+def _rank(
+    items: Sequence[RankItem], truncation: Truncation, priority: Priority, revision: str | None
+) -> Call[RankResponse]:
+    body = RankRequest(items=list(items), truncation=truncation, priority=priority)
+    return Call("POST", "/rank", RankResponse, body=body, headers=_pinned(revision))
+
+
+def _by_responses(items: Sequence[RankItem], batch_size: int) -> list[list[RankItem]]:
+    """The items of each request, those without an id named by their position in the whole input.
+
+    Args:
+        batch_size: responses per request; an item with more is a request of its own.
+    Raises: CwpoError for no item.
+    """
+    if not items:
+        raise CwpoError("there is no item to rank: the list is empty")
+    requests: list[list[RankItem]] = []
+    room = 0
+    for index, item in enumerate(items):
+        size = len(item.responses)
+        if not requests or size > room:
+            requests.append([])
+            room = batch_size
+        room -= size
+        named = item if item.id is not None else item.model_copy(update={"id": str(index)})
+        requests[-1].append(named)
+    return requests
+
+
+def _joined_rankings(answers: Sequence[RankResponse], revision: str | None) -> RankResponse:
+    """One answer out of those to the parts of a long input. Raises: as _joined does."""
+    _check_revisions(answers, revision)
+    return RankResponse(
+        rankings=[item for answer in answers for item in answer.rankings],
+        model=answers[0].model,
+        usage=_total(answers),
+        temperature=answers[0].temperature,
+    )
 
 
 def _model() -> Call[ModelInfo]:

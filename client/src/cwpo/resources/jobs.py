@@ -28,6 +28,7 @@ from cwpo.types import (
     JobRequest,
     JobState,
     Merge,
+    Pairs,
     Priority,
     ResultFormat,
     Truncation,
@@ -53,6 +54,7 @@ class Jobs:
         max_rejected_share: float = MAX_REJECTED_SHARE,
         priority: Priority = "batch",
         merge: Merge = "auto",
+        pairs: Pairs | None = None,
     ) -> Job:
         """Submit a job for an uploaded file, or for the path of an input below --input-prefix.
 
@@ -64,8 +66,10 @@ class Jobs:
             max_rejected_share: share of invalid rows, 0 to 1, above which the job fails early.
             priority: "interactive" puts the job before the other jobs of the same API key.
             merge: "auto" makes the dataset one file too unless it is large, "never" does not.
+            pairs: pairs for each row that has a list of responses: "best_worst" of them,
+                "adjacent" ones in the ranking, or "all"; without it, such rows are rejected.
         """
-        options = (truncation, max_rejected_share, priority, merge)
+        options = (truncation, max_rejected_share, priority, merge, pairs)
         return self._connection.send(_create(file_id, file_ids, input, prefix, *options))
 
     def list(
@@ -222,6 +226,7 @@ class AsyncJobs:
         max_rejected_share: float = MAX_REJECTED_SHARE,
         priority: Priority = "batch",
         merge: Merge = "auto",
+        pairs: Pairs | None = None,
     ) -> Job:
         """Submit a job for an uploaded file, or for the path of an input below --input-prefix.
 
@@ -233,8 +238,10 @@ class AsyncJobs:
             max_rejected_share: share of invalid rows, 0 to 1, above which the job fails early.
             priority: "interactive" puts the job before the other jobs of the same API key.
             merge: "auto" makes the dataset one file too unless it is large, "never" does not.
+            pairs: pairs for each row that has a list of responses: "best_worst" of them,
+                "adjacent" ones in the ranking, or "all"; without it, such rows are rejected.
         """
-        options = (truncation, max_rejected_share, priority, merge)
+        options = (truncation, max_rejected_share, priority, merge, pairs)
         return await self._connection.send(_create(file_id, file_ids, input, prefix, *options))
 
     async def list(
@@ -397,6 +404,7 @@ def _create(
     max_rejected_share: float,
     priority: Priority,
     merge: Merge,
+    pairs: Pairs | None,
 ) -> Call[Job]:
     """Raises: CwpoError for inputs of more than one kind, or none."""
     try:
@@ -409,6 +417,7 @@ def _create(
             max_rejected_share=max_rejected_share,
             priority=priority,
             merge=merge,
+            pairs=pairs,
         )
     except ValidationError as error:
         raise CwpoError(f"the job cannot be submitted: {mistake_in(error)}") from error

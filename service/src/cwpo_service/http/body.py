@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from cwpo import json_values
-from cwpo.types import AnnotateRequest, ScoreRequest
+from cwpo.types import AnnotateRequest, RankRequest, ScoreRequest
 from cwpo_service.http import fast_json
 from cwpo_service.problems import ProblemError
 from cwpo_service.scoring.admission import Admission, Reservation
@@ -20,7 +20,7 @@ from cwpo_service.scoring.admission import Admission, Reservation
 M = TypeVar("M", bound=BaseModel)
 
 _DECODERS: dict[type[BaseModel], Callable[[bytes], Any]] = {
-    model: fast_json.decoder(model) for model in (AnnotateRequest, ScoreRequest)
+    model: fast_json.decoder(model) for model in (AnnotateRequest, ScoreRequest, RankRequest)
 }
 
 # For the documentation.
@@ -39,7 +39,7 @@ _VALUES_PER_ITEM = 256
 # Texts that may contain half of a surrogate pair: it fails only the item, not the request.
 _TEXTS: dict[str, Any] = {
     "triplets": {"__all__": {"prompt", "response_a", "response_b"}},
-    "items": {"__all__": {"prompt", "response"}},
+    "items": {"__all__": {"prompt", "response", "responses"}},
 }
 
 
@@ -48,8 +48,8 @@ async def read(request: Request, model: type[M], *, max_items: int) -> M:
 
     Args:
         max_items: maximum number of items in the body, which limits the JSON values in it.
-    Returns: an instance of `model`; for models of many rows (AnnotateRequest, ScoreRequest), a
-        record with the same fields.
+    Returns: an instance of `model`; for models of many rows (AnnotateRequest, ScoreRequest,
+        RankRequest), a record with the same fields.
     Raises: ProblemError, 415 if the Content-Type is not application/json, so that a web page
         cannot post a form to a service on its reader's machine, and 413 for too many JSON values;
         RequestValidationError for a body that is not valid for the model.

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
-from annotated_types import MinLen
+from annotated_types import MaxLen, MinLen
 from pydantic import BaseModel, FailFast
 from pydantic.fields import FieldInfo
 
@@ -81,9 +81,13 @@ def _constrained(annotation: Any, rules: list[Any]) -> Any:
     for rule in rules:
         if isinstance(rule, FailFast):  # As msgspec always does.
             continue
-        if not isinstance(rule, MinLen):
+        if isinstance(rule, MinLen):
+            meta = msgspec.Meta(min_length=rule.min_length)
+        elif isinstance(rule, MaxLen):
+            meta = msgspec.Meta(max_length=rule.max_length)
+        else:
             raise TypeError(f"a record cannot check {rule!r}")
-        annotation = Annotated[annotation, msgspec.Meta(min_length=rule.min_length)]
+        annotation = Annotated[annotation, meta]
     return annotation
 
 

@@ -1,10 +1,17 @@
-"""POST /annotate and POST /score."""
+"""POST /annotate, POST /score and POST /rank."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from cwpo.types import AnnotateRequest, AnnotateResponse, ScoreRequest, ScoreResponse
+from cwpo.types import (
+    AnnotateRequest,
+    AnnotateResponse,
+    RankRequest,
+    RankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 from cwpo_service.http import fast_json
 from cwpo_service.http.body import REVISION, admitted, read
 from cwpo_service.http.deadline import DEADLINE, Deadline, while_awaited
@@ -97,3 +104,62 @@ async def score(
         work = service.inference.score(body, reservation)
         answer = await while_awaited(request, deadline, work)
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+@router.post(
+    "/rank",
+    summary="Rank several responses",
+    response_model=RankResponse,
+    responses={
+        **documented(400, 413, 415, 429, 503, 504),
+        **answers(
+            {
+                "rankings": [
+                    {
+                        "id": "q1",
+                        "order": [2, 0, 1],
+                        "scores": [2.25, -0.75, 3.0],
+                        "confidence": [0.3584, 0.9051],
+                        "truncated": False,
+                    }
+                ],
+                "model": _MODEL,
+                "usage": {"triplets": 1, "tokens": 70},
+            }
+        ),
+    },
+    openapi_extra=accepts(
+        RankRequest,
+        {
+            "items": [
+                {
+                    "id": "q1",
+                    "prompt": _TRIPLET["prompt"],
+                    "responses": [
+                        _TRIPLET["response_a"],
+                        _TRIPLET["response_b"],
+                        "Water it when the soil is dry, and pinch off its flowers.",
+                    ],
+                }
+            ]
+        },
+    )
+    | takes(DEADLINE, REVISION),
+)
+async def rank(
+    request: Request,
+    service: CurrentService,
+    deadline: Deadline,
+) -> Response:
+    """Order 2 to 64 responses to each prompt, best first, with the confidence between neighbours.
+
+    The answer is in input order; an item without an id is named by its position. All responses to a
+    prompt are compared after the same prompt: if it has to be cut for one, it is cut for all. Equal
+    scores keep the order in which the responses were sent, with confidence 0. A request may have
+    twice as many responses as it may have triplets.
+    """
+    async with admitted(request, service.admission) as reservation:
+        body = await read(request, RankRequest, max_items=service.max_triplets)
+        work = service.inference.rank(body, reservation)
+        answer = await while_awaited(request, deadline, work)
+    return Response(fast_json.encode(answer), media_type="application/json")

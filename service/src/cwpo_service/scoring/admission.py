@@ -114,6 +114,19 @@ class Admission:
             if not self._admitted:
                 self._idle.set()
 
+    def extend(self, reservation: Reservation, size: int) -> None:
+        """Reserve for a body whose texts are longer than the body, which has a prompt only once.
+
+        Args:
+            size: size of the body in bytes, had it the prompt for every two responses.
+        Raises: ProblemError, 429 if too many tokens are waiting.
+        """
+        self._release(reservation)
+        self._check_room(size)
+        reservation.size = size
+        reservation.tokens = self._expected_tokens(size)
+        self._reserved += reservation.tokens
+
     def settle(self, reservation: Reservation, tokens: int) -> None:
         """Release the reservation, because the body's tokens are now counted by the queue.
 

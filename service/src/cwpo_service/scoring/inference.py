@@ -16,14 +16,17 @@ from cwpo.types import (
     ItemError,
     ModelRef,
     Priority,
+    Prompt,
+    RankRequest,
     Score,
     ScoreRequest,
     ScoreResponse,
     Usage,
 )
 from cwpo_annotator.annotator import Annotator
-from cwpo_annotator.encoded import EncodedPair, EncodedText
+from cwpo_annotator.encoded import EncodedPair, EncodedResponses, EncodedText
 from cwpo_annotator.labels import no_score
+from cwpo_annotator.rankings import texts_of
 from cwpo_annotator.scores import Scores
 from cwpo_service.problems import ProblemError
 from cwpo_service.scoring.admission import Admission, Reservation
@@ -40,7 +43,8 @@ class Inference:
     """Answers each admitted request with the annotator that is current when the request starts.
 
     Args:
-        max_triplets: maximum number of triplets or items in a request.
+        max_triplets: maximum number of triplets or items in a request; as many responses to rank
+            as these have.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Inference:
             Batcher.score does.
         """
         triplets = request.triplets
-        self._check_count(len(triplets), "triplets")
+        self._check_count(len(triplets), "triplets", self._max_triplets)
         with self._hosting.used(reservation.revision) as annotator:
             encoded, entry = await self._encode(
                 lambda: _pairs(annotator, request), reservation.timings
@@ -91,7 +95,7 @@ class Inference:
         Raises: ProblemError, 413 for too many items; 503 as Hosting.used does; 500 or 503 as
             Batcher.score does.
         """
-        self._check_count(len(request.items), "items")
+        self._check_count(len(request.items), "items", self._max_triplets)
         with self._hosting.used(reservation.revision) as annotator:
             encoded, entry = await self._encode(
                 lambda: _texts(annotator, request), reservation.timings
@@ -108,6 +112,34 @@ class Inference:
             model=_signed(annotator, reservation.revision),
             usage=Usage(triplets=len(request.items), tokens=reservation.timings.tokens),
         )
+
+    async def rank(self, request: RankRequest, reservation: Reservation) -> dict[str, Any]:
+        """Order the responses of each item, in input order.
+
+        Returns: the fields of a RankResponse as a dict, as annotate does.
+        Raises: ProblemError, 413 for more responses than the largest number of triplets has; 429
+            if too many tokens are waiting; otherwise as score does.
+        """
+        items = request.items
+        texts = sum(len(item.responses) for item in items)
+        self._check_count(texts, "responses", 2 * self._max_triplets)
+        self._admission.extend(reservation, _size_in_pairs(request, reservation.size))
+        with self._hosting.used(reservation.revision) as annotator:
+            encoded, entry = await self._encode(
+                lambda: _responses(annotator, request), reservation.timings
+            )
+            scores = await self._score(entry, request.priority, reservation)
+        ids = [str(i) if item.id is None else item.id for i, item in enumerate(items)]
+        rankings = annotator.order(ids, encoded, scores)
+        self._metrics.count_rankings(rankings)
+        answer = {
+            "rankings": rankings,
+            "model": _signed(annotator, reservation.revision),
+            "usage": Usage(triplets=len(items), tokens=reservation.timings.tokens),
+        }
+        if annotator.temperature is not None:
+            answer["temperature"] = annotator.temperature
+        return answer
 
     async def _encode(
         self, work: Callable[[], tuple[Sequence[T], Entry]], timings: Timings
@@ -131,8 +163,7 @@ class Inference:
             stages["inference"] = (entry.begun, time.perf_counter())
         return scores
 
-    def _check_count(self, count: int, what: str) -> None:
-        limit = self._max_triplets
+    def _check_count(self, count: int, what: str, limit: int) -> None:
         if count > limit:
             raise ProblemError(
                 413,
@@ -155,6 +186,24 @@ def _texts(
     encoded = annotator.encode_texts(request.items, request.truncation)
     texts = [item for item in encoded if isinstance(item, EncodedText)]
     return encoded, Entry(texts, annotator.score_texts, annotator.backend.reads_once)
+
+
+def _responses(
+    annotator: Annotator, request: RankRequest
+) -> tuple[Sequence[EncodedResponses | ItemError], Entry]:
+    encoded = annotator.encode_responses(request.items, request.truncation)
+    return encoded, Entry(texts_of(encoded), annotator.score_texts, annotator.backend.reads_once)
+
+
+def _size_in_pairs(request: RankRequest, size: int) -> int:
+    """The size of the body, had it the prompt of each item for every two of its responses."""
+    return size + sum(
+        _characters(item.prompt) * (len(item.responses) - 2) // 2 for item in request.items
+    )
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
 
 
 def _signed(annotator: Annotator, revision: str | None) -> ModelRef:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +94,7 @@ class Metrics:
         self.truncations = self._counter(
             "cwpo_truncations", "Labelled triplets whose prompt was cut to fit the model"
         )
+        self.rankings = self._counter("cwpo_rankings", "Items whose responses were ranked")
         self.confidence = ConfidenceHistogram()
         self.drift = ConfidenceDrift()
         self.registry.register(self.confidence)
@@ -145,6 +147,17 @@ class Metrics:
         self.truncations.inc(sum([truncated for _, truncated in labels.named]))
         self.confidence.observe(labels.confidence)
         self.drift.observe(labels.confidence)
+
+    def count_rankings(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Count the rankings and failed items of one answer.
+
+        Their confidence is not part of the histogram and of the drift, which are those of triplets:
+        neighbours of a ranking are more alike than two responses that were not chosen by a score.
+        """
+        failed = [row["error"].code for row in rows if "error" in row]
+        for code in failed:
+            self.count_failure(code)
+        self.rankings.inc(len(rows) - len(failed))
 
     def render(self) -> bytes:
         """All metrics in the text format of Prometheus; this call may wait for the job queue."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,23 @@ from cwpo.types import ModelRef, Prompt
 from cwpo_trainer import weights
 from cwpo_trainer.data.labelled import prompt_key, read_pairs
 from cwpo_trainer.data.rows import file_rows, two_responses
+from cwpo_trainer.run import process
 from cwpo_trainer.weights import WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedPair:
-    """A row of the weighted dataset; chosen is what the annotator prefers."""
+    """A row of the weighted dataset; chosen is what the annotator prefers.
+
+    prompt_pairs: number of pairs of the same prompt; None in a dataset of triplets.
+    """
 
     id: str
     prompt: Prompt
     chosen: str
     rejected: str
     confidence: float
+    prompt_pairs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,11 @@ class Preferences:
 
     pairs: list[WeightedPair]
     weights: NDArray[np.float32]
+
+    @property
+    def has_prompt_pairs(self) -> bool:
+        """Whether the dataset says how many pairs are of the same prompt."""
+        return any(pair.prompt_pairs is not None for pair in self.pairs)
 
     def only(self, rows: NDArray[np.bool_]) -> Preferences:
         """The pairs at which `rows`, shape (pairs,), is true."""
@@ -52,15 +63,33 @@ class Preferences:
 def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]:
     """All rows, in order.
 
+    Pairs of equal responses are left out where they come from a list of responses to a prompt, and
+    their number is said on stderr; in a dataset of triplets they are an error.
+
     Args:
         path: Parquet, JSONL or JSONL.gz, or a folder of parts.
         calibrated: take `calibrated_confidence` rather than `confidence`.
     Raises: DatasetError naming the row of the first missing or unusable value.
     """
     column = "calibrated_confidence" if calibrated else "confidence"
-    pairs = [_pair(path, number, row, column) for number, row in file_rows(path)]
+    pairs: list[WeightedPair] = []
+    equal = 0
+    for number, row in file_rows(path):
+        if _is_of_equal_responses(row):
+            equal += 1
+        else:
+            pairs.append(_pair(path, number, row, column))
+    if equal and process.is_main():
+        total = equal + len(pairs)
+        print(f"{equal:,} of {total:,} pairs left out: their responses are equal", file=sys.stderr)
     if not pairs:
         raise DatasetError(f"{path}: holds no pairs")
+    with_counts = sum(pair.prompt_pairs is not None for pair in pairs)
+    if with_counts not in (0, len(pairs)):
+        raise DatasetError(
+            f"{path}: {with_counts:,} of {len(pairs):,} rows have prompt_pairs: give the others "
+            "the column too, 1 for a triplet"
+        )
     return pairs
 
 
@@ -132,12 +161,18 @@ def _share(prompt: Prompt, seed: int) -> float:
 
 
 def weights_of(
-    pairs: list[WeightedPair], name: str, *, normalise: bool, **constants: float
+    pairs: list[WeightedPair],
+    name: str,
+    *,
+    normalise: bool,
+    by_prompt: bool = False,
+    **constants: float,
 ) -> NDArray[np.float32]:
     """The weight of each pair in the loss, shape (pairs,).
 
     Args:
         name: of WEIGHTS.
+        by_prompt: divide by the number of pairs of the same prompt, where the dataset has it.
         normalise: divide by the mean, unless the weight only selects pairs.
         constants: arguments of the weight's function.
     Raises: DatasetError if all are 0, or all pairs have the same confidence to weight them by.
@@ -151,6 +186,8 @@ def weights_of(
             "them the same weight: check the annotator, or use --weight none"
         )
     values = weights.checked(weight.function(confidences, **constants))
+    if by_prompt:
+        values = weights.per_prompt(values, [pair.prompt_pairs or 1 for pair in pairs])
     return weights.normalise(values) if normalise and not weight.selects else values
 
 
@@ -158,8 +195,30 @@ def _pair(path: Path, number: int, row: dict[str, Any] | str, column: str) -> We
     triplet = two_responses(path, number, row)
     value = confidence_in(path, number, row, column)
     return WeightedPair(
-        str(triplet.id), triplet.prompt, triplet.response_a, triplet.response_b, value
+        str(triplet.id),
+        triplet.prompt,
+        triplet.response_a,
+        triplet.response_b,
+        value,
+        _prompt_pairs(path, number, row),
     )
+
+
+def _is_of_equal_responses(row: dict[str, Any] | str) -> bool:
+    """Whether the row is a pair of a list of responses, two of which are the same."""
+    if not isinstance(row, dict) or "prompt_pairs" not in row:
+        return False
+    return row.get("chosen") is not None and row["chosen"] == row.get("rejected")
+
+
+def _prompt_pairs(path: Path, number: int, row: dict[str, Any] | str) -> int | None:
+    """The number of pairs of the row's prompt. Raises: DatasetError where it is none."""
+    if not isinstance(row, dict) or "prompt_pairs" not in row:
+        return None
+    value = row["prompt_pairs"]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DatasetError(f"{path}: row {number}: prompt_pairs is not a number from 1: {value!r}")
+    return value
 
 
 def confidence_in(

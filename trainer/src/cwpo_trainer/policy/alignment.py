@@ -65,19 +65,24 @@ def align(settings: Alignment) -> None:
         seed=settings.seed,
     )
     process.prepare(seed=settings.seed, threads=settings.threads)
-    objective = _objective(settings.loss, settings.labels, settings.weight)
+    by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
+    objective = _objective(settings.loss, settings.labels, settings.weight, by_prompt=by_prompt)
     if settings.dry_run:
         tokenizer = load_tokenizer(resolve(settings.model, weights=False))
         pairs = tokenised(preferences, Formatter(tokenizer), settings.max_length)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
     folder = resolve(settings.model)
-    recorded = settings.model_dump(mode="json")
+    # Without effect on triplets, where a run of a version without this setting can be resumed.
+    unused = set() if preferences.has_prompt_pairs else {"weight_by"}
+    recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         tokenizer = load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         pairs = tokenised(preferences, formatter, settings.max_length)
         output.results |= pairs.results
+        if preferences.has_prompt_pairs:
+            output.results["weight_by"] = settings.weight_by
         evaluated = None
         if evaluation is not None:
             evaluated = tokenised(evaluation, formatter, settings.max_length)
@@ -173,7 +178,13 @@ def _preferences(path: Path, *, labels: Labels, weighting: Weighting) -> Prefere
     pairs = read_weighted(path, calibrated=weighting.calibrated)
     weight = WEIGHTS[weighting.weight]
     constants = {each.argument: getattr(weighting, each.flag) for each in weight.constants}
-    of_pairs = weights_of(pairs, weighting.weight, normalise=weighting.normalise, **constants)
+    of_pairs = weights_of(
+        pairs,
+        weighting.weight,
+        normalise=weighting.normalise,
+        by_prompt=weighting.weight_by == "prompt",
+        **constants,
+    )
     preferences = Preferences(pairs, of_pairs)
     return preferences.only(of_pairs > 0) if weight.selects else preferences
 
@@ -226,8 +237,10 @@ def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, list[int]]
     }
 
 
-def _objective(loss: str, labels: Labels, weight: str) -> str:
-    return f"{loss}, human labels" if labels == "human" else f"{loss}, weight {weight}"
+def _objective(loss: str, labels: Labels, weight: str, *, by_prompt: bool) -> str:
+    if labels == "human":
+        return f"{loss}, human labels"
+    return f"{loss}, weight {weight}{' / prompt_pairs' if by_prompt else ''}"
 
 
 def loss_arguments(pair_loss: PairLoss) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cwpo_trainer.settings.mixins import (
 from cwpo_trainer.weights import WEIGHTS, WeightName
 
 Labels = Literal["annotator", "human"]
+WeightBy = Literal["prompt", "pair"]
 S = TypeVar("S", bound=Settings)
 
 
@@ -163,6 +164,12 @@ class Weighting(Settings):
         False,
         description="Weight pairs by the column calibrated_confidence instead of confidence; "
         "annotators with a calibration temperature write it.",
+    )
+    weight_by: WeightBy = Field(
+        "prompt",
+        description="What counts as one in a dataset with several pairs of a prompt (column "
+        "`prompt_pairs`): `prompt` divides the weight of each pair by the number of pairs of its "
+        "prompt, `pair` does not.",
     )
     normalise: bool = Field(
         False, description="Divide the weights by their mean, so that they are 1 on average."

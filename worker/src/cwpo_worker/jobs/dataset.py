@@ -33,13 +33,15 @@ _CURSOR = re.compile(r"\d{1,8}", re.ASCII)
 
 
 class CheckedPart(BaseModel):
-    """A part that was found to be whole: its shard, its annotated and failed rows, its content.
+    """A part that was found to be whole: its shard, its rows and failed ones, its content.
 
+    annotated: number of input rows that its rows come from; None if it is that of its rows.
     is_completed: the dataset has a copy with columns that were not known when it was annotated.
     """
 
     index: int
     rows: int
+    annotated: int | None = None
     failed: int
     bytes: int
     sha256: str
@@ -63,17 +65,24 @@ class PartsPage(BaseModel):
 class Summary(BaseModel):
     """What the parts are together.
 
-    rows, failed: numbers of annotated rows, and of those that the errors file has besides the
-        rejected ones.
+    rows: number of rows of the dataset.
+    annotated: number of input rows that they come from; None if it is that of the rows.
+    failed: number of rows that the errors file has besides the rejected ones.
     bytes: of the parts that have rows; the others do not belong to the dataset.
     pages: number of pages, of which those without a part are not there.
     """
 
     rows: int
+    annotated: int | None = None
     failed: int
     bytes: int
     pages: int
     kind: Kind | None
+
+    @property
+    def input_rows(self) -> int:
+        """Number of input rows that are annotated."""
+        return self.rows if self.annotated is None else self.annotated
 
 
 class Dataset:

@@ -15,6 +15,7 @@ if redis.call('SETBIT', KEYS[1], ARGV[1], 1) == 0 then
     redis.call('HINCRBY', KEYS[2], 'shards', 1)
     redis.call('HINCRBY', KEYS[2], 'annotated', ARGV[2])
     redis.call('HINCRBY', KEYS[2], 'failed', ARGV[3])
+    redis.call('HINCRBY', KEYS[2], 'pairs', ARGV[4])
 end
 redis.call('SREM', KEYS[3], ARGV[1])
 return tonumber(redis.call('HGET', KEYS[2], 'shards'))
@@ -22,10 +23,11 @@ return tonumber(redis.call('HGET', KEYS[2], 'shards'))
 
 
 class RowCounts(NamedTuple):
-    """The numbers of annotated and failed rows of a finished shard."""
+    """The numbers of annotated and failed input rows of a finished shard, and of dataset rows."""
 
     annotated: int
     failed: int
+    pairs: int
 
 
 class FinishedShards:
@@ -59,7 +61,7 @@ class FinishedShards:
         """The progress of the job: as recorded if it has ended, otherwise from its counters."""
         if record.state in FINAL_STATES:
             return record.progress
-        annotated, failed = self._rows(record.id)
+        annotated, failed, pairs = self._rows(record.id)
         rate = None
         if record.started_at is not None and annotated + failed:
             seconds = (now() - record.started_at).total_seconds()
@@ -71,6 +73,7 @@ class FinishedShards:
             rows_done=done,
             rows_annotated=annotated,
             rows_failed=failed + record.rejected,
+            pairs_annotated=None if record.pairs is None else pairs,
             rows_per_second=rate,
             eta_seconds=(total - done) / rate if rate and total is not None else None,
         )

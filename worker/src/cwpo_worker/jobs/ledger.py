@@ -107,6 +107,7 @@ class Ledger:
             max_rejected_share=request.max_rejected_share,
             priority=request.priority,
             merge=request.merge,
+            pairs=request.pairs,
             created_at=now(),
             owner=owner,
             shard_rows=SHARD_ROWS,

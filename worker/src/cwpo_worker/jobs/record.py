@@ -34,7 +34,8 @@ class JobRecord(Job, extra="allow"):
 
     owner: name of the API key that submitted the job; None if the service has no keys.
     version: number of changes so far; of two records of a job, the higher one is newer.
-    shard_rows: rows per shard, fixed at submission, so that planning again gives the same shards.
+    shard_rows: triplets per shard, or rows that are as much work, fixed at submission, so that
+        planning again gives the same shards.
     files_planned, rows_planned: number of input files and of rows that are planned.
     shards, rejected: number of shards that are planned, and of rows that are in no shard.
     repins: number of times that all rows were to be annotated anew.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from cwpo import Client
+from cwpo.datasets.triplets import asking_order
 from cwpo.errors import APIError
-from cwpo.texts import prompt_order
 from cwpo.types import ModelRef
 from cwpo_worker.jobs.finished_shards import RowCounts
 from cwpo_worker.jobs.lifecycle import Lifecycle
@@ -16,13 +16,14 @@ from cwpo_worker.jobs.record import JobRecord
 from cwpo_worker.steps.answers import (
     Answer,
     Label,
+    Question,
     answers_to,
     cautious_answers_to,
     check_model,
     is_failure,
 )
 from cwpo_worker.steps.part import read_row_counts, write_part
-from cwpo_worker.steps.shard_rows import numbered_triplets, read_shard
+from cwpo_worker.steps.shard_rows import numbered_rows, read_shard
 from cwpo_worker.storage.store import BlobStore
 
 # After so many failures that nobody can explain, the shard is done with caution.
@@ -63,21 +64,29 @@ def _try_part(
     attempts = lifecycle.attempts(job.id, index)
     is_cautious = attempts.begin("shard") >= PATIENCE
     try:
-        rows = read_shard(store.read(job.folder.shard(index)))
-        triplets = numbered_triplets(rows)
+        table = read_shard(store.read(job.folder.shard(index)))
+        rows = numbered_rows(table)
+        question = Question(client, manifest.truncation, job.pairs)
         pin = partial(_pin, lifecycle, job)
         if is_cautious:
-            answers = cautious_answers_to(client, triplets, manifest.truncation, attempts, pin)
+            answers = cautious_answers_to(question, rows, attempts, pin)
             model, labels = _collected(lifecycle, job, answers)
         else:
-            order = prompt_order([row.triplet.prompt for row in triplets])
-            by_prompt = [triplets[at] for at in order]
-            answers = answers_to(client, by_prompt, manifest.truncation, pin)
+            order = asking_order(rows)
+            answers = answers_to(question, [rows[at] for at in order], pin)
             model, found = _collected(lifecycle, job, answers)
             of_row = dict(zip(order, found, strict=True))
-            labels = [of_row[at] for at in range(len(triplets))]
+            labels = [of_row[at] for at in range(len(rows))]
         key = job.folder.part(index)
-        counts = write_part(store, key, rows, labels, model, extra=manifest.columns)
+        counts = write_part(
+            store,
+            key,
+            table,
+            labels,
+            model,
+            extra=manifest.columns,
+            is_paired=job.pairs is not None,
+        )
     except Exception as error:
         if not (isinstance(error, APIError) and is_failure(error)):
             attempts.end("shard")

@@ -10,9 +10,18 @@ from http import HTTPStatus
 from typing import Literal
 
 from cwpo import Client
-from cwpo.datasets.triplets import NumberedTriplet
+from cwpo.datasets.ranked import RankedPairs
+from cwpo.datasets.triplets import NumberedItem, NumberedRow, NumberedTriplet
 from cwpo.errors import APIError, CwpoError, InvalidRequestError, TooLargeError
-from cwpo.types import Annotation, FailedAnnotation, ItemError, ModelRef, Truncation
+from cwpo.types import (
+    Annotation,
+    FailedAnnotation,
+    ItemError,
+    ModelRef,
+    Pairs,
+    Ranking,
+    Truncation,
+)
 from cwpo_worker.errors import OtherModelError, PoisonedShardError
 from cwpo_worker.jobs.attempts import Attempts
 
@@ -24,22 +33,33 @@ POISON_ROWS = 16
 # Workers that have to die of a row that was asked alone; one could have been killed by chance.
 DEATHS = 2
 
-Label = Annotation | FailedAnnotation
+Label = Annotation | RankedPairs | FailedAnnotation
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How rows are asked: by a client, with one treatment of what is too long.
+
+    pairs: what pairs the rows with lists of responses give; None where there are no such rows.
+    """
+
+    client: Client
+    truncation: Truncation
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The labels of one request's rows; model is None if the service refused all of them."""
 
-    rows: Sequence[NumberedTriplet]
+    rows: Sequence[NumberedRow]
     labels: Sequence[Label]
     model: ModelRef | None
 
 
 def answers_to(
-    client: Client,
-    rows: Sequence[NumberedTriplet],
-    truncation: Truncation,
+    question: Question,
+    rows: Sequence[NumberedRow],
     pin: Callable[[], str | None],
 ) -> Iterator[Answer]:
     """The answer to each request, in order, with some requests in flight at a time.
@@ -50,18 +70,17 @@ def answers_to(
     """
     pending: deque[Future[Answer]] = deque()
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for request in _requests(rows):
+        for request in _requests(rows, REQUEST_ROWS):
             if len(pending) == IN_FLIGHT:
                 yield pending.popleft().result()
-            pending.append(pool.submit(_ask, client, request, truncation, pin()))
+            pending.append(pool.submit(_ask, question, request, pin()))
         while pending:
             yield pending.popleft().result()
 
 
 def cautious_answers_to(
-    client: Client,
-    rows: Sequence[NumberedTriplet],
-    truncation: Truncation,
+    question: Question,
+    rows: Sequence[NumberedRow],
     attempts: Attempts,
     pin: Callable[[], str | None],
 ) -> Iterator[Answer]:
@@ -71,11 +90,10 @@ def cautious_answers_to(
     which workers died, or the service fails, becomes an error.
     """
     poisoned = 0
-    for at in range(0, len(rows), CAUTIOUS_ROWS):
-        stretch = rows[at : at + CAUTIOUS_ROWS]
+    for stretch in _requests(rows, CAUTIOUS_ROWS):
         with attempts.attempt(f"{stretch[0].row}+{len(stretch)}") as deaths:
             for suspects in [stretch] if not deaths else [[row] for row in stretch]:
-                answer = _ask_suspects(client, suspects, truncation, pin(), attempts)
+                answer = _ask_suspects(question, suspects, pin(), attempts)
                 poisoned += sum(_is_poison(label) for label in answer.labels)
                 if poisoned > POISON_ROWS:
                     raise PoisonedShardError(
@@ -99,47 +117,65 @@ def is_failure(error: APIError) -> bool:
     return error.status == HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _requests(rows: Sequence[NumberedTriplet]) -> Iterator[Sequence[NumberedTriplet]]:
-    """Requests of some hundred rows, which end between two prompts if one ends in their last half.
+def _requests(rows: Sequence[NumberedRow], size: int) -> Iterator[Sequence[NumberedRow]]:
+    """The rows of each request: neighbours of one kind.
 
-    The annotator reads a prompt once for all rows of a request that have it.
+    A request ends between two prompts if one ends in its last half: the annotator reads a prompt
+    once for all rows of a request that have it.
+
+    Args:
+        size: triplets of a request; lists have as many responses together as these, or are one
+            list of more.
     """
     start = 0
     while start < len(rows):
-        end = start + REQUEST_ROWS
+        end = _end_of_request(rows, start, size)
         ends = (
             at
-            for at in range(end, end - REQUEST_ROWS // 2, -1)
-            if at >= len(rows) or rows[at].triplet.prompt != rows[at - 1].triplet.prompt
+            for at in range(end, (start + end) // 2, -1)
+            if at == len(rows) or not _share_prompt(rows[at - 1], rows[at])
         )
         stop = next(ends, end)
         yield rows[start:stop]
         start = stop
 
 
+def _end_of_request(rows: Sequence[NumberedRow], start: int, size: int) -> int:
+    """Where the rows from `start` on, at least one, are too many or of another kind."""
+    room = 2 * size
+    for at in range(start, len(rows)):
+        row = rows[at]
+        room -= len(row.item.responses) if isinstance(row, NumberedItem) else 2
+        if at > start and (room < 0 or type(row) is not type(rows[start])):
+            return at
+    return len(rows)
+
+
+def _share_prompt(row: NumberedRow, after: NumberedRow) -> bool:
+    return type(row) is type(after) and row.prompt == after.prompt
+
+
 def _ask_suspects(
-    client: Client,
-    rows: Sequence[NumberedTriplet],
-    truncation: Truncation,
+    question: Question,
+    rows: Sequence[NumberedRow],
     revision: str | None,
     attempts: Attempts,
 ) -> Answer:
     if len(rows) > 1:
-        return _ask(client, rows, truncation, revision, is_cautious=True)
+        return _ask(question, rows, revision, is_cautious=True)
     name = str(rows[0].row)
     deaths = attempts.begin(name)
     if deaths >= DEATHS:
         return Answer(rows, [_poison(rows[0], f"{deaths} workers died of this row")], None)
     try:
-        return _ask(client, rows, truncation, revision, is_cautious=True)
+        return _ask(question, rows, revision, is_cautious=True)
     finally:
         attempts.end(name)
 
 
 def _ask(
-    client: Client,
-    rows: Sequence[NumberedTriplet],
-    truncation: Truncation,
+    question: Question,
+    rows: Sequence[NumberedRow],
     revision: str | None,
     *,
     is_cautious: bool = False,
@@ -149,13 +185,7 @@ def _ask(
     If is_cautious, do the same if the service fails.
     """
     try:
-        answer = client.annotate(
-            [row.triplet for row in rows],
-            truncation=truncation,
-            priority="batch",
-            revision=revision,
-            batch_size=len(rows),
-        )
+        answer = _send(question, rows, revision)
     except APIError as error:
         is_refusal = isinstance(error, TooLargeError | InvalidRequestError)
         if not is_refusal and not (is_cautious and is_failure(error)):
@@ -168,30 +198,57 @@ def _ask(
             )
             return Answer(rows, [label], None)
     else:
-        if [label.id for label in answer.annotations] != [row.triplet.id for row in rows]:
+        if [label.id for label in answer.labels] != [row.id for row in rows]:
             raise CwpoError("the service returned annotations of other rows than were sent")
-        return Answer(rows, answer.annotations, answer.model)
+        return answer
     middle = len(rows) // 2
-    first = _ask(client, rows[:middle], truncation, revision, is_cautious=is_cautious)
+    first = _ask(question, rows[:middle], revision, is_cautious=is_cautious)
     if first.model is not None:
         revision = first.model.revision
-    second = _ask(client, rows[middle:], truncation, revision, is_cautious=is_cautious)
+    second = _ask(question, rows[middle:], revision, is_cautious=is_cautious)
     return Answer(rows, [*first.labels, *second.labels], first.model or second.model)
+
+
+def _send(question: Question, rows: Sequence[NumberedRow], revision: str | None) -> Answer:
+    """Send one request for rows of one kind. Raises: as the client does."""
+    items = [row.item for row in rows if isinstance(row, NumberedItem)]
+    if not items or question.pairs is None:
+        triplets = [row.triplet for row in rows if isinstance(row, NumberedTriplet)]
+        annotated = question.client.annotate(
+            triplets,
+            truncation=question.truncation,
+            priority="batch",
+            revision=revision,
+            batch_size=len(triplets),
+        )
+        return Answer(rows, annotated.annotations, annotated.model)
+    ranked = question.client.rank(
+        items,
+        truncation=question.truncation,
+        priority="batch",
+        revision=revision,
+        batch_size=sum(len(item.responses) for item in items),
+    )
+    labels = [
+        RankedPairs.of(ranking, question.pairs, ranked.temperature)
+        if isinstance(ranking, Ranking)
+        else ranking
+        for ranking in ranked.rankings
+    ]
+    return Answer(rows, labels, ranked.model)
 
 
 def _is_poison(label: Label) -> bool:
     return isinstance(label, FailedAnnotation) and label.error.code == "poison_row"
 
 
-def _poison(row: NumberedTriplet, detail: str) -> FailedAnnotation:
+def _poison(row: NumberedRow, detail: str) -> FailedAnnotation:
     error = ItemError(code="poison_row", detail=detail)
-    return FailedAnnotation(id=row.triplet.id or str(row.row), error=error)
+    return FailedAnnotation(id=row.id, error=error)
 
 
-def _refused(row: NumberedTriplet, error: APIError) -> FailedAnnotation:
+def _refused(row: NumberedRow, error: APIError) -> FailedAnnotation:
     code: Literal["too_long", "invalid_row"] = (
         "too_long" if isinstance(error, TooLargeError) else "invalid_row"
     )
-    return FailedAnnotation(
-        id=row.triplet.id or str(row.row), error=ItemError(code=code, detail=error.problem.detail)
-    )
+    return FailedAnnotation(id=row.id, error=ItemError(code=code, detail=error.problem.detail))

@@ -125,17 +125,18 @@ class _Publication:
             rejected = stack.enter_context(closing(self._rejected(manifest)))
             sink = stack.enter_context(self._store.create(self._folder.errors))
             errors = ErrorsFile(sink, rejected)
-            rows = failed = size = pages = 0
+            rows = annotated = failed = size = pages = 0
             for number, shards in groupby(manifest.numbers, lambda index: index // PAGE_PARTS):
                 for part in self._checked(number, shards, merged, errors):
                     rows += part.rows
+                    annotated += part.rows if part.annotated is None else part.annotated
                     failed += part.failed
                     size += part.bytes if part.rows else 0
-                if merged is not None and size > MERGED_BYTES:
+                if merged is not None and (size > MERGED_BYTES or rows > MERGED_ROWS):
                     merged.close()
                     merged = None
                 pages = number + 1
-            found = rows + failed + manifest.rejected
+            found = annotated + failed + manifest.rejected
             if expected not in (None, found):
                 raise IncompleteJobError(
                     f"the parts and the rejected rows are {found:,} rows, of {expected:,}"
@@ -143,7 +144,14 @@ class _Publication:
             if merged is not None:
                 merged.publish()
             errors.close()
-        summary = Summary(rows=rows, failed=failed, bytes=size, pages=pages, kind=self._kind)
+        summary = Summary(
+            rows=rows,
+            annotated=annotated if annotated != rows else None,
+            failed=failed,
+            bytes=size,
+            pages=pages,
+            kind=self._kind,
+        )
         self._dataset.publish(summary)
         return summary
 
@@ -216,21 +224,23 @@ class _Publication:
         """
         if part.shard is not None:
             self._expect_rows(index, part.counts, part.shard)
-        if part.counts.annotated:
+        counts = part.counts
+        if counts.annotated:
             columns = [DatasetColumn(name=each.name, type=str(each.type)) for each in part.schema]
             kind = Kind(columns=columns, model=annotator_of(part.schema))
             self._expect_kind(kind, f"part {index}")
         return CheckedPart(
             index=index,
-            rows=part.counts.annotated,
-            failed=part.counts.failed,
+            rows=counts.pairs,
+            annotated=counts.annotated if counts.annotated != counts.pairs else None,
+            failed=counts.failed,
             bytes=len(part.content),
             sha256=sha256(part.content).hexdigest(),
             is_completed=is_completed,
         )
 
     def _expect_rows(self, index: int, counts: RowCounts, shard: ShardEntry) -> None:
-        if sum(counts) != shard.rows:
+        if counts.annotated + counts.failed != shard.rows:
             raise IncompleteJobError(
                 f"part {index} has {counts.annotated:,} annotated and {counts.failed:,} failed "
                 f"rows for the {shard.rows:,} of its shard"
@@ -265,13 +275,14 @@ def _read_ahead(read: Callable[[int], Part], shards: Sequence[int]) -> Iterator[
 
 
 def _progress(record: JobRecord, manifest: Manifest, summary: Summary) -> JobProgress:
-    done = summary.rows + summary.failed + manifest.rejected
+    done = summary.input_rows + summary.failed + manifest.rejected
     seconds = (now() - (record.started_at or record.created_at)).total_seconds()
     return JobProgress(
         rows_total=record.progress.rows_total,
         rows_done=done,
-        rows_annotated=summary.rows,
-        rows_failed=done - summary.rows,
+        rows_annotated=summary.input_rows,
+        rows_failed=done - summary.input_rows,
+        pairs_annotated=None if record.pairs is None else summary.rows,
         rows_per_second=done / seconds if seconds > 0 else None,
         eta_seconds=0.0,
     )

@@ -7,6 +7,7 @@ published completely or not at all, so that the answers of two runs of a shard c
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic_core import from_json
 
 from cwpo.columns import Column, stored
+from cwpo.datasets.ranked import RankedPairs
 from cwpo.datasets.triplets import RejectedRow
 from cwpo.datasets.weighted import ParquetWriter, columns_beside, weighted_table
 from cwpo.types import Annotation, FailedAnnotation, ModelRef
@@ -66,10 +68,11 @@ def write_part(
     store: BlobStore,
     key: str,
     rows: pa.Table,
-    labels: Sequence[Annotation | FailedAnnotation],
+    labels: Sequence[Annotation | RankedPairs | FailedAnnotation],
     model: ModelRef | None,
     *,
     extra: Sequence[Column] = (),
+    is_paired: bool = False,
 ) -> RowCounts:
     """Publish a part, unless it exists already.
 
@@ -77,25 +80,29 @@ def write_part(
         rows: rows of the shard, from `read_shard`.
         labels: their labels, in order.
         extra: the extra columns that are known of the input.
+        is_paired: whether there is the column prompt_pairs.
     Returns: the numbers of rows in the part that exists now.
     """
-    good = [label for label in labels if isinstance(label, Annotation)]
+    good = [label for label in labels if not isinstance(label, FailedAnnotation)]
     errors: list[dict[str, Any]] = []
     numbers = rows["row"]
     shard = ShardEntry(len(rows), numbers[0].as_py(), numbers[-1].as_py())
     if len(good) < len(labels):
-        is_good = [isinstance(label, Annotation) for label in labels]
+        is_good = [not isinstance(label, FailedAnnotation) for label in labels]
         errors = _errors(rows, labels)
         rows = rows.filter(pa.array(is_good))
+    pairs = _Pairs.of(rows, good, is_paired=is_paired)
     table = weighted_table(
-        rows["prompt"],
-        (rows["response_a"], rows["response_b"]),
-        good,
+        pairs.rows["prompt"],
+        (pairs.rows["response_a"], pairs.rows["response_b"]),
+        pairs.annotations,
         model,
-        _beside(rows["extra"], extra),
+        _beside(pairs.rows["extra"], extra),
+        pairs.prompt_pairs,
     )
-    is_published = _publish(store, key, table, errors, shard)
-    return RowCounts(len(good), len(errors)) if is_published else read_row_counts(store, key)
+    if not _publish(store, key, table, errors, shard):
+        return read_row_counts(store, key)
+    return RowCounts(len(good), len(errors), len(table))
 
 
 def complete_part(
@@ -110,8 +117,11 @@ def complete_part(
     Returns: the copy that exists now.
     """
     failed = pa.array([line["row"] for line in part.errors], pa.int64())
-    values = _beside(rows.filter(pc.invert(pc.is_in(rows["row"], failed)))["extra"], extra)
     table = part.rows()
+    good = rows.filter(pc.invert(pc.is_in(rows["row"], failed)))["extra"]
+    if "prompt_pairs" in table.column_names:
+        good = good.take(pa.array(_rows_of_pairs(table["prompt_pairs"].to_pylist())))
+    values = _beside(good, extra)
     table = table.drop_columns([column.name for column in part.columns])
     for column in extra:
         field = column.field()
@@ -125,15 +135,78 @@ def read_part(store: BlobStore, key: str) -> Part:
     content = store.read(key)
     with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
         shard, errors, schema = _described(file)
-        counts = RowCounts(file.metadata.num_rows, len(errors))
+        counts = _counts(file, schema, errors)
     return Part(shard, counts, errors, schema, content)
 
 
 def read_row_counts(store: BlobStore, key: str) -> RowCounts:
-    """The numbers of rows in a part, without reading them. Raises: BlobNotFoundError."""
+    """The numbers of rows in a part, without reading their texts. Raises: BlobNotFoundError."""
     with store.open(key) as source, pq.ParquetFile(source) as file:
-        _, errors, _ = _described(file)
-        return RowCounts(file.metadata.num_rows, len(errors))
+        _, errors, schema = _described(file)
+        return _counts(file, schema, errors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """What the rows of a shard become: a row for each pair of responses.
+
+    rows: a table of triplets. annotations: their labels. prompt_pairs: as a column of the dataset.
+    """
+
+    rows: pa.Table
+    annotations: Sequence[Annotation]
+    prompt_pairs: Sequence[int] | None
+
+    @classmethod
+    def of(
+        cls, rows: pa.Table, labels: Sequence[Annotation | RankedPairs], *, is_paired: bool
+    ) -> _Pairs:
+        """The pairs of rows with these labels, in the order of the rows."""
+        if "responses" not in rows.column_names:
+            annotations = [label for label in labels if isinstance(label, Annotation)]
+            return cls(rows, annotations, [1] * len(annotations) if is_paired else None)
+        responses = rows["responses"].to_pylist()
+        row: list[int] = []
+        a: list[str] = []
+        b: list[str] = []
+        annotations, prompt_pairs = [], []
+        two = zip(rows["response_a"].to_pylist(), rows["response_b"].to_pylist(), strict=True)
+        for at, (label, listed, of_triplet) in enumerate(zip(labels, responses, two, strict=True)):
+            if isinstance(label, Annotation):
+                pairs = [(*of_triplet, label)]
+            else:
+                pairs = [(listed[pair.a], listed[pair.b], pair.label) for pair in label.pairs]
+            for of_a, of_b, annotation in pairs:
+                row.append(at)
+                a.append(of_a)
+                b.append(of_b)
+                annotations.append(annotation)
+                prompt_pairs.append(len(pairs))
+        table = rows.select(["prompt", "extra"]).take(pa.array(row, pa.int64()))
+        text = pa.string()
+        table = table.append_column("response_a", pa.chunked_array([pa.array(a, text)]))
+        table = table.append_column("response_b", pa.chunked_array([pa.array(b, text)]))
+        return cls(table, annotations, prompt_pairs)
+
+
+def _rows_of_pairs(prompt_pairs: Sequence[int]) -> list[int]:
+    """The place of each pair's row among the rows of its shard that are annotated."""
+    rows: list[int] = []
+    place = 0
+    while len(rows) < len(prompt_pairs):
+        rows += [place] * prompt_pairs[len(rows)]
+        place += 1
+    return rows
+
+
+def _counts(file: pq.ParquetFile, schema: pa.Schema, errors: list[dict[str, Any]]) -> RowCounts:
+    """The numbers of rows; of pairs, those that are together one row of the input count as one."""
+    pairs = file.metadata.num_rows
+    if "prompt_pairs" not in schema.names or not pairs:
+        return RowCounts(pairs, len(errors), pairs)
+    column = file.read(["prompt_pairs"], use_threads=False)["prompt_pairs"]
+    counts = Counter(column.to_pylist())
+    return RowCounts(sum(count // of_row for of_row, count in counts.items()), len(errors), pairs)
 
 
 def _publish(
@@ -166,7 +239,7 @@ def _described(
 
 
 def _errors(
-    rows: pa.Table, labels: Sequence[Annotation | FailedAnnotation]
+    rows: pa.Table, labels: Sequence[Annotation | RankedPairs | FailedAnnotation]
 ) -> list[dict[str, Any]]:
     named = zip(rows["row"].to_pylist(), rows["id"].to_pylist(), labels, strict=True)
     return [

@@ -12,22 +12,24 @@ from typing import Any, BinaryIO
 
 from cwpo.columns import Columns
 from cwpo.datasets.triplets import (
-    NumberedTriplet,
+    NumberedItem,
+    NumberedRow,
     RejectedRow,
     file_format,
     read_rows,
+    rows_of_responses,
     rows_through,
     triplets_of,
 )
 from cwpo.datasets.weighted import JsonlWriter
 from cwpo.errors import DatasetError
-from cwpo.types import FileFormat
+from cwpo.types import FileFormat, ItemError
 from cwpo_worker.errors import BlobNotFoundError
 from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.jobs.manifest import Continuation, JobFolder, Manifest
 from cwpo_worker.jobs.record import JobRecord
 from cwpo_worker.jobs.shard_ranges import joined
-from cwpo_worker.steps.shard_rows import ShardRows
+from cwpo_worker.steps.shard_rows import ShardRows, characters_in_dataset
 from cwpo_worker.storage.inputs import INPUTS, Input, sha256_of
 from cwpo_worker.storage.store import BlobStore, Draft
 from cwpo_worker.storage.uploads import FileCatalog
@@ -126,10 +128,10 @@ class _Plan:
         self._checkpoint = self._shards + CHECKPOINT_SHARDS
         self._errors = _Errors(store, self._folder)
         self._columns = Columns(at.kinds)
-        self._open = ShardRows()
+        self._open = ShardRows(record.pairs)
         if at.characters:
             blob = store.read(self._folder.open_shard(at.files))
-            self._open = ShardRows.read(blob, at.characters)
+            self._open = ShardRows.read(blob, at.characters, record.pairs)
 
     def run(self) -> Manifest:
         """Plan files until a shard is full, or there are no more; returns what is published."""
@@ -149,7 +151,7 @@ class _Plan:
             at.checksums.append(source.sha256)
             rows = rows_through([_rows(source)], at.last_row)
             last_row = at.last_row
-            for item in triplets_of(rows, at.is_chat):
+            for item in self._parsed(rows):
                 self._rows += 1
                 last_row = item.row
                 if isinstance(item, RejectedRow):
@@ -160,20 +162,40 @@ class _Plan:
                     self._expect_few_rejected(source)
             at.last_row = last_row
 
+    def _parsed(
+        self, rows: Iterator[tuple[int, dict[str, Any] | str]]
+    ) -> Iterator[NumberedRow | RejectedRow]:
+        if self._record.pairs is None:
+            return triplets_of(rows, self._at.is_chat)
+        return map(self._bounded, rows_of_responses(rows, self._at.is_chat))
+
+    def _bounded(self, row: NumberedRow | RejectedRow) -> NumberedRow | RejectedRow:
+        """The row, unless its pairs alone would be too much for a worker's memory."""
+        if not isinstance(row, NumberedItem):
+            return row
+        size = characters_in_dataset(row, self._record.pairs)
+        if size <= SHARD_CHARACTERS:
+            return row
+        detail = (
+            f"its pairs would have {size:,} characters together, of at most {SHARD_CHARACTERS:,}: "
+            "name fewer pairs with --pairs, or list fewer responses"
+        )
+        return RejectedRow(row.row, row.id, ItemError(code="invalid_row", detail=detail))
+
     def _reject(self, row: RejectedRow) -> None:
         self._rejected += 1
         if self._at.first_rejected is None:
             self._at.first_rejected = f"row {row.row}: {row.error.detail}"
         self._errors.write(row)
 
-    def _add(self, row: NumberedTriplet) -> None:
+    def _add(self, row: NumberedRow) -> None:
         rows = self._open
         if row.extra:
             self._columns.learn(row.extra)
         if self._at.is_chat is None:
-            self._at.is_chat = not isinstance(row.triplet.prompt, str)
+            self._at.is_chat = not isinstance(row.prompt, str)
         rows.add(row)
-        if len(rows.numbers) == self._shard_rows or rows.characters >= SHARD_CHARACTERS:
+        if rows.size >= self._shard_rows or rows.characters >= SHARD_CHARACTERS:
             self._write_shard()
             self._wanted()
             if self._shards == self._checkpoint:
@@ -186,7 +208,7 @@ class _Plan:
             with self._store.create(key) as blob:
                 self._open.write(blob)
         self._shards += 1
-        self._open = ShardRows()
+        self._open = ShardRows(self._record.pairs)
 
     def _expect_few_rejected(self, source: Source) -> None:
         """Raises: DatasetError once more than the job's share of all rows so far is rejected."""
