@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, cycle, islice
 from typing import Any
 
 import torch
@@ -21,41 +22,66 @@ LEARNING_RATE = 2e-5
 
 # --- pairs
 
+LONGEST = {"hh_harmless": 512, "qa_feedback": 1024}
+"""Tokens of the longest text that is trained on, of each data set."""
 
-def triplets() -> Iterator[Triplet]:
-    """The pairs of hh_harmless, a the preferred response."""
-    for row in preferences("hh_harmless"):
+
+def triplets(dataset: str) -> list[Triplet]:
+    """The pairs of a data set in the order of the file, a the preferred response."""
+    found = []
+    for row in preferences(dataset):
         good, bad = row["response_a"], row["response_b"]
         if row["preferred"] == "b":
             good, bad = bad, good
-        yield Triplet(prompt=row["prompt"], response_a=good, response_b=bad)
+        found.append(Triplet(prompt=row["prompt"], response_a=good, response_b=bad))
+    return found
 
 
-def lengths(encoder: Encoder) -> Iterator[tuple[int, EncodedPair]]:
+def shuffled(dataset: str) -> list[Triplet]:
+    """In random order, the same every time, as CW-DPO trains them."""
+    found = triplets(dataset)
+    random.Random(0).shuffle(found)
+    return found
+
+
+def by_prompt(dataset: str) -> list[Triplet]:
+    """All pairs of a prompt one after the other, as annotators are trained.
+
+    The prompts stand in the order of the file, each where its first pair does.
+    """
+    of_prompt: dict[str, list[Triplet]] = {}
+    for triplet in triplets(dataset):
+        of_prompt.setdefault(str(triplet.prompt), []).append(triplet)
+    return [*chain(*of_prompt.values())]
+
+
+def lengths(encoder: Encoder, ordered: Iterable[Triplet]) -> Iterator[tuple[int, EncodedPair]]:
     """The pairs, each with the tokens of its longer text."""
-    for triplet in triplets():
+    for triplet in ordered:
         (pair,) = encoder.encode_pairs([triplet])
         if isinstance(pair, EncodedPair):
             yield max(len(pair.a), len(pair.b)), pair
 
 
-def pairs_of(encoder: Encoder, count: int, max_length: int) -> list[EncodedPair]:
-    """The first pairs of at most max_length tokens a text."""
-    fitting = (pair for length, pair in lengths(encoder) if length <= max_length)
-    found = list(islice(fitting, count))
-    if len(found) < count:
-        sys.exit(f"hh_harmless has only {len(found)} pairs of at most {max_length} tokens")
-    return found
+def batches(
+    encoder: Encoder, ordered: Iterable[Triplet], *, count: int, size: int, longest: int
+) -> list[list[EncodedPair]]:
+    """The first batches of pairs of at most `longest` tokens a text; pairs that run out come again.
+
+    As in training, a prompt whose pairs do not all fit into a batch goes on in the next one.
+    """
+    fitting = (pair for length, pair in lengths(encoder, ordered) if length <= longest)
+    found = [*islice(fitting, count * size)]
+    if not found:
+        sys.exit(f"no pair has at most {longest} tokens")
+    pairs = cycle(found)
+    return [[*islice(pairs, size)] for _ in range(count)]
 
 
 def of_length(encoder: Encoder, count: int, length: int) -> list[EncodedPair]:
     """Pairs whose longer text has that many tokens, give or take a fifth."""
-    fitting = (pair for found, pair in lengths(encoder) if abs(found / length - 1) < 0.2)
-    return list(islice(fitting, count))
-
-
-def batches(pairs: Sequence[EncodedPair], size: int) -> list[list[EncodedPair]]:
-    return [list(pairs[at : at + size]) for at in range(0, len(pairs), size)]
+    found = lengths(encoder, triplets("hh_harmless"))
+    return list(islice((pair for tokens, pair in found if abs(tokens / length - 1) < 0.2), count))
 
 
 # --- models

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from training_material import LEARNING_RATE, causal, lora, pairs_of, response_encoder, scalar
+from training_material import LEARNING_RATE, causal, lora, response_encoder, scalar
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from cwpo_annotator.encoded import EncodedPair
+from cwpo_trainer.policy.row_training import ROWS
 from cwpo_trainer.run import process
 
-# Does one step on a batch of pairs; its loss.
-Step = Callable[[Sequence[EncodedPair]], float]
+# A trainer wants a dataset at its start; its steps are on batches of other pairs.
+_PLACEHOLDER = [EncodedPair([1, 2, 3], [1, 2, 4], start=2)]
 
 
-def dpo_step(
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Trains on batches of pairs.
+
+    step: does one step on a batch, and gives its loss; tokens: that one forward pass over a batch
+    reads, padding included.
+    """
+
+    step: Callable[[Sequence[EncodedPair]], float]
+    tokens: Callable[[Sequence[EncodedPair]], int]
+
+
+def dpo(
     settings: argparse.Namespace,
     folder: Path,
     trainer: type[DPOTrainer] | None = None,
     config: type[DPOConfig] = DPOConfig,
-) -> Step:
+) -> Contestant:
     """A step of DPO by TRL's trainer or one like it: forward, backward and optimiser."""
     options: dict[str, Any] = dict(
         output_dir=str(folder / config.__name__),
@@ -43,12 +57,12 @@ def dpo_step(
     arguments: dict[str, Any] = dict(
         model=causal(),
         ref_model=causal() if settings.full else None,
-        train_dataset=dpo_rows(pairs_of(response_encoder(), 2, settings.max_length)),
+        train_dataset=dpo_rows(_PLACEHOLDER),
         processing_class=response_encoder().tokenizer,
         peft_config=None if settings.full else lora(),
     )
     trainer = trainer or PretokenisedDPOTrainer
-    return step_of(trainer(args=config(**options), **arguments), dpo_rows)
+    return contestant(trainer(args=config(**options), **arguments), dpo_rows)
 
 
 class PretokenisedDPOTrainer(DPOTrainer):
@@ -73,7 +87,7 @@ def dpo_rows(pairs: Sequence[EncodedPair]) -> Dataset:
     )
 
 
-def reward_step(settings: argparse.Namespace, folder: Path) -> Step:
+def reward(settings: argparse.Namespace, folder: Path) -> Contestant:
     """What TRL's RewardTrainer does in a step."""
     model, encoder = scalar()
     trainer = RewardTrainer(
@@ -88,10 +102,10 @@ def reward_step(settings: argparse.Namespace, folder: Path) -> Step:
             use_cpu=not torch.cuda.is_available(),
             report_to=[],
         ),
-        train_dataset=reward_rows(pairs_of(encoder, 2, settings.max_length)),
+        train_dataset=reward_rows(_PLACEHOLDER),
         processing_class=encoder.tokenizer,
     )
-    return step_of(trainer, reward_rows)
+    return contestant(trainer, reward_rows)
 
 
 def reward_rows(pairs: Sequence[EncodedPair]) -> Dataset:
@@ -100,7 +114,7 @@ def reward_rows(pairs: Sequence[EncodedPair]) -> Dataset:
     )
 
 
-def step_of(trainer: Any, rows: Callable[[Sequence[EncodedPair]], Dataset]) -> Step:
+def contestant(trainer: Any, rows: Callable[[Sequence[EncodedPair]], Dataset]) -> Contestant:
     """One step of a TRL trainer, outside its own loop so that contestants can take turns."""
     trainer.current_gradient_accumulation_steps = 1
     trainer.create_optimizer()
@@ -116,4 +130,10 @@ def step_of(trainer: Any, rows: Callable[[Sequence[EncodedPair]], Dataset]) -> S
         optimizer.zero_grad()
         return loss.item()
 
-    return step
+    def tokens(batch: Sequence[EncodedPair]) -> int:
+        inputs = trainer.data_collator(list(rows(batch)))
+        if ROWS in inputs:
+            return sum(len(packed.row.ids) for packed in inputs[ROWS])
+        return inputs["input_ids"].numel()
+
+    return Contestant(step, tokens)
