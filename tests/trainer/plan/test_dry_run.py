@@ -28,8 +28,8 @@ from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 
 from ..samples import weighted, write_lines
 
-# Share of the measured peak that the estimate may be off by. It counts a layer's activations as those
-# of gated units; OPT's layers keep fewer.
+# Share of the measured peak that the estimate may be off by. It counts a layer's activations as if
+# its units were gated; OPT's layers keep fewer.
 TOLERANCES = {"llama": 0.2, "opt": 0.4}
 
 

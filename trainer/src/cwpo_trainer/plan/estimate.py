@@ -13,9 +13,9 @@ states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
     gradients      4 T / N
     optimiser      8 T / N        the two moments of AdamW
     reference      w P / N        if a second model is held
-    activations    a t L          a = 2 c (outputs of a layer's linear layers) + 16 h, or 40 h where
-                                  autocast casts, read by the backward pass; with checkpointing
-                                  t h c (L + 1)
+    activations    a t L          a = 2 c (outputs of a layer's linear layers) + 18 h, 12 h under
+                                  LoRA, 40 h where autocast casts, read by the backward pass; with
+                                  checkpointing t h c (L + 1)
     working        a t            of one layer, in the backward or the reference's forward pass
     loss           12 min(u V, M) + h c u, where M logits exist at a time, in float32 and thrice;
                                   of padded batches 32768 c min(u, 4096): their head has tiles
@@ -184,9 +184,9 @@ def memory(
     share = 1 / sharded_over
     is_sharded = sharded_over > 1
     copied = 2 * shape.linear_parameters if method.bfloat16 and of_weight == 4 else 0
-    # Norms and what is added up past the layers; autocast keeps its casts of it, too.
-    between = (10 if copied else 4) * shape.width
-    of_layer = (2 * shape.layer_outputs * number + between * 4) * tokens
+    # In float32: norms, and what is added up past the layers; autocast keeps its casts of it, too.
+    between = 10 if copied else 3 if frozen else 4.5
+    of_layer = (2 * shape.layer_outputs * number + 4 * between * shape.width) * tokens
     kept = of_layer * shape.layers
     if method.checkpointing:
         kept = tokens * shape.width * number * (shape.layers + 1)
