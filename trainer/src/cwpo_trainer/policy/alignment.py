@@ -117,6 +117,9 @@ def align(settings: Alignment) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(settings, task="CAUSAL_LM"),
         )
+        for name, pairs_found in trainer.pairs_from_cache.items():
+            found = {"pairs_from_reference_cache": pairs_found}
+            output.results |= found if name == "train" else named(found, name)
         train(trainer, output, settings.data, objective)
         save(trainer, output.path, adapts=settings.model if settings.lora else None)
     push(settings.output, settings.push_to_hub)
@@ -165,8 +168,8 @@ def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
         return None
     is_start = loss.reference is None
     return ReferenceUse(
-        is_second_model=not (is_start and (lora or loss.precompute_reference)),
-        is_precomputed=loss.precompute_reference,
+        is_second_model=not (is_start and (lora or loss.precomputes_reference)),
+        is_precomputed=loss.precomputes_reference,
     )
 
 
@@ -245,11 +248,12 @@ def _objective(loss: str, labels: Labels, weight: str, *, by_prompt: bool) -> st
 
 def loss_arguments(pair_loss: PairLoss) -> dict[str, Any]:
     """Arguments of ConfidenceDPOConfig: the loss and its constants, and what it is weighted by."""
-    loss = LOSSES[pair_loss.loss]
+    loss, cache = LOSSES[pair_loss.loss], pair_loss.reference_cache
     constants = {each.config_field: getattr(pair_loss, each.flag) for each in loss.constants}
     return {
         "loss_type": [loss.trl_type],
-        "precompute_ref_log_probs": pair_loss.precompute_reference,
+        "precompute_ref_log_probs": pair_loss.precomputes_reference,
+        "reference_cache": str(cache) if cache is not None else None,
         "weight_column": _WEIGHT_COLUMN,
         **constants,
     }

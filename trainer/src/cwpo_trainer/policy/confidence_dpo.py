@@ -8,13 +8,18 @@ TRL's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
@@ -39,6 +44,8 @@ from cwpo_trainer.losses import (
 )
 from cwpo_trainer.policy.packed_batch import of_chosen_and_rejected, packed_pairs, pairs_of
 from cwpo_trainer.policy.packed_model import PackedResponses
+from cwpo_trainer.policy.reference_cache import LogProbs, ReferenceCache, pair_keys
+from cwpo_trainer.policy.reference_cache import fingerprint as reference_fingerprint
 from cwpo_trainer.policy.row_training import ROWS, Collate, PackingCollator, RowTraining
 from cwpo_trainer.run import process
 
@@ -71,14 +78,21 @@ class ConfidenceDPOConfig(DPOConfig):
             "with models that allow it; otherwise both texts of each pair, padded."
         },
     )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder in which runs keep the log-probabilities of the reference, and find "
+            "those of others. Implies precompute_ref_log_probs."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         problem = next(self._problems(), None)
         if problem is not None:
             raise ConfigError(f"confidence-weighted DPO: {problem}")
-        if not self.loss.reads_reference:
-            # TRL then loads no reference of its own; there is nothing to precompute either.
+        if self.reference_cache is not None or not self.loss.reads_reference:
+            # Without a reference TRL then loads none of its own; nothing is precomputed either.
             self.precompute_ref_log_probs = True
 
     @property
@@ -98,7 +112,12 @@ class ConfidenceDPOConfig(DPOConfig):
             names = names_by_constant(LOSSES)[EPSILON]
             smoothed = " and ".join(LOSSES[name].trl_type for name in names)
             yield f"label_smoothing belongs to {smoothed}; {self.loss_type[0]} has none"
+        if self.reference_cache is not None and not self.loss.reads_reference:
+            yield f"reference_cache: {self.loss_type[0]} has no reference"
         unsupported = {
+            # The weights that identify the reference are sharded as soon as they are loaded.
+            "reference_cache with DeepSpeed": self.reference_cache is not None
+            and self.deepspeed_plugin is not None,
             "loss_weights": self.loss_weights is not None,
             "f_divergence_type": self.f_divergence_type != "reverse_kl",
             "ld_alpha": self.ld_alpha is not None,
@@ -116,6 +135,10 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
     tokenised (prompt_ids, chosen_ids, rejected_ids). Evaluation weights its pairs the same way.
     Raises: DatasetError for a dataset whose weights are missing or unusable; ConfigError for a
     model or option that the weighted loss does not cover.
+
+    Attributes:
+        pairs_from_cache: number of pairs of each dataset, "train" or "eval", that were found in
+            `args.reference_cache`.
     """
 
     args: ConfidenceDPOConfig
@@ -125,6 +148,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("compute_metrics") is not None:
             raise ConfigError("compute_metrics is not supported: no logits are built")
+        self.pairs_from_cache: dict[str, int] = {}
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, ConfidenceDPOConfig):
             raise ConfigError("ConfidenceDPOTrainer needs a ConfidenceDPOConfig as args")
@@ -141,6 +165,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         if isinstance(self.data_collator, (_WeightedCollator, PackingCollator)):
             return
         collate: Any = self.data_collator
+        self._collator_of_trl = repr(collate)
         self.data_collator = _WeightedCollator(collate, self.args.weight_column)
         self._pack(packed_pairs, wanted=self.args.share_prompts, bfloat16=self.args.bf16)
 
@@ -167,6 +192,59 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         if not self.args.loss.reads_reference:
             return dataset
         self._pack_once()
+        if self.args.reference_cache is None:
+            parts = [*self._reference_log_probs(dataset, batch_size)]
+            chosen, rejected = torch.cat(parts, dim=1).float().cpu().numpy()
+        else:
+            cached = self._cached_log_probs(dataset, name, batch_size, self.args.reference_cache)
+            chosen, rejected = np.array(cached, dtype=np.float32).T
+        with_chosen = dataset.add_column("ref_chosen_logps", chosen)
+        return with_chosen.add_column("ref_rejected_logps", rejected)
+
+    def _cached_log_probs(
+        self, dataset: Dataset, name: str, batch_size: int, folder: str
+    ) -> list[LogProbs]:
+        """Of each pair, from the cache or else by the reference, which then adds them to it.
+
+        The first process alone touches the disk, so that all agree on what is there.
+        """
+        fingerprint = self._reference_fingerprint
+        cache = ReferenceCache(Path(folder), fingerprint) if process.is_main() else None
+        pairs = pair_keys(dataset)
+        known: dict[bytes, LogProbs] = {} if cache is None else cache.read(pairs)
+        (known,) = broadcast_object_list([known])
+        rows = {pair: row for row, pair in enumerate(pairs) if pair not in known}
+        self.pairs_from_cache[name] = found = sum(pair in known for pair in pairs)
+        if process.is_main():
+            of_all = f"{found:,} of {len(pairs):,} {name} pairs"
+            print(f"reference cache: {of_all} found in {folder}", file=sys.stderr)
+        if rows:
+            unread = iter(rows)
+            missing = dataset.select([*rows.values()])
+            for log_probs in self._reference_log_probs(missing, batch_size):
+                of_pairs = map(tuple, log_probs.T.tolist())
+                read = dict(zip(islice(unread, log_probs.shape[1]), of_pairs, strict=True))
+                known |= read
+                if cache is not None:
+                    cache.add(read)
+        if cache is not None:
+            cache.write()
+        return [known[pair] for pair in pairs]
+
+    @cached_property
+    def _reference_fingerprint(self) -> str:
+        model = self.ref_model or self.model
+        is_own = self.ref_model is None and isinstance(model, PeftModel)
+        return reference_fingerprint(
+            model,
+            trained_adapter=model.active_adapter if is_own else None,
+            collator=self._collator_of_trl,
+            is_packed=self.unpacked_because is None,
+            precision=self.accelerator.mixed_precision,
+        )
+
+    def _reference_log_probs(self, dataset: Dataset, batch_size: int) -> Iterator[Tensor]:
+        """Of the pairs of all processes together, batch by batch, shape (2, pairs)."""
         loader = self.accelerator.prepare(
             DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
         )
@@ -176,17 +254,14 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
             if self._precompute_engine is None:
                 self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
             model = self._precompute_engine
-        parts = []
         progress = Progress("precompute reference", unit="pairs", total=len(dataset))
         with progress if process.is_main() else nullcontext():
             for batch in loader:
                 log_probs = self.compute_ref_log_probs(model, batch)
-                parts.append(torch.stack(self.accelerator.gather_for_metrics(log_probs)))
+                gathered = torch.stack(self.accelerator.gather_for_metrics(log_probs))
+                yield gathered
                 if process.is_main():
-                    progress.advance(parts[-1].shape[1])
-        chosen, rejected = torch.cat(parts, dim=1).float().cpu().numpy()
-        with_chosen = dataset.add_column("ref_chosen_logps", chosen)
-        return with_chosen.add_column("ref_rejected_logps", rejected)
+                    progress.advance(gathered.shape[1])
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Log-probabilities of both responses under the reference, each shape (n,)."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from cwpo.errors import ConfigError, first_line
 from cwpo_annotator.checkpoint import resolve, revisions
 from cwpo_trainer.data.weighted import read_annotator
+from cwpo_trainer.policy import reference_cache
 from cwpo_trainer.run import process
 from cwpo_trainer.settings.mixins import Evaluation, OptimizerName, Publication, ShardingName
 from cwpo_trainer.settings.policy_training import (
@@ -41,13 +42,18 @@ def check(step: PolicyStep) -> None:
 
 
 def check_loss(loss: PairLoss) -> None:
-    """Raises: ConfigError for a setting of a reference where the loss has none."""
-    if loss.precompute_reference and not loss.reads_reference:
-        raise ConfigError(f"--precompute-reference: {loss.loss} has no reference")
+    """Raises: ConfigError for a setting of a reference where the loss has none, or a wrong one."""
+    for flag, is_set in (
+        ("--precompute-reference", loss.precompute_reference),
+        ("--reference-cache", loss.reference_cache is not None),
+        ("--reference", loss.reference is not None),
+    ):
+        if is_set and not loss.reads_reference:
+            raise ConfigError(f"{flag}: {loss.loss} has no reference")
     if loss.reference is not None:
-        if not loss.reads_reference:
-            raise ConfigError(f"--reference: {loss.loss} has no reference")
         resolve(loss.reference)
+    if loss.reference_cache is not None:
+        reference_cache.check(loss.reference_cache)
 
 
 def check_weighting(weighting: Weighting, labels: Labels) -> None:

@@ -145,6 +145,17 @@ class PairLoss(Settings):
         description="Run the reference model over all pairs once before training, rather than in "
         "every step.",
     )
+    reference_cache: Path | None = Field(
+        None,
+        description="Folder, created if missing, in which runs keep the log-probabilities of the "
+        "reference model: it reads no pair again that it has read in another run. Implies "
+        "--precompute-reference; without it, nothing is kept.",
+    )
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference model reads the pairs before training."""
+        return self.precompute_reference or self.reference_cache is not None
 
     @property
     def reads_reference(self) -> bool:
