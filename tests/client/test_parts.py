@@ -14,7 +14,7 @@ from cwpo import Client
 from cwpo.errors import ConnectionFailedError, DamagedDownloadError, DatasetError
 from harness import TIMEOUT, House, furnished
 
-ROWS = 5000
+ROWS = 10_000
 
 
 class Relay(ThreadingHTTPServer):

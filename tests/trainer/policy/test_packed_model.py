@@ -224,3 +224,18 @@ def test_adapters_before_the_prompt_are_read_as_before(tiny_causal):
     model = AutoModelForCausalLM.from_pretrained(tiny_causal)
     model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     assert read_packed(model, bfloat16=False) == "its adapters are tokens before the prompt"
+
+
+def test_a_model_that_is_read_padded_trains_and_says_why(tiny_tokenizer, tmp_path, capsys):
+    folder = tmp_path / "dropout"
+    config = LlamaConfig(**GATED | dict(vocab_size=len(tiny_tokenizer)), attention_dropout=0.1)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    arguments = ConfidenceDPOConfig(**options(tmp_path, max_steps=1))
+    trainer = build(ConfidenceDPOTrainer, arguments, tmp_path, folder, tiny_tokenizer, dataset())
+    assert trainer.unpacked_because == "its attention has dropout"
+    assert "each text is read by itself, padded: its attention has dropout" in (
+        capsys.readouterr().err
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert moved(before, dict(trainer.model.named_parameters()))

@@ -333,7 +333,7 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
-from cwpo_trainer.policy.reference_cache import fingerprint
+from cwpo_trainer.policy.reference_cache import reference_fingerprint
 from cwpo_trainer.run.launch import leave
 
 distributed.init_process_group("gloo")
@@ -342,7 +342,7 @@ for sharded in (False, True):
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
     if sharded:
         fully_shard(model, mesh=distributed.init_device_mesh("cpu", (2,)))
-    found.append(fingerprint(model, trained_adapter=None))
+    found.append(reference_fingerprint(model, trained_adapter=None))
 with open(f"{sys.argv[2]}.{distributed.get_rank()}", "w") as out:
     json.dump(found, out)
 distributed.barrier()

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cwpo_annotator.backends.torch import log_probs as module
 from cwpo_annotator.backends.torch.log_probs import Response, log_probs
 
 VOCABULARY, WIDTH = 50, 8
@@ -19,7 +18,8 @@ RESPONSES = [
 @pytest.fixture(autouse=True)
 def few_logits(monkeypatch):
     """Those of three tokens."""
-    monkeypatch.setitem(module._LOGITS, "cpu", 3 * VOCABULARY)
+    few = {"cpu": 3 * VOCABULARY}
+    monkeypatch.setattr("cwpo_annotator.backends.torch.log_probs._LOGITS", few)
 
 
 def model_and_hidden(bias, *, trained):

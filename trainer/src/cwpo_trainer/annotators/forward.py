@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
-from cwpo_trainer.plan.rows import row_tokens
+from cwpo_trainer.plan.row_sizes import row_tokens
 
 H = TypeVar("H", bound=Hashable)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from cwpo_annotator.backends.torch.rows.packing import LEAST_SHARED
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Device, Method, Shape
-from cwpo_trainer.plan.rows import filled, row_tokens
+from cwpo_trainer.plan.row_sizes import filled, row_tokens
 from cwpo_trainer.plan.schedule import processes, rows_a_step, total_steps
 from cwpo_trainer.run import process
 from cwpo_trainer.settings.policy_training import PolicyTraining

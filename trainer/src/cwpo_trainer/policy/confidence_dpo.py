@@ -44,8 +44,12 @@ from cwpo_trainer.losses import (
 )
 from cwpo_trainer.policy.packed_batch import of_chosen_and_rejected, packed_pairs, pairs_of
 from cwpo_trainer.policy.packed_model import PackedResponses
-from cwpo_trainer.policy.reference_cache import LogProbs, ReferenceCache, pair_keys
-from cwpo_trainer.policy.reference_cache import fingerprint as reference_fingerprint
+from cwpo_trainer.policy.reference_cache import (
+    PairLogProbs,
+    ReferenceCache,
+    pair_keys,
+    reference_fingerprint,
+)
 from cwpo_trainer.policy.row_training import ROWS, Collate, PackingCollator, RowTraining
 from cwpo_trainer.run import process
 
@@ -203,7 +207,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
 
     def _cached_log_probs(
         self, dataset: Dataset, name: str, batch_size: int, folder: str
-    ) -> list[LogProbs]:
+    ) -> list[PairLogProbs]:
         """Of each pair, from the cache or else by the reference, which then adds them to it.
 
         The first process alone touches the disk, so that all agree on what is there.
@@ -211,7 +215,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         fingerprint = self._reference_fingerprint
         cache = ReferenceCache(Path(folder), fingerprint) if process.is_main() else None
         pairs = pair_keys(dataset)
-        known: dict[bytes, LogProbs] = {} if cache is None else cache.read(pairs)
+        known: dict[bytes, PairLogProbs] = {} if cache is None else cache.read(pairs)
         (known,) = broadcast_object_list([known])
         rows = {pair: row for row, pair in enumerate(pairs) if pair not in known}
         self.pairs_from_cache[name] = found = sum(pair in known for pair in pairs)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cwpo_annotator.backends.torch.rows.packing import pack_pairs, pack_texts
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
-from cwpo_trainer.plan.rows import ROW_MULTIPLE
+from cwpo_trainer.plan.row_sizes import ROW_MULTIPLE
 from cwpo_trainer.policy.packed_model import PackedResponses
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from cwpo.errors import first_line
 from cwpo_annotator.backends.torch.log_probs import row_log_probs
 from cwpo_annotator.backends.torch.rows.packing import pack_texts
 from cwpo_annotator.backends.torch.rows.row import Row
@@ -80,18 +81,19 @@ def _problem(model: Any) -> str | None:
     texts = [*_probe(model)]
     (row,) = pack_texts(texts, 1024)
     bfloat16 = torch.is_autocast_enabled(model.device.type) or model.dtype == torch.bfloat16
+    # The first ones are behind all of the layers; a reference may have none.
+    trained = [weight for weight in model.parameters() if weight.requires_grad][:2]
     try:
         with torch.enable_grad():
             expected = torch.stack([_log_prob(model, text) for text in texts])[row.texts]
             found = row_log_probs(model, row, [_SHARED] * len(texts), handed_down=True).sums
             if _difference(found, expected) > (0.05 if bfloat16 else 1e-4):
                 return "its log-probabilities would be others"
-            if _difference(_gradient(model, found), _gradient(model, expected)) > (
-                0.3 if bfloat16 else 1e-3
-            ):
+            gradients = [_gradient(sums, trained) for sums in (found, expected) if trained]
+            if trained and _difference(*gradients) > (0.3 if bfloat16 else 1e-3):
                 return "its gradient would be another"
     except (TypeError, ValueError, RuntimeError, LookupError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 
@@ -113,12 +115,11 @@ def _log_prob(model: Any, text: list[int]) -> Tensor:
     return log_prob
 
 
-def _gradient(model: Any, log_probs: Tensor) -> Tensor:
-    """Of a sum of them, by the first trained weights, which are behind all of the layers."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad][:2]
+def _gradient(log_probs: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Of a sum of log-probabilities, some of them with the other sign."""
     signs = torch.ones_like(log_probs)
     signs[::2] = -1
-    of_weights = torch.autograd.grad(log_probs @ signs, trained, retain_graph=True)
+    of_weights = torch.autograd.grad(log_probs @ signs, weights, retain_graph=True)
     return torch.cat([part.flatten().float() for part in of_weights])
 
 

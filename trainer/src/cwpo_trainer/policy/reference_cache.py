@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from cwpo.errors import ConfigError
 from cwpo.partial_file import partial_file
 
-LogProbs = tuple[float, float]
+PairLogProbs = tuple[float, float]
 """Of the chosen and the rejected response of a pair, each a float32."""
 
 # To raise when the same weights and tokens come to give other log-probabilities.
@@ -50,14 +50,14 @@ class ReferenceCache:
 
     Args:
         folder: of all references; created if need be.
-        reference: its `fingerprint`.
+        reference: its `reference_fingerprint`.
     Raises: ConfigError for a folder that holds something else, or that cannot be written.
     """
 
     def __init__(self, folder: Path, reference: str) -> None:
         check(folder)
         self._folder = folder / reference
-        self._unwritten: dict[bytes, LogProbs] = {}
+        self._unwritten: dict[bytes, PairLogProbs] = {}
         try:
             # The tag before all else: what stands without it is taken for something else.
             if not _is_tagged(folder):
@@ -69,10 +69,10 @@ class ReferenceCache:
                 f"{folder}: the reference cache cannot be written: {error.strerror}"
             ) from error
 
-    def read(self, pairs: Collection[bytes]) -> dict[bytes, LogProbs]:
+    def read(self, pairs: Collection[bytes]) -> dict[bytes, PairLogProbs]:
         """Those of the pairs that are there, by their keys."""
         wanted = set(pairs)
-        found: dict[bytes, LogProbs] = {}
+        found: dict[bytes, PairLogProbs] = {}
         for table in self._parts():
             columns = (table[name].to_pylist() for name in _SCHEMA.names)
             for pair, *log_probs in zip(*columns, strict=True):
@@ -80,7 +80,7 @@ class ReferenceCache:
                     found[pair] = (log_probs[0], log_probs[1])
         return found
 
-    def add(self, log_probs: Mapping[bytes, LogProbs]) -> None:
+    def add(self, log_probs: Mapping[bytes, PairLogProbs]) -> None:
         """Keep pairs by their keys, and write a part once there are enough for one."""
         self._unwritten.update(log_probs)
         if len(self._unwritten) >= _PART:
@@ -162,7 +162,7 @@ def _pair_key(*texts: list[int]) -> bytes:
     return digest.digest()
 
 
-def fingerprint(model: Any, *, trained_adapter: str | None, **reading: Any) -> str:
+def reference_fingerprint(model: Any, *, trained_adapter: str | None, **reading: Any) -> str:
     """What identifies a reference: 64 hex digits of its weights, configuration and reading.
 
     Of a model that is sharded by FSDP2, all ranks have to ask.

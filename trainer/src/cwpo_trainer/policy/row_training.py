@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,11 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from cwpo_trainer.plan.rows import row_tokens
+from cwpo_trainer.plan.row_sizes import row_tokens
 from cwpo_trainer.policy.packed_model import PackedResponses, add_packed_forward, read_packed
 from cwpo_trainer.policy.step_figures import StepFigures
+from cwpo_trainer.run import process
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -66,10 +69,16 @@ class RowTraining(Trainer):
     ) -> None:
         """Have collator and models read packed rows, if they can."""
         self._figures = {"train": StepFigures(), "eval": StepFigures()}
-        self.unpacked_because = (
-            self._refused(bool(bfloat16)) if wanted else "sharing prompts is switched off"
-        )
-        if self.unpacked_because is None:
+        reason = self._refused(bool(bfloat16)) if wanted else "sharing prompts is switched off"
+        # What one process cannot do, none does.
+        reasons = gather_object([reason])
+        self.unpacked_because = next((found for found in reasons if found is not None), None)
+        if self.unpacked_because is not None:
+            if wanted and process.is_main():
+                print(
+                    f"each text is read by itself, padded: {self.unpacked_because}", file=sys.stderr
+                )
+        else:
             # Ranks that share a model read equally many rows.
             tokens = None if self.is_fsdp_enabled else row_tokens(self.accelerator.device.type)
             collate: Any = self.data_collator

@@ -18,7 +18,7 @@ from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import RunFolder, last_checkpoint
 
 _STARTED_NAME = "started.json"
-# Settings that change nothing of what a training computes.
+# Settings that change nothing of what a training computes, up to rounding.
 _WITHOUT_EFFECT = {
     "config",
     "dry_run",
@@ -27,6 +27,7 @@ _WITHOUT_EFFECT = {
     "world_size",
     "save_steps",
     "report_to",
+    "share_prompts",
     "push_to_hub",
     "splits",
 }

@@ -60,7 +60,12 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
         return plain
-    in_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # As autocast does for attention that it knows.
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    in_products = kind == "cpu" and query.dtype == torch.bfloat16
     if at_once:
         output = _flash(row, query, key, value, scaling, sliding_window)
     elif in_products:
