@@ -49,16 +49,14 @@ class PackedSFTTrainer(RowTraining, SFTTrainer):
                 model, inputs, return_outputs, num_items_in_batch
             )
         found = [model(packed=row) for row in rows]
+        sums, entropies, likeliest = map(torch.cat, zip(*found, strict=True))
         texts = torch.tensor([text for row in rows for text in row.row.texts])
         # Nothing predicts the first token of all.
         labelled = (inputs["labels"][texts, 1:] >= 0).sum()
-        total = -torch.stack([of_row.sums.sum() for of_row in found]).sum()
-        for name, place in (("entropy", 1), ("mean_token_accuracy", 2)):
-            self._record(
-                name, torch.stack([of_row[place].sum() for of_row in found]).sum(), labelled
-            )
+        self._record("entropy", entropies.sum(), labelled)
+        self._record("mean_token_accuracy", likeliest.sum(), labelled)
         self._record("num_tokens", inputs["attention_mask"][texts].sum())
         if num_items_in_batch is None:
             num_items_in_batch = labelled * self.accelerator.num_processes
-        loss = self._of_step(total, num_items_in_batch)
+        loss = self._of_step(-sums.sum(), num_items_in_batch)
         return (loss, {}) if return_outputs else loss

@@ -16,8 +16,10 @@ class StepFigures:
 
     def add(self, name: str, total: Tensor, *, count: Tensor | int) -> None:
         """Add the sum of so many values."""
-        total = total.detach().double()
-        counted = torch.as_tensor(count, dtype=torch.double, device=total.device)
+        # MPS has no float64; elsewhere it counts tokens exactly.
+        dtype = torch.float32 if total.device.type == "mps" else torch.float64
+        total = total.detach().to(dtype)
+        counted = torch.as_tensor(count, dtype=dtype, device=total.device)
         if name in self._sums:
             total, counted = total + self._sums[name][0], counted + self._sums[name][1]
         self._sums[name] = total, counted
