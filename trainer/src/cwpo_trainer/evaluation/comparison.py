@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cwpo.datasets.weighted import JsonlWriter, plain_prompt
 from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import ItemError, Prompt, ScoreItem
 from cwpo_annotator import Annotator
-from cwpo_annotator.backends.torch.rows.padding import padded
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer.data.labelled import LabelledPair, prompt_key, read_pairs
 from cwpo_trainer.evaluation.metrics import PolicyMetrics
-from cwpo_trainer.policy.formatting import TokenisedText
+from cwpo_trainer.evaluation.preferences import response_log_probs
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling
 from cwpo_trainer.run import process
 from cwpo_trainer.run.chunks import chunks
@@ -121,26 +119,6 @@ def compare(
     }
 
 
-@torch.inference_mode()
-def response_log_probs(
-    policy: LoadedPolicy, pairs: Sequence[LabelledPair], batch_size: int, work: str
-) -> NDArray[np.float64]:
-    """Summed log-probabilities of chosen and rejected responses, shape (pairs, 2).
-
-    Args:
-        batch_size: texts in a forward pass; work: what is read, for the user.
-    """
-    prompts = [pair.prompt for pair in pairs]
-    texts = policy.formatter.tokenise(
-        [*prompts, *prompts], [*(p.chosen for p in pairs), *(p.rejected for p in pairs)]
-    )
-    result = np.empty(len(texts))
-    order = sorted(range(len(texts)), key=lambda at: texts[at].tokens, reverse=True)
-    for rows in chunks(order, batch_size, work=work, unit="texts"):
-        result[rows] = _log_probs(policy, [texts[row] for row in rows])
-    return result.reshape(2, -1).T
-
-
 def judge(
     annotator: Annotator, prompts: Sequence[Prompt], answers: Sequence[str], work: str
 ) -> NDArray[np.float64]:
@@ -181,24 +159,6 @@ def _metrics(
         win_share_thirds=[float(part.mean()) for part in thirds],
         mean_score=float(scores.mean()),
     )
-
-
-def _log_probs(policy: LoadedPolicy, texts: Sequence[TokenisedText]) -> NDArray[np.float64]:
-    """Summed log-probability of each response, shape (texts,).
-
-    From the logits of the whole model, not from backbone and head as those of an annotator are: a
-    policy may be of any family, and some scale or cap what their head gives.
-    """
-    ids, mask = padded(
-        [text.prompt_ids + text.response_ids for text in texts],
-        policy.tokenizer.pad_token_id,
-        policy.model.device,
-    )
-    starts = torch.tensor([len(text.prompt_ids) for text in texts], device=ids.device)
-    is_response = mask * (torch.arange(ids.shape[1], device=ids.device) >= starts[:, None])
-    logits = policy.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    log_probs = logits.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-    return np.asarray((log_probs * is_response[:, 1:]).sum(1).double().cpu())
 
 
 def _first_prompts(pairs: Sequence[LabelledPair], count: int) -> list[Prompt]:
