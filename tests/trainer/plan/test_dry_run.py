@@ -5,6 +5,7 @@ import gc
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from peft import get_peft_model
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from cwpo_trainer import weights
-from cwpo_trainer.commands import Align, Sft
+from cwpo_trainer.commands import Align
 from cwpo_trainer.data.weighted import Preferences, read_weighted
 from cwpo_trainer.lora import lora_config
 from cwpo_trainer.plan import estimate
@@ -23,6 +24,7 @@ from cwpo_trainer.policy import alignment, fine_tuning
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load, load_tokenizer
 from cwpo_trainer.policy.packed_model import read_packed
+from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import read_lines
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 
@@ -68,40 +70,54 @@ def peak(profiler):
 
 
 def planned(capsys):
-    """What a dry run said: its figures by name."""
+    """The tokens and steps that a dry run said."""
     text = " ".join(capsys.readouterr().out.split())
-    gib = float(re.search(r"memory ([\d.e-]+) GiB", text)[1])
     tokens = int(re.search(r"texts [\d,]+, ([\d,]+) tokens", text)[1].replace(",", ""))
     steps = int(re.search(r"steps ([\d,]+),", text)[1].replace(",", ""))
-    return gib * 2**30, tokens, steps
+    return tokens, steps
+
+
+def plan_alignment(settings, pairs):
+    formatter = Formatter(load_tokenizer(Path(settings.model)))
+    preferences = Preferences(pairs, weights.none(len(pairs)))
+    fitting = alignment.tokenised(preferences, formatter, settings.max_length)
+    use = alignment.reference_use(settings, lora=settings.lora)
+    return alignment.plan(settings, fitting, "a loss", use)
+
+
+def plan_fine_tuning(settings, pairs):
+    formatter = Formatter(load_tokenizer(Path(settings.model)))
+    return fine_tuning.plan(settings, fine_tuning.tokenised(pairs, formatter, settings.max_length))
+
+
+STEPS = {
+    "align": (Alignment, plan_alignment, alignment.align),
+    "sft": (FineTuning, plan_fine_tuning, fine_tuning.fine_tune),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "model", "more"),
+    ("step", "model", "more"),
     [
-        (Align, "llama", ()),
-        (Align, "llama", ("--gradient-checkpointing", "--batch-size", 16)),
-        (Align, "llama", ("--lora", "--batch-size", 16)),
-        (Align, "opt", ("--loss", "simpo", "--batch-size", 8)),
-        (Sft, "llama", ("--gradient-accumulation", 2, "--batch-size", 8)),
+        ("align", "llama", {}),
+        ("align", "llama", {"gradient_checkpointing": True, "batch_size": 16}),
+        ("align", "llama", {"lora": True, "batch_size": 16}),
+        ("align", "opt", {"loss": "simpo", "batch_size": 8}),
+        ("sft", "llama", {"gradient_accumulation": 2, "batch_size": 8}),
     ],
 )
-def test_the_estimate_is_near_the_measured_peak(
-    kind, model, more, models, data, tmp_path, command, capsys
-):
-    flags = (
-        *("--model", models / model, "--data", data, "--output", tmp_path / "out"),
-        *("--batch-size", 4, "--gradient-accumulation", 1, "--max-steps", 2),
-        *("--dtype", "float32", "--threads", 1, *more),
-    )
-    command(kind, *flags, "--dry-run")
-    assert not (tmp_path / "out").exists()
-    expected, _, _ = planned(capsys)
+def test_the_estimate_is_near_the_measured_peak(step, model, more, models, data, tmp_path):
+    kind, plan, train = STEPS[step]
+    given = dict(model=str(models / model), data=data, output=tmp_path / "out", threads=1)
+    small = dict(batch_size=4, gradient_accumulation=1, max_steps=2, dtype="float32")
+    settings = kind(**given | small | more)
+    estimated = plan(settings, read_weighted(data)).memory(on_cpu=True)
+    expected = estimated.total - estimated.process
     # What earlier tests held would be counted where it is freed.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        command(kind, *flags)
+        train(settings)
     print(f"{expected / 2**20:.1f} MiB estimated, {peak(measured) / 2**20:.1f} measured")
     assert expected == pytest.approx(peak(measured), rel=TOLERANCES[model])
 
@@ -124,19 +140,6 @@ def counted_by_torch(run):
     with counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()
-
-
-def plan_alignment(settings, pairs):
-    formatter = Formatter(load_tokenizer(Path(settings.model)))
-    preferences = Preferences(pairs, weights.none(len(pairs)))
-    fitting = alignment.tokenised(preferences, formatter, settings.max_length)
-    use = alignment.reference_use(settings, lora=settings.lora)
-    return alignment.plan(settings, fitting, "a loss", use)
-
-
-def plan_fine_tuning(settings, pairs):
-    formatter = Formatter(load_tokenizer(Path(settings.model)))
-    return fine_tuning.plan(settings, fine_tuning.tokenised(pairs, formatter, settings.max_length))
 
 
 def counted_in_trials(folder, settings, step):
@@ -173,11 +176,7 @@ def counted_in_trials(folder, settings, step):
     ],
 )
 def test_operations_are_those_that_torch_counts(step, more, tolerance, models, alike, tmp_path):
-    of = {
-        "align": (Alignment, plan_alignment, alignment.align),
-        "sft": (FineTuning, plan_fine_tuning, fine_tuning.fine_tune),
-    }
-    kind, plan, train = of[step]
+    kind, plan, train = STEPS[step]
     given = dict(model=str(models / "llama"), data=alike, output=tmp_path / "out", threads=1)
     small = dict(batch_size=4, gradient_accumulation=1, epochs=1, dtype="float32")
     settings = kind(**given | small | more)
@@ -192,11 +191,31 @@ def test_a_dry_run_counts_what_training_reads(models, data, tmp_path, command, c
     flags = ("--model", models / "llama", "--data", data, "--output", tmp_path / "out")
     flags = (*flags, "--batch-size", 2, "--gradient-accumulation", 1, "--epochs", 2)
     command(Align, *flags, "--world-size", 2, "--dry-run")
-    _, tokens, steps = planned(capsys)
+    tokens, steps = planned(capsys)
     assert steps == 8
+    assert not (tmp_path / "out").exists()
     command(Align, *flags, "--dtype", "float32", "--learning-rate", 1e-9)
     lines = read_lines(tmp_path / "out" / "training.jsonl")
     assert (len(lines), lines[-1]["num_tokens"]) == (16, 2 * tokens)
+
+
+def test_on_a_cpu_the_process_counts_and_numbers_are_those_that_it_computes_with(
+    models, data, tmp_path
+):
+    given = dict(model=str(models / "llama"), data=data, output=tmp_path / "out", lora=True)
+    pairs = read_weighted(data)
+    by_dtype = {
+        dtype: plan_alignment(Alignment(**given, dtype=dtype), pairs)
+        for dtype in ("auto", "float32", "bfloat16")
+    }
+    here = by_dtype["bfloat16" if process.use_bfloat16("auto") else "float32"]
+    auto = by_dtype["auto"]
+    assert auto.memory(on_cpu=True).weights == here.memory(on_cpu=True).weights
+    # A GPU is taken to compute in bfloat16.
+    assert auto.memory().weights == by_dtype["bfloat16"].memory().weights
+    assert auto.memory().process == 0
+    # Python with torch alone has that many.
+    assert 100e6 < auto.memory(on_cpu=True).process <= psutil.Process().memory_info().rss * 1.1
 
 
 def test_more_devices_or_fewer_trained_weights_need_less(models, tmp_path):

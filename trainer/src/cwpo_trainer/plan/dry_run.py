@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +92,12 @@ class Plan:
 
     def memory(self, devices: int = 1, *, on_cpu: bool = False) -> estimate.Memory:
         """On each device at the batch of the longest texts."""
+        method = self.method
+        if on_cpu:
+            method = replace(method, bfloat16=process.use_bfloat16(self.dtype))
         return estimate.memory(
             self.shape,
-            self.method,
+            method,
             **self._largest_pass(on_cpu),
             with_reference=self._holds_reference,
             sharded_over=devices,

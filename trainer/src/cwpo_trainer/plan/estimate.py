@@ -19,6 +19,7 @@ states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
     working        a t            of one layer, in the backward or the reference's forward pass
     loss           12 min(u V, M) + h c u, where M logits exist at a time, in float32 and thrice;
                                   of padded batches 32768 c min(u, 4096): their head has tiles
+    process                       on a CPU: libraries and data, as much as this process has now
 
 The backward pass frees activations while gradients grow: without gradient accumulation, only the
 larger of the two counts.
@@ -38,6 +39,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -150,6 +152,7 @@ class Memory:
     activations: float
     working: float
     loss: float
+    process: float = 0
 
     @property
     def total(self) -> float:
@@ -204,6 +207,7 @@ def memory(
         activations=kept,
         working=of_layer,
         loss=_loss_bytes(shape, method, scored, number, "cpu" if on_cpu else "cuda"),
+        process=psutil.Process().memory_info().rss if on_cpu else 0,
     )
 
 
