@@ -23,6 +23,7 @@ def launched(processes, *arguments):
     words = map(str, (sys.executable, *launch, *arguments))
     done = subprocess.run([*words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
 
 
 def test_fsdp2_over_two_processes_follows_one(tiny_causal, tmp_path):
@@ -38,6 +39,19 @@ def test_fsdp2_over_two_processes_follows_one(tiny_causal, tmp_path):
         torch.testing.assert_close(two["weights"][name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "more", [(), ("--lora", "--gradient-checkpointing"), ("--precompute-reference",)], ids=" ".join
+)
+def test_packed_rows_of_two_processes_follow_one(more, tiny_causal, tmp_path, command):
+    data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
+    common = ("--model", tiny_causal, "--data", data, "--gradient-accumulation", 1, *more)
+    common = (*common, "--epochs", 1, "--learning-rate", 1e-3, "--dtype", "float32")
+    command(Align, *common, "--batch-size", 8, "--output", tmp_path / "one")
+    align = ("-m", "cwpo_trainer.align", *common, "--batch-size", 4, "--output", tmp_path / "two")
+    assert "read by itself" not in launched(2, *align)
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
 @pytest.mark.parametrize("lora", [(), ("--lora",)])
 def test_eight_at_once_follow_one_at_a_time(lora, tiny_causal, tmp_path, command):
     data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
@@ -48,11 +62,16 @@ def test_eight_at_once_follow_one_at_a_time(lora, tiny_causal, tmp_path, command
             *("--batch-size", size, "--gradient-accumulation", accumulation),
             *("--epochs", 1, "--learning-rate", 1e-3, "--dtype", "float32"),
         )
-    many, single = (read_lines(tmp_path / name / "training.jsonl") for name in ("many", "single"))
-    assert len(many) == len(single) == 3
-    for left, right in zip(many, single, strict=True):
+    assert_alike(tmp_path / "many", tmp_path / "single")
+
+
+def assert_alike(folder, other):
+    """Two runs of three steps logged the same, and gave the same weights."""
+    runs = [read_lines(of / "training.jsonl") for of in (folder, other)]
+    assert [*map(len, runs)] == [3, 3]
+    for left, right in zip(*runs, strict=True):
         for key in ("loss", "unweighted_loss", "weight", "rewards/margins"):
             assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), key
-    left, right = (AutoModelForCausalLM.from_pretrained(tmp_path / n) for n in ("many", "single"))
+    left, right = (AutoModelForCausalLM.from_pretrained(of) for of in (folder, other))
     for name, value in left.state_dict().items():
         torch.testing.assert_close(value, right.get_parameter(name), rtol=1e-3, atol=1e-5)
