@@ -86,12 +86,27 @@ def test_training_is_launched_by_torchrun_with_the_same_config(training):
     (trainjob,) = [item for item in training if item["kind"] == "TrainJob"]
     (node,) = job["spec"]["template"]["spec"]["containers"]
     assert node["command"] == trainjob["spec"]["trainer"]["command"]
-    assert node["command"][:3] == ["torchrun", "-m", "cwpo_trainer.align"]
+    assert node["command"][0] == "torchrun"
+    assert node["command"][3:5] == ["-m", "cwpo_trainer.align"]
     (config,) = [item for item in training if item["kind"] == "ConfigMap"]
     folder, _, name = node["command"][-1].rpartition("/")
     (mount,) = [mount for mount in node["volumeMounts"] if mount["name"] == "config"]
     assert mount["mountPath"] == folder
     assert yaml.safe_load(config["data"][name])["weight"] == "confidence"
+
+
+def test_a_large_checkpoint_has_its_time_after_sigterm(training):
+    """torchrun by itself kills its processes after 30 s, and Kubernetes kills torchrun."""
+    (job,) = [item for item in training if item["kind"] == "Job"]
+    (trainjob,) = [item for item in training if item["kind"] == "TrainJob"]
+    (patch,) = trainjob["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    command = trainjob["spec"]["trainer"]["command"]
+    seconds = int(command[command.index("--shutdown-timeout") + 1])
+    # 7B parameters with both of AdamW's moments, in float32, at 200 MB/s.
+    assert seconds > 3 * 4 * 7e9 / 200e6
+    for pod in (job["spec"]["template"]["spec"], node["template"]["spec"]["template"]["spec"]):
+        assert pod["terminationGracePeriodSeconds"] >= seconds + 30
 
 
 def test_training_config_is_known_to_align(training, settings):
