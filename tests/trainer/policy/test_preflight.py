@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from cwpo.datasets.weighted import weighted_writer
 from cwpo.types import ModelRef
 from cwpo_annotator.checkpoint import revisions
 from cwpo_trainer.commands import Align, Sft
+from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import read_lines, read_record
 
 from ..samples import pairs, weighted, write_lines
@@ -66,8 +68,10 @@ def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
         (("--load-in-4bit", "--lora"), "pip install bitsandbytes"),
         (("--load-in-4bit", "--lora", "--sharding", "fsdp2"), "leave --sharding out"),
         (("--optimizer", "paged_adamw_32bit"), "needs a CUDA GPU"),
-        (("--sharding", "fsdp2"), "needs a CUDA GPU"),
-        (("--sharding", "zero3"), "needs a CUDA GPU"),
+        (("--sharding", "fsdp2"), "torchrun --nproc-per-node"),
+        (("--sharding", "zero3"), "torchrun --nproc-per-node"),
+        (("--sharding", "fsdp2", "--optimizer", "paged_adamw_32bit"), "cannot update"),
+        (("--sharding", "fsdp2", "--lora", "--precompute-reference"), "leave the flag out"),
         (("--report-to", "wandb"), "pip install wandb"),
         (("--eval-steps", 2), "nothing to evaluate on"),
         (("--eval-data", "x.jsonl", "--eval-fraction", 0.1), "give one of them"),
@@ -87,6 +91,18 @@ def test_what_cannot_be_had_is_refused_at_once(more, message, flags, failure, mo
     monkeypatch.setenv("HF_TOKEN_PATH", "/nonexistent")
     unreadable = (*flags[:3], "unread.jsonl", *flags[4:])
     assert message in failure(Align, *unreadable, *more)
+
+
+def test_a_plain_run_uses_one_of_several_gpus_and_says_so(tmp_path, capsys):
+    config = TrainingArguments(tmp_path, per_device_train_batch_size=3, use_cpu=True)
+    process.use_one_gpu(config)
+    assert capsys.readouterr().err == ""
+    # As transformers finds them without torchrun.
+    config._n_gpu = 4
+    assert config.train_batch_size == 12
+    process.use_one_gpu(config)
+    assert config.train_batch_size == 3
+    assert "1 of 4 GPUs is used: `torchrun --nproc-per-node 4" in capsys.readouterr().err
 
 
 def written_by(path, annotator):

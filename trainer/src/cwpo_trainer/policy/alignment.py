@@ -54,9 +54,10 @@ def align(settings: Alignment) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    preflight.check(settings)
     preflight.check_loss(settings)
+    preflight.check_reference(settings, settings)
     preflight.check_weighting(settings, settings.labels)
+    preflight.check(settings)
     preferences, evaluation = read_with_evaluation(
         partial(_preferences, labels=settings.labels, weighting=settings),
         settings.data,

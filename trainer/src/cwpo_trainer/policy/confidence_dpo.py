@@ -92,6 +92,7 @@ class ConfidenceDPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
+        process.use_one_gpu(self)
         problem = next(self._problems(), None)
         if problem is not None:
             raise ConfigError(f"confidence-weighted DPO: {problem}")

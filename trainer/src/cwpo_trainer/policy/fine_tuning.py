@@ -73,6 +73,7 @@ def fine_tune(settings: FineTuning) -> None:
             **evaluation_arguments(settings),
             report_to=settings.report_to,
         )
+        process.use_one_gpu(config)
         trainer = PackedSFTTrainer(
             share_prompts=settings.share_prompts,
             model=load_for_training(

@@ -33,10 +33,12 @@ def check(step: PolicyStep) -> None:
     """
     _check_evaluation(step)
     _check_4bit(step)
+    _check_optimizer(step)
     _check_labels(step)
     if step.dry_run:
         return
     process.expect_world_size(step.world_size)
+    _check_launch(step.sharding)
     _check_machine(step.load_in_4bit, step.optimizer, step.sharding)
     _check_publication(step)
 
@@ -54,6 +56,17 @@ def check_loss(loss: PairLoss) -> None:
         resolve(loss.reference)
     if loss.reference_cache is not None:
         reference_cache.check(loss.reference_cache)
+
+
+def check_reference(loss: PairLoss, training: PolicyTraining) -> None:
+    """Raises: ConfigError where what would read the pairs in advance is not on any GPU yet."""
+    flag = "--precompute-reference" if loss.reference_cache is None else "--reference-cache"
+    is_policy = training.lora and loss.reference is None
+    if loss.precomputes_reference and is_policy and training.sharding == "fsdp2":
+        raise ConfigError(
+            f"{flag}: with --lora the reference is the policy without its adapter, and FSDP2 "
+            "shards it only as training begins; leave the flag out"
+        )
 
 
 def check_weighting(weighting: Weighting, labels: Labels) -> None:
@@ -86,6 +99,22 @@ def _check_4bit(training: PolicyTraining) -> None:
     if training.sharding != "none":
         raise ConfigError(
             "--load-in-4bit: each GPU holds the 4-bit weights whole; leave --sharding out"
+        )
+
+
+def _check_optimizer(training: PolicyTraining) -> None:
+    if training.optimizer != "adamw" and training.sharding == "fsdp2":
+        raise ConfigError(
+            f"--optimizer {training.optimizer}: bitsandbytes cannot update the sharded weights of "
+            "FSDP2; leave the flag out, or use --sharding none"
+        )
+
+
+def _check_launch(sharding: ShardingName) -> None:
+    if sharding != "none" and not process.is_launched():
+        raise ConfigError(
+            f"--sharding {sharding}: several processes share the model; start them with "
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft)"
         )
 
 

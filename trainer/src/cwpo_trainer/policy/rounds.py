@@ -166,9 +166,10 @@ def _check(one: Alignment, file: Path | None, reference: Literal["first", "round
             raise ConfigError(f"--align {file}: {name} is not for online rounds")
     if reference == "first" and not one.reads_reference:
         raise ConfigError(f"--reference first: {one.loss} has no reference; say --reference round")
-    preflight.check(one)
     preflight.check_loss(one)
+    preflight.check_reference(one, one)
     preflight.check_weighting(one, one.labels)
+    preflight.check(one)
 
 
 def _inputs(settings: OnlineRounds, annotator_revision: str) -> dict[str, Any]:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from typing import TYPE_CHECKING
 
 from cwpo.errors import ConfigError
 from cwpo_trainer.settings.mixins import DType
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or what sets the same variables, has started this process."""
+    return "RANK" in os.environ
 
 
 def world_size() -> int:
@@ -48,6 +58,22 @@ def prepare(*, seed: int, threads: int | None) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def use_one_gpu(arguments: TrainingArguments) -> None:
+    """Keep transformers from spreading each batch over all GPUs that this process sees.
+
+    Its nn.DataParallel splits no packed rows, and copies the model in every step. What is left
+    unused is said on stderr.
+    """
+    if arguments.n_gpu <= 1:
+        return
+    print(
+        f"1 of {arguments.n_gpu} GPUs is used: `torchrun --nproc-per-node {arguments.n_gpu} -m "
+        "cwpo_trainer.align` (or .sft) uses all of them",
+        file=sys.stderr,
+    )
+    arguments._n_gpu = 1
 
 
 def use_bfloat16(dtype: DType) -> bool:
