@@ -118,7 +118,7 @@ def test_a_dataset_of_another_annotator_is_refused(
     [
         ({"confidence": math.nan}, "row 2: confidence is not a number: nan"),
         ({"confidence": None}, "row 2: confidence is missing"),
-        ({"rejected": "the same", "chosen": "the same"}, "row 2: both responses are the same"),
+        ({"chosen": " "}, "row 2: response_a is empty; 1 of 4 rows"),
     ],
 )
 def test_a_bad_row_is_named(change, message, flags, tmp_path, failure):

@@ -16,12 +16,14 @@ from datasets import Dataset
 from cwpo_annotator.checkpoint import resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
     Preferences,
     WeightedPair,
     read_human,
     read_weighted,
     read_with_evaluation,
+    report_unused,
     weights_of,
 )
 from cwpo_trainer.lora import lora_config
@@ -58,7 +60,12 @@ def align(settings: Alignment) -> None:
     preflight.check_loss(settings)
     preflight.check_weighting(settings, settings.labels)
     preferences, evaluation = read_with_evaluation(
-        partial(_preferences, labels=settings.labels, weighting=settings),
+        partial(
+            _preferences,
+            labels=settings.labels,
+            weighting=settings,
+            max_rejected_share=settings.max_rejected_share,
+        ),
         settings.data,
         eval_data=settings.eval_data,
         eval_fraction=settings.eval_fraction,
@@ -68,6 +75,7 @@ def align(settings: Alignment) -> None:
     by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
     objective = _objective(settings.loss, settings.labels, settings.weight, by_prompt=by_prompt)
     if settings.dry_run:
+        preferences.unused.tell(are_listed=False)
         tokenizer = load_tokenizer(resolve(settings.model, weights=False))
         pairs = tokenised(preferences, Formatter(tokenizer), settings.max_length)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
@@ -77,6 +85,7 @@ def align(settings: Alignment) -> None:
     unused = set() if preferences.has_prompt_pairs else {"weight_by"}
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
+        report_unused(output, preferences, evaluation)
         tokenizer = load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         pairs = tokenised(preferences, formatter, settings.max_length)
@@ -173,12 +182,15 @@ def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
     )
 
 
-def _preferences(path: Path, *, labels: Labels, weighting: Weighting) -> Preferences:
+def _preferences(
+    path: Path, *, labels: Labels, weighting: Weighting, max_rejected_share: float
+) -> Preferences:
     """The pairs of a file with their weights; of a weight that selects pairs, those selected."""
+    unused = UnusedRows(max_rejected_share)
     if labels == "human":
-        pairs = read_human(path)
-        return Preferences(pairs, weights.none(len(pairs)))
-    pairs = read_weighted(path, calibrated=weighting.calibrated)
+        pairs = read_human(path, unused)
+        return Preferences(pairs, weights.none(len(pairs)), unused)
+    pairs = read_weighted(path, unused, calibrated=weighting.calibrated)
     weight = WEIGHTS[weighting.weight]
     constants = {each.argument: getattr(weighting, each.flag) for each in weight.constants}
     of_pairs = weights_of(
@@ -188,7 +200,7 @@ def _preferences(path: Path, *, labels: Labels, weighting: Weighting) -> Prefere
         by_prompt=weighting.weight_by == "prompt",
         **constants,
     )
-    preferences = Preferences(pairs, of_pairs)
+    preferences = Preferences(pairs, of_pairs, unused)
     return preferences.only(of_pairs > 0) if weight.selects else preferences
 
 

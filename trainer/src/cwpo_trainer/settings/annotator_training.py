@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cwpo_annotator.checkpoint import Objective
 from cwpo_trainer.settings.mixins import (
+    BadRows,
     Compute,
     Epochs,
     LearningRate,
@@ -64,7 +65,7 @@ class EarlyStopping(Settings):
     )
 
 
-class AnnotatorData(Settings):
+class AnnotatorData(BadRows):
     """The labelled pairs, and what each is used for."""
 
     data: str = Field(

@@ -70,6 +70,18 @@ class Compute(Settings):
     )
 
 
+class BadRows(Settings):
+    """How many rows of an input may be bad."""
+
+    max_rejected_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of bad rows in an input, 0 to 1, above which the run is refused; fewer "
+        "are skipped, counted, and listed in rejected.jsonl in --output.",
+    )
+
+
 class AnswerSampling(Settings):
     """What every sampling of a policy's answers needs."""
 

@@ -11,6 +11,7 @@ from pydantic import Field, create_model
 from cwpo_trainer.constants import HasConstants, names_by_constant
 from cwpo_trainer.losses import LOSSES, LossName
 from cwpo_trainer.settings.mixins import (
+    BadRows,
     Compute,
     Epochs,
     Evaluation,
@@ -48,7 +49,7 @@ class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
     weight_decay: WeightDecay = 0.05
 
 
-class PolicyData(Settings):
+class PolicyData(BadRows):
     """What the strong model is trained on."""
 
     data: Path = Field(
