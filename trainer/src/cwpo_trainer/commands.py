@@ -57,7 +57,7 @@ class Align(Alignment, Command):
     """Align the strong model on preferences weighted by confidence (CW-DPO, CW-IPO, CW-rDPO).
 
     Start from the output of `cwpo sft`. That model is also the reference model, unless --reference
-    names another one. Dropout is switched off, so --lora-dropout has no effect.
+    names another one. Dropout is switched off.
 
     Example:
         cwpo align --model runs/sft --data weighted.parquet --loss dpo --output runs/cw-dpo --lora

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cwpo.errors import ConfigError, DatasetError
+from cwpo.errors import DatasetError
 from cwpo.types import ItemError
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -53,8 +53,6 @@ def train_annotator(settings: AnnotatorTraining) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     process.expect_world_size(settings.world_size)
-    if settings.margin and settings.objective != "bt":
-        raise ConfigError(f"--margin belongs to --objective bt; {settings.objective} has none")
     unused = UnusedRows(settings.max_rejected_share)
     parts = _parts(settings, unused, seed=settings.seed)
     training, validating = validation_split(

@@ -124,7 +124,7 @@ def align(settings: Alignment) -> None:
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, task="CAUSAL_LM"),
+            peft_config=lora_config(settings, dropout=0, task="CAUSAL_LM"),
         )
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}

@@ -91,7 +91,7 @@ def fine_tune(settings: FineTuning) -> None:
             train_dataset=responses.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, task="CAUSAL_LM"),
+            peft_config=lora_config(settings, dropout=settings.lora_dropout, task="CAUSAL_LM"),
         )
         train(trainer, output, settings.data, "SFT")
         save(trainer, output.path, adapts=settings.model if settings.lora else None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+
+from cwpo_trainer.settings.unused_flags import refuse_if_set
 
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "paged_adamw_32bit"]
@@ -102,9 +104,26 @@ class Lora(Settings):
     lora_alpha: int = Field(
         16, ge=1, description="Scale of LoRA: its output is multiplied by alpha / rank."
     )
+
+    @model_validator(mode="after")
+    def _lora_is_on(self) -> Self:
+        if not self.lora:
+            refuse_if_set(self, ("lora_rank", "lora_alpha"), "needs --lora")
+        return self
+
+
+class LoraDropout(Lora):
+    """Adapters with dropout, in trainings that have any."""
+
     lora_dropout: float = Field(
         0.05, ge=0, lt=1, description="Dropout probability on LoRA's input while training."
     )
+
+    @model_validator(mode="after")
+    def _dropout_has_lora(self) -> Self:
+        if not self.lora:
+            refuse_if_set(self, ("lora_dropout",), "needs --lora")
+        return self
 
 
 class Optimisation(Settings):
