@@ -18,8 +18,9 @@ from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 class TrainAnnotator(AnnotatorTraining, Command):
     """Train an annotator, a small model that learns from human labels.
 
-    DATA is split by prompt, so that all pairs of a prompt are in the same part. The held-out pairs
-    are not trained on; the annotator is measured on them at the end. If --labelled-fraction is
+    DATA is split by conversation, so that all pairs of a prompt, and of prompts that continue it,
+    are in the same part. The held-out pairs are not trained on; the annotator is measured on them
+    at the end. If --labelled-fraction is
     below 1, the rest of the pairs is not used, and --splits writes all three parts to files for
     the next steps. A share of the labelled pairs is used for validation: it chooses the weights
     that are kept, and the calibration temperature in annotator.json. With --lora, the new scalar

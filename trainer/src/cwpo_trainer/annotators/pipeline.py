@@ -115,7 +115,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
 
 
 def _parts(data: AnnotatorData, unused: UnusedRows, *, seed: int) -> Split:
-    """The labelled pairs that are used, split by prompt. Raises: DatasetError."""
+    """The labelled pairs that are used, split by conversation. Raises: DatasetError."""
     return split(
         sample(read_pairs(data.data, unused), data.max_pairs, seed=seed),
         labelled_fraction=data.labelled_fraction,

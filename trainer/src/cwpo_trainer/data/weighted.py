@@ -20,7 +20,8 @@ from cwpo.datasets.weighted import annotator_of
 from cwpo.errors import DatasetError
 from cwpo.types import ModelRef, Prompt
 from cwpo_trainer import weights
-from cwpo_trainer.data.labelled import prompt_key, read_pairs
+from cwpo_trainer.data.conversations import beginnings
+from cwpo_trainer.data.labelled import read_pairs
 from cwpo_trainer.data.rows import file_rows, is_tie, triplet_in
 from cwpo_trainer.data.unused_rows import BadRowError, Row, UnusedRows
 from cwpo_trainer.run.folder import RunFolder
@@ -57,6 +58,16 @@ class Preferences:
     def has_prompt_pairs(self) -> bool:
         """Whether the dataset says how many pairs are of the same prompt."""
         return any(pair.prompt_pairs is not None for pair in self.pairs)
+
+    def selected(self) -> Preferences:
+        """The pairs of a weight above 0. Raises: DatasetError for none."""
+        rows = self.weights > 0
+        if not rows.any():
+            raise DatasetError(
+                f"none of {len(self.pairs):,} pairs is selected: raise --top-percent, or give more "
+                "to --eval-data"
+            )
+        return self.only(rows)
 
     def only(self, rows: NDArray[np.bool_]) -> Preferences:
         """The pairs at which `rows`, shape (pairs,), is true."""
@@ -116,15 +127,17 @@ def read_annotator(path: Path) -> ModelRef | None:
 def evaluation_rows(
     pairs: Sequence[WeightedPair], fraction: float, *, seed: int
 ) -> NDArray[np.bool_]:
-    """Which pairs to keep for evaluation, shape (pairs,): a share of the prompts, by their hash.
+    """Which pairs to keep for evaluation, shape (pairs,): a share of the conversations, by hash.
 
-    A prompt falls on the same side in any dataset, so that SFT and alignment keep the same ones.
+    SFT and alignment keep the same ones of a dataset, since all of its prompts count. Two datasets
+    keep the same ones as far as they have the beginnings of their conversations in common.
     Raises: DatasetError when no pair is left for either side.
     """
-    kept = np.array([_share(pair.prompt, seed) < fraction for pair in pairs])
+    conversations = beginnings([pair.prompt for pair in pairs])
+    kept = np.array([_share(beginning, seed) < fraction for beginning in conversations])
     if kept.all() or not kept.any():
         raise DatasetError(
-            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of their prompts: "
+            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of them: "
             "give --eval-data"
         )
     return kept
@@ -138,7 +151,7 @@ def read_with_evaluation(
     eval_fraction: float,
     seed: int,
 ) -> tuple[Preferences, Preferences | None]:
-    """The pairs to train on, and any to evaluate on: of their own file, or a share of the prompts.
+    """The pairs to train on, and those to evaluate on, if any: of their own file, or a share.
 
     Raises: DatasetError.
     """
@@ -160,9 +173,9 @@ def report_unused(
         evaluation.unused.report(output, "eval")
 
 
-def _share(prompt: Prompt, seed: int) -> float:
-    """A number in [0, 1) that depends on prompt and seed alone, spread evenly over prompts."""
-    digest = hashlib.sha256(f"{seed}:{prompt_key(prompt)}".encode()).digest()
+def _share(beginning: str, seed: int) -> float:
+    """A number in [0, 1) that depends on text and seed alone, spread evenly over texts."""
+    digest = hashlib.sha256(f"{seed}:{beginning}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 

@@ -71,6 +71,10 @@ def align(settings: Alignment) -> None:
         eval_fraction=settings.eval_fraction,
         seed=settings.seed,
     )
+    # Only now, so that the pairs held out are those that SFT holds out.
+    if WEIGHTS[settings.weight].selects:
+        preferences = preferences.selected()
+        evaluation = evaluation and evaluation.selected()
     process.prepare(seed=settings.seed, threads=settings.threads)
     by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
     objective = _objective(settings.loss, settings.labels, settings.weight, by_prompt=by_prompt)
@@ -185,7 +189,7 @@ def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
 def _preferences(
     path: Path, *, labels: Labels, weighting: Weighting, max_rejected_share: float
 ) -> Preferences:
-    """The pairs of a file with their weights; of a weight that selects pairs, those selected."""
+    """The pairs of a file with their weights."""
     unused = UnusedRows(max_rejected_share)
     if labels == "human":
         pairs = read_human(path, unused)
@@ -200,8 +204,7 @@ def _preferences(
         by_prompt=weighting.weight_by == "prompt",
         **constants,
     )
-    preferences = Preferences(pairs, of_pairs, unused)
-    return preferences.only(of_pairs > 0) if weight.selects else preferences
+    return Preferences(pairs, of_pairs, unused)
 
 
 class WeightedFitting(NamedTuple):

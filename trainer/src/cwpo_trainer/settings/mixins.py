@@ -158,7 +158,7 @@ class Evaluation(Settings):
         0,
         ge=0,
         lt=1,
-        description="Share of DATA's prompts to hold out for evaluation during training.",
+        description="Share of DATA's conversations to hold out for evaluation during training.",
     )
     eval_steps: int | None = Field(
         None, ge=1, description="Steps between evaluations; one after each epoch by default."
