@@ -36,7 +36,7 @@ TRAINING = (
 )
 ANNOTATOR = ("train-annotator", *TRAINING, "--batch-size", 5, "--validate-every", 2)
 POLICY = (*TRAINING, "--batch-size", 3, "--gradient-accumulation", 2)
-ALIGN = ("align", *POLICY, "--epsilon", 0.2)
+ALIGN = ("align", *POLICY)
 RUNS = {
     "annotator-bt": ANNOTATOR,
     "annotator-dpo": (*ANNOTATOR, "--objective", "dpo"),
@@ -46,7 +46,7 @@ RUNS = {
     "cw-dpo-lora": (*ALIGN, "--lora", "--lora-rank", 2),
     "cw-ipo": (*ALIGN, "--loss", "ipo"),
     "cw-ipo-sum": (*ALIGN, "--loss", "ipo", "--no-ipo-length-normalised"),
-    "cw-rdpo": (*ALIGN, "--loss", "rdpo", "--normalise"),
+    "cw-rdpo": (*ALIGN, "--loss", "rdpo", "--epsilon", 0.2, "--normalise"),
 }
 
 

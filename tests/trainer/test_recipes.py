@@ -118,7 +118,19 @@ def test_accelerate_shards_as_the_flag_does():
     assert json.loads((RECIPES / "accelerate" / "zero3.json").read_text()) == ZERO3
 
 
-def test_the_launch_lines_use_flags_that_exist():
+def test_the_launch_lines_are_settings_that_fit_together(command):
+    class Read(Align):
+        """Reads flags.
+
+        Example:
+            cwpo read
+        """
+
+        def cli_cmd(self):
+            assert self.config.is_file()
+            read.append(self)
+
+    read = []
     text = (RECIPES / "README.md").read_text().replace("\\\n", " ")
     lines = [
         line for line in text.splitlines() if "cwpo_trainer.align" in line and "--conf" in line
@@ -126,6 +138,7 @@ def test_the_launch_lines_use_flags_that_exist():
     assert len(lines) == 2
     for line in lines:
         words = shlex.split(line.partition("cwpo_trainer.align")[2])
-        flags = {word.removeprefix("--").removeprefix("no-") for word in words if word[:2] == "--"}
-        assert {flag.replace("-", "_") for flag in flags} <= Align.model_fields.keys()
-        assert Path(RECIPES.parents[1] / words[words.index("--config") + 1]).is_file()
+        at = words.index("--config") + 1
+        words[at] = RECIPES.parents[1] / words[at]
+        command(Read, *words)
+    assert [one.lora for one in read] == [True, False]

@@ -309,12 +309,6 @@ def trl_losses(model, rows, folder):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_a_margin_is_of_bt_alone(tiny_causal, labelled, tmp_path, command):
-    flags = ("--model", tiny_causal, "--data", labelled, "--objective", "pairrm", "--margin", 1)
-    with pytest.raises(SystemExit, match="--margin belongs to --objective bt"):
-        command(TrainAnnotator, *flags, "--output", tmp_path / "out")
-
-
 def test_a_reference_that_is_gone_is_said(trained, tmp_path):
     shutil.copytree(trained / "dpo", tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "reference")

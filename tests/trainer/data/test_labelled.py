@@ -75,9 +75,7 @@ def test_cuts_whole_conversations_before_the_last_message():
     ("bad", "reason"),
     [
         ({"prompt": "p", "response_a": "a", "response_b": "b"}, "preferred"),
-        ({"prompt": "p", "response_a": "a", "response_b": "b", "preferred": "tie"}, "preferred"),
         ({"prompt": "p", "chosen": " ", "rejected": "b"}, "empty"),
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "same"),
         ({"chosen": "a", "rejected": "b"}, "prompt is missing"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt"),
         ("not JSON", "not JSON"),

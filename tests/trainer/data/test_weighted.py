@@ -11,6 +11,7 @@ from cwpo.datasets.weighted import weighted_row, weighted_writer
 from cwpo.errors import DatasetError
 from cwpo.types import Annotation, Message, Triplet
 from cwpo_trainer.data.labelled import read_pairs
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import read_annotator, read_weighted, weights_of
 
 
@@ -177,16 +178,30 @@ def test_a_dataset_of_triplets_weighs_the_same_by_prompt_and_by_pair(tmp_path):
     assert by_prompt.tolist() == weights_of(pairs, "confidence", normalise=False).tolist()
 
 
-def test_pairs_of_equal_responses_of_a_list_are_left_out_and_counted(tmp_path, capsys):
-    equal = {"chosen": "same", "rejected": "same", "confidence": 0}
-    path = of_lists(tmp_path / "w.jsonl", 3, 3, 3, row_1=equal)
-    assert [pair.id for pair in read_weighted(path)] == ["0", "2"]
-    assert capsys.readouterr().err == "1 of 3 pairs left out: their responses are equal\n"
-    triplets = tmp_path / "triplets.jsonl"
-    row = {"id": "x", "prompt": "p"} | equal
-    triplets.write_text(json.dumps(row) + "\n")
-    with pytest.raises(DatasetError, match="both responses are the same"):
-        read_weighted(triplets)
+@pytest.mark.parametrize(
+    "tie",
+    [
+        {"chosen": "same", "rejected": "same", "confidence": 0, "preferred": "a"},
+        {"preferred": "tie", "confidence": 0},
+        {"confidence": 0},
+    ],
+)
+def test_ties_are_left_out_and_counted(tie, tmp_path):
+    path = of_lists(tmp_path / "w.jsonl", 3, 3, 3, row_1=tie)
+    unused = UnusedRows()
+    assert [pair.id for pair in read_weighted(path, unused)] == ["0", "2"]
+    assert (unused.rows, unused.ties, unused.rejected.total()) == (3, 1, 0)
+
+
+def test_a_label_of_confidence_0_is_no_tie(tmp_path):
+    path = of_lists(tmp_path / "w.jsonl", 1, 1, row_1={"confidence": 0, "preferred": "b"})
+    assert [pair.confidence for pair in read_weighted(path)] == [0.5, 0]
+
+
+def test_a_dataset_of_ties_holds_no_pairs(tmp_path):
+    path = of_lists(tmp_path / "w.jsonl", 1, 1, confidence=0)
+    with pytest.raises(DatasetError, match="holds no pairs"):
+        read_weighted(path)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2", None])

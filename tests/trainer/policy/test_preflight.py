@@ -53,6 +53,28 @@ def test_evaluation_in_training_keeps_the_weights(more, flags, output, command):
         assert line["loss"] == pytest.approx(line["weight"] * math.log(2), rel=1e-4)
 
 
+def test_a_weight_that_selects_pairs_holds_out_what_sft_does(flags, output, tmp_path, command):
+    """A dialogue is held out by its first prompt, whether that is selected or not."""
+    rows = weighted(32)
+    for at in range(0, 32, 2):
+        start = f"\n\nHuman: {at}\n\nAssistant:"
+        rows[at] |= {"prompt": start, "confidence": 0.1 + at / 1000}
+        rows[at + 1] |= {"prompt": f"{start} a\n\nHuman: b\n\nAssistant:", "confidence": 0.9}
+    write_lines(tmp_path / "weighted.jsonl", rows)
+    flags = (*flags, "--eval-fraction", 0.4, "--max-steps", 1)
+    command(Sft, *flags)
+    held_out = read_record(output).results["eval_pairs"]
+    top = ("--weight", "top", "--top-percent", 50, "--output", tmp_path / "top")
+    command(Align, *flags, *top)
+    results = read_record(tmp_path / "top").results
+    assert (results["eval_pairs"], results["pairs"]) == (held_out / 2, 16 - held_out / 2)
+
+
+def test_a_weight_may_select_none_of_those_held_out(flags, tmp_path, failure):
+    message = failure(Align, *flags, "--eval-fraction", 0.3, "--weight", "top", "--top-percent", 3)
+    assert "raise --top-percent, or give more to --eval-data" in message
+
+
 def test_sft_evaluates_on_a_file_of_its_own(flags, output, tmp_path, command):
     other = write_lines(tmp_path / "other.jsonl", weighted(8, seed=5))
     command(Sft, *flags, "--eval-data", other)
@@ -134,7 +156,7 @@ def test_a_dataset_of_another_annotator_is_refused(
     [
         ({"confidence": math.nan}, "row 2: confidence is not a number: nan"),
         ({"confidence": None}, "row 2: confidence is missing"),
-        ({"rejected": "the same", "chosen": "the same"}, "row 2: both responses are the same"),
+        ({"chosen": " "}, "row 2: response_a is empty; 1 of 4 rows"),
     ],
 )
 def test_a_bad_row_is_named(change, message, flags, tmp_path, failure):

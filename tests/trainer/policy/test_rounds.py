@@ -122,6 +122,7 @@ def test_of_more_answers_the_best_and_the_worst_are_compared(flags, tmp_path, co
         ("labels: human", "labels: human is not for online rounds"),
         ("loss: simpo", "simpo has no reference; say --reference round"),
         ("epsilon: 0.5", "--epsilon"),
+        ("tau: 0.1", "--tau belongs to --loss ipo; dpo takes --beta"),
     ],
 )
 def test_a_bad_align_file_is_refused_first(line, reason, flags, tmp_path, failure):

@@ -18,8 +18,9 @@ from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 class TrainAnnotator(AnnotatorTraining, Command):
     """Train an annotator, a small model that learns from human labels.
 
-    DATA is split by prompt, so that all pairs of a prompt are in the same part. The held-out pairs
-    are not trained on; the annotator is measured on them at the end. If --labelled-fraction is
+    DATA is split by conversation, so that all pairs of a prompt, and of prompts that continue it,
+    are in the same part. The held-out pairs are not trained on; the annotator is measured on them
+    at the end. If --labelled-fraction is
     below 1, the rest of the pairs is not used, and --splits writes all three parts to files for
     the next steps. A share of the labelled pairs is used for validation: it chooses the weights
     that are kept, and the calibration temperature in annotator.json. With --lora, the new scalar
@@ -57,7 +58,7 @@ class Align(Alignment, Command):
     """Align the strong model on preferences weighted by confidence (CW-DPO, CW-IPO, CW-rDPO).
 
     Start from the output of `cwpo sft`. That model is also the reference model, unless --reference
-    names another one. Dropout is switched off, so --lora-dropout has no effect.
+    names another one. Dropout is switched off.
 
     Example:
         cwpo align --model runs/sft --data weighted.parquet --loss dpo --output runs/cw-dpo --lora

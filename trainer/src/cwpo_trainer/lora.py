@@ -7,10 +7,11 @@ from peft import LoraConfig
 from cwpo_trainer.settings.mixins import Lora
 
 
-def lora_config(lora: Lora, *, task: str | None = None) -> LoraConfig | None:
+def lora_config(lora: Lora, *, dropout: float, task: str | None = None) -> LoraConfig | None:
     """LoRA on all linear layers but the head; None without --lora.
 
     Args:
+        dropout: probability on the adapters' input.
         task: PEFT's name for what the model does; None for a backbone, which does nothing yet.
     """
     if not lora.lora:
@@ -18,7 +19,7 @@ def lora_config(lora: Lora, *, task: str | None = None) -> LoraConfig | None:
     return LoraConfig(
         r=lora.lora_rank,
         lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
+        lora_dropout=dropout,
         target_modules="all-linear",
         task_type=task,
     )

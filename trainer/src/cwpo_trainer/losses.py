@@ -37,7 +37,8 @@ TAU = Constant(
     "tau",
     _Positive,
     0.5,
-    "Strength of the pull towards the reference model; the margin aimed at is 1 / (2 tau)",
+    "Strength of the pull towards the reference model, which TRL calls beta, as --beta may here; "
+    "the margin aimed at is 1 / (2 tau)",
     trl_name="beta",
 )
 LENGTH_NORMALISED = Constant(

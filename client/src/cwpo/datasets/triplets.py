@@ -6,7 +6,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -250,7 +250,7 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
     """One row of read_rows as a triplet, or as a rejected row with the reason."""
     if isinstance(value, str):
         return _rejected(number, None, value)
-    row_id = _id_of(number, value)
+    row_id = id_of(number, value)
     names = ("response_a", "response_b") if "response_a" in value else ("chosen", "rejected")
     prompt, response_a, response_b = map(value.get, ("prompt", *names))
     if prompt is None or response_a is None or response_b is None:
@@ -279,7 +279,7 @@ def _parse_only_triplet(number: int, value: dict[str, Any] | str) -> NumberedTri
     if isinstance(value, dict) and "responses" in value and columns.lists_responses(value):
         return _rejected(
             number,
-            _id_of(number, value),
+            id_of(number, value),
             "the row has a list of responses, and nothing says which pairs to make of them: name "
             "best_worst, adjacent or all with --pairs, or as pairs of POST /jobs",
         )
@@ -290,7 +290,7 @@ def _parse_row(number: int, value: dict[str, Any] | str) -> NumberedRow | Reject
     """One row of read_rows as a triplet or an item, or as a rejected row with the reason."""
     if not isinstance(value, dict) or not columns.lists_responses(value):
         return parse_triplet(number, value)
-    row_id = _id_of(number, value)
+    row_id = id_of(number, value)
     prompt, responses = value.get("prompt"), value["responses"]
     if prompt is None:
         return _rejected(number, row_id, "prompt is missing; a row needs prompt and responses")
@@ -304,7 +304,8 @@ def _parse_row(number: int, value: dict[str, Any] | str) -> NumberedRow | Reject
     return NumberedItem(number, item) if problem is None else RejectedRow(number, row_id, problem)
 
 
-def _id_of(number: int, value: dict[str, Any]) -> str:
+def id_of(number: int, value: Mapping[str, Any]) -> str:
+    """The id of a row as text; that of a row without one is its number."""
     given = value.get("id")
     return str(number) if given is None else str(given)
 

@@ -14,7 +14,7 @@ from cwpo_annotator.backends.torch.loading import load_language_model
 from cwpo_annotator.checkpoint import CheckpointError
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_trainer.lora import lora_config
-from cwpo_trainer.settings.mixins import Lora
+from cwpo_trainer.settings.mixins import LoraDropout
 
 
 def load_with_scalar_head(base: Path, encoder: Encoder, *, layers: int | None = None) -> Any:
@@ -60,12 +60,12 @@ def load_causal(base: Path, *, layers: int | None = None) -> Any:
     return model
 
 
-def add_lora(model: Any, lora: Lora) -> None:
+def add_lora(model: Any, lora: LoraDropout) -> None:
     """With --lora, freeze the backbone and give its linear layers low-rank adapters.
 
     A scalar head, which is new, trains whole; a language model's head is frozen too.
     """
-    config = lora_config(lora)
+    config = lora_config(lora, dropout=lora.lora_dropout)
     if config is None:
         return
     language_head = model.get_output_embeddings()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cwpo.errors import ConfigError, DatasetError
+from cwpo.errors import DatasetError
 from cwpo.types import ItemError
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -36,6 +36,7 @@ from cwpo_trainer.annotators.validation import Validation
 from cwpo_trainer.data.labelled import LabelledPair, fingerprint, prompt_key, read_pairs
 from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.data.splits import Split, sample, split, validation_split, write_splits
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.agreement import measure
 from cwpo_trainer.run import process
 from cwpo_trainer.run.chunks import chunks
@@ -52,9 +53,8 @@ def train_annotator(settings: AnnotatorTraining) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     process.expect_world_size(settings.world_size)
-    if settings.margin and settings.objective != "bt":
-        raise ConfigError(f"--margin belongs to --objective bt; {settings.objective} has none")
-    parts = _parts(settings, seed=settings.seed)
+    unused = UnusedRows(settings.max_rejected_share)
+    parts = _parts(settings, unused, seed=settings.seed)
     training, validating = validation_split(
         parts.labelled, settings.validation_fraction, seed=settings.seed
     )
@@ -63,6 +63,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
     with new_run_folder(
         "train-annotator", settings.output, recorded, resume=settings.resume
     ) as output:
+        unused.report(output)
         if settings.splits is not None and process.is_main():
             write_splits(parts, settings.splits, seed=settings.seed)
         process.prepare(seed=settings.seed, threads=settings.threads)
@@ -113,10 +114,10 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 _measure_held_out(output, card, parts.held_out)
 
 
-def _parts(data: AnnotatorData, *, seed: int) -> Split:
-    """The labelled pairs that are used, split by prompt. Raises: DatasetError."""
+def _parts(data: AnnotatorData, unused: UnusedRows, *, seed: int) -> Split:
+    """The labelled pairs that are used, split by conversation. Raises: DatasetError."""
     return split(
-        sample(read_pairs(data.data), data.max_pairs, seed=seed),
+        sample(read_pairs(data.data, unused), data.max_pairs, seed=seed),
         labelled_fraction=data.labelled_fraction,
         held_out_fraction=data.held_out_fraction,
         seed=seed,

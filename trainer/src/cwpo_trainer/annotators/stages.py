@@ -33,7 +33,7 @@ from cwpo_trainer.annotators.validation import Validation
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import LOG_NAME, SFT_LOG_NAME
 from cwpo_trainer.settings.annotator_training import AnnotatorObjective, EarlyStopping
-from cwpo_trainer.settings.mixins import Lora
+from cwpo_trainer.settings.mixins import LoraDropout
 
 _ANNOTATOR, _SFT = "annotator", "SFT"
 
@@ -50,7 +50,7 @@ class AnnotatorStages:
 
     base: Path
     layers: int | None
-    lora: Lora
+    lora: LoraDropout
     objective: AnnotatorObjective
     stopping: EarlyStopping
     bfloat16: bool

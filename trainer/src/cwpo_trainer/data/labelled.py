@@ -13,7 +13,8 @@ from cwpo.datasets.folder import MANIFEST
 from cwpo.errors import DatasetError, first_line
 from cwpo.types import Prompt, Triplet
 from cwpo_annotator.encoding import transcript
-from cwpo_trainer.data.rows import COUNTED_AT_ONCE, NumberedRow, file_rows, two_responses
+from cwpo_trainer.data.rows import COUNTED_AT_ONCE, file_rows, is_tie, triplet_in
+from cwpo_trainer.data.unused_rows import BadRowError, NumberedRow, Row, UnusedRows
 from cwpo_trainer.run.chunks import counted
 
 
@@ -34,30 +35,32 @@ class LabelledPair:
         )
 
 
-def read_pairs(source: str) -> list[LabelledPair]:
-    """The labelled pairs of a file or Hub dataset, in order.
+def read_pairs(source: str, unused: UnusedRows | None = None) -> list[LabelledPair]:
+    """The labelled pairs of a file or Hub dataset, in order, without bad rows and ties.
 
     Args:
         source: a .jsonl, .jsonl.gz or .parquet file, a folder of parts that a job was downloaded
             to, or a Hub id `owner/name[/folder][@split]`.
-    Raises: DatasetError for a source that cannot be read, or naming the first invalid row: invalid
-        training data is never skipped.
+        unused: takes the rows that are left out; without it, a bad row is an error.
+    Raises: DatasetError for a source that cannot be read, or naming the first of too many bad rows.
     """
     path = Path(source)
     if path.is_file() or (path / MANIFEST).is_file():
-        return pairs_of(file_rows(path), source)
+        return pairs_of(file_rows(path), source, unused)
     if _looks_like_hub_id(source):
-        return pairs_of(_hub_rows(source), source)
+        return pairs_of(_hub_rows(source), source, unused)
     raise DatasetError(f"{source}: no such file (and a Hub id looks like owner/name)")
 
 
-def pairs_of(rows: Iterable[NumberedRow], source: str) -> list[LabelledPair]:
-    """The labelled pairs in numbered rows. Raises: DatasetError naming the first bad row.
+def pairs_of(
+    rows: Iterable[NumberedRow], source: str, unused: UnusedRows | None = None
+) -> list[LabelledPair]:
+    """The labelled pairs in numbered rows, as of `read_pairs`.
 
-    A row has prompt, response_a, response_b and preferred ("a" or "b"), or prompt, chosen and
-    rejected, or chosen and rejected alone as whole transcripts or whole conversations.
+    A row has prompt, response_a, response_b and preferred ("a", "b" or "tie"), or prompt, chosen
+    and rejected, or chosen and rejected alone as whole transcripts or whole conversations.
     """
-    pairs = [_pair(source, number, row) for number, row in rows]
+    pairs = (unused or UnusedRows()).used(rows, source, _pair)
     if not pairs:
         raise DatasetError(f"{source}: holds no pairs")
     return pairs
@@ -79,15 +82,16 @@ def prompt_key(prompt: Prompt) -> str:
     return json.dumps([[message.role, message.content] for message in prompt])
 
 
-def _pair(source: str, number: int, row: dict[str, Any] | str) -> LabelledPair:
-    triplet = two_responses(source, number, row if isinstance(row, str) else _with_prompt(row))
+def _pair(number: int, row: Row) -> LabelledPair | None:
+    """The pair in a row; None for a tie. Raises: BadRowError."""
+    triplet = triplet_in(number, row if isinstance(row, str) else _with_prompt(row))
+    if is_tie(triplet, row):
+        return None
     chosen, rejected = triplet.response_a, triplet.response_b
     if isinstance(row, dict) and "response_a" in row:
         preferred = row.get("preferred")
         if preferred not in ("a", "b"):
-            raise DatasetError(
-                f'{source}: row {number}: preferred is "a" or "b", not {preferred!r}'
-            )
+            raise BadRowError.invalid(f'preferred is "a", "b" or "tie", not {preferred!r}')
         if preferred == "b":
             chosen, rejected = rejected, chosen
     return LabelledPair(str(triplet.id), triplet.prompt, chosen, rejected)

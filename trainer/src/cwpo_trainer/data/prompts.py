@@ -13,16 +13,19 @@ from cwpo.texts import text_problem
 from cwpo.types import Prompt
 from cwpo_trainer.data.labelled import prompt_key
 from cwpo_trainer.data.rows import file_rows
+from cwpo_trainer.data.unused_rows import BadRowError, Row, UnusedRows
 
 _PROMPT: TypeAdapter[Prompt] = TypeAdapter(Prompt)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, unused: UnusedRows) -> list[Prompt]:
     """The distinct values of the column `prompt`, in order; other columns are not read.
 
-    Raises: DatasetError naming the first bad row.
+    Args:
+        unused: takes the rows that are left out.
+    Raises: DatasetError for a file that cannot be read, or naming the first of too many bad rows.
     """
-    prompts = [_prompt(path, number, row) for number, row in file_rows(path)]
+    prompts: list[Prompt] = unused.used(file_rows(path), path, _prompt)
     distinct = {prompt_key(prompt): prompt for prompt in prompts}
     if not distinct:
         raise DatasetError(f"{path}: holds no prompts")
@@ -44,15 +47,18 @@ def prompts_of_round(
     return [order[at % len(order)] for at in range(start, start + min(wanted, len(order)))]
 
 
-def _prompt(path: Path, number: int, row: dict[str, object] | str) -> Prompt:
-    value = row.get("prompt") if isinstance(row, dict) else None
+def _prompt(_: int, row: Row) -> Prompt:
+    """The prompt in a row. Raises: BadRowError."""
+    if isinstance(row, str):
+        raise BadRowError.invalid(row)
+    value = row.get("prompt")
     if value is None:
-        raise DatasetError(f"{path}: row {number}: prompt is missing")
+        raise BadRowError.invalid("prompt is missing")
     try:
         prompt = _PROMPT.validate_python(value)
     except ValidationError as error:
-        raise DatasetError(f"{path}: row {number}: prompt: {mistake_in(error)}") from error
+        raise BadRowError.invalid(f"prompt: {mistake_in(error)}") from error
     problem = text_problem(prompt)
     if problem is not None:
-        raise DatasetError(f"{path}: row {number}: {problem.detail}")
+        raise BadRowError(problem)
     return prompt

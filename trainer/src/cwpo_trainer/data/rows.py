@@ -1,10 +1,9 @@
-"""Rows of the files that the trainer reads, and the two responses in each."""
+"""Rows of the files that the trainer reads, and the triplet in each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cwpo.datasets.folder import dataset_files
 from cwpo.datasets.triplets import (
@@ -16,10 +15,8 @@ from cwpo.datasets.triplets import (
 )
 from cwpo.errors import DatasetError
 from cwpo.types import Triplet
+from cwpo_trainer.data.unused_rows import BadRowError, NumberedRow, Row
 from cwpo_trainer.run.chunks import counted
-
-# The 1-based number of a row, and its object or the reason why it has none.
-NumberedRow = tuple[int, dict[str, Any] | str]
 
 COUNTED_AT_ONCE = 10_000
 
@@ -42,19 +39,16 @@ def _rows(path: Path) -> Iterator[NumberedRow]:
         raise DatasetError(f"{path}: {error.strerror}") from error
 
 
-def two_responses(source: object, number: int, row: dict[str, Any] | str) -> Triplet:
-    """The row as a triplet with two different responses.
-
-    Args:
-        source: where the row is from, for the message.
-    Raises: DatasetError where it is none: what a model is trained on has to be right.
-    """
+def triplet_in(number: int, row: Row) -> Triplet:
+    """The row as a triplet. Raises: BadRowError where it is none."""
     parsed = parse_triplet(number, row)
     if isinstance(parsed, RejectedRow):
-        raise DatasetError(f"{source}: row {number}: {parsed.error.detail}")
-    if parsed.triplet.response_a == parsed.triplet.response_b:
-        raise DatasetError(
-            f"{source}: row {number}: both responses are the same, so there is nothing to prefer: "
-            "leave such rows out"
-        )
+        raise BadRowError(parsed.error)
     return parsed.triplet
+
+
+def is_tie(triplet: Triplet, row: Row) -> bool:
+    """Whether no response is preferred: both are the same, or the row says so."""
+    if triplet.response_a == triplet.response_b:
+        return True
+    return isinstance(row, dict) and row.get("preferred") == "tie"

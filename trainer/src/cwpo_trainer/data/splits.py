@@ -1,4 +1,4 @@
-"""Splitting labelled pairs by prompt, so that no prompt is in two parts."""
+"""Splitting labelled pairs by conversation, so that no part continues a prompt of another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from cwpo.datasets.weighted import JsonlWriter
 from cwpo.errors import DatasetError
 from cwpo.types import Triplet
-from cwpo_trainer.data.labelled import LabelledPair, prompt_key
+from cwpo_trainer.data.conversations import beginnings
+from cwpo_trainer.data.labelled import LabelledPair
 from cwpo_trainer.run.chunks import chunks
 
 _WRITTEN_AT_ONCE = 4096
@@ -20,7 +21,7 @@ _WRITTEN_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Three sets of pairs that share no prompt: labelled (D_L), unlabelled (D_U) and held out."""
+    """Three sets of pairs without a common conversation: labelled, unlabelled and held out."""
 
     labelled: list[LabelledPair]
     unlabelled: list[LabelledPair]
@@ -42,22 +43,22 @@ def split(
     held_out_fraction: float,
     seed: int,
 ) -> Split:
-    """Split by prompt: all pairs of one prompt stay together.
+    """Split by conversation: all pairs of one stay together, whichever of its turns they are of.
 
     Args:
         labelled_fraction: share of the pairs that are not held out, in (0, 1].
         held_out_fraction: share of all pairs, in [0, 1).
     Raises: DatasetError when a part that was asked for stays empty.
     """
-    groups = _shuffled_by_prompt(pairs, seed)
-    prompts = len(groups)
+    groups = _shuffled_by_conversation(pairs, seed)
+    conversations = len(groups)
     held_out = _take(groups, round(held_out_fraction * len(pairs)))
     rest = len(pairs) - len(held_out)
     labelled = _take(groups, round(labelled_fraction * rest))
     unlabelled = [pair for group in groups for pair in group]
     if not labelled or (held_out_fraction > 0 and not held_out):
         raise DatasetError(
-            f"{len(pairs)} pairs over {prompts} prompts are too few to hold out "
+            f"{len(pairs)} pairs (conversations: {conversations}) are too few to hold out "
             f"{held_out_fraction:.0%} and label {labelled_fraction:.0%} of the rest"
         )
     return Split(labelled, unlabelled, held_out)
@@ -66,13 +67,13 @@ def split(
 def validation_split(
     pairs: Sequence[LabelledPair], fraction: float, *, seed: int
 ) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """Labelled pairs to train on, and a share of them by prompt to validate and calibrate on.
+    """Pairs to train on, and a share of them, by conversation, to validate and calibrate on.
 
     Raises: DatasetError when a part that was asked for stays empty.
     """
     if fraction == 0:
         return list(pairs), []
-    groups = _shuffled_by_prompt(pairs, seed)
+    groups = _shuffled_by_conversation(pairs, seed)
     validation = _take(groups, round(fraction * len(pairs)))
     training = [pair for group in groups for pair in group]
     if not validation or not training:
@@ -103,11 +104,13 @@ def write_splits(parts: Split, folder: Path, *, seed: int) -> None:
                 writer.write(_row(pair, swapped=order.random() < 0.5) for pair in chunk)
 
 
-def _shuffled_by_prompt(pairs: Sequence[LabelledPair], seed: int) -> deque[list[LabelledPair]]:
-    """The pairs of each prompt, the prompts in random order."""
+def _shuffled_by_conversation(
+    pairs: Sequence[LabelledPair], seed: int
+) -> deque[list[LabelledPair]]:
+    """The pairs of each conversation, the conversations in random order."""
     groups: dict[str, list[LabelledPair]] = {}
-    for pair in pairs:
-        groups.setdefault(prompt_key(pair.prompt), []).append(pair)
+    for pair, beginning in zip(pairs, beginnings([each.prompt for each in pairs]), strict=True):
+        groups.setdefault(beginning, []).append(pair)
     order = list(groups.values())
     random.Random(seed).shuffle(order)  # noqa: S311
     return deque(order)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +20,11 @@ from cwpo.datasets.weighted import annotator_of
 from cwpo.errors import DatasetError
 from cwpo.types import ModelRef, Prompt
 from cwpo_trainer import weights
-from cwpo_trainer.data.labelled import prompt_key, read_pairs
-from cwpo_trainer.data.rows import file_rows, two_responses
-from cwpo_trainer.run import process
+from cwpo_trainer.data.conversations import beginnings
+from cwpo_trainer.data.labelled import read_pairs
+from cwpo_trainer.data.rows import file_rows, is_tie, triplet_in
+from cwpo_trainer.data.unused_rows import BadRowError, Row, UnusedRows
+from cwpo_trainer.run.folder import RunFolder
 from cwpo_trainer.weights import WEIGHTS
 
 
@@ -44,44 +45,49 @@ class WeightedPair:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """Pairs with their weights in the loss, shape (pairs,)."""
+    """Pairs with their weights in the loss, shape (pairs,).
+
+    unused: the other rows of their file.
+    """
 
     pairs: list[WeightedPair]
     weights: NDArray[np.float32]
+    unused: UnusedRows = field(default_factory=UnusedRows)
 
     @property
     def has_prompt_pairs(self) -> bool:
         """Whether the dataset says how many pairs are of the same prompt."""
         return any(pair.prompt_pairs is not None for pair in self.pairs)
 
+    def selected(self) -> Preferences:
+        """The pairs of a weight above 0. Raises: DatasetError for none."""
+        rows = self.weights > 0
+        if not rows.any():
+            raise DatasetError(
+                f"none of {len(self.pairs):,} pairs is selected: raise --top-percent, or give more "
+                "to --eval-data"
+            )
+        return self.only(rows)
+
     def only(self, rows: NDArray[np.bool_]) -> Preferences:
         """The pairs at which `rows`, shape (pairs,), is true."""
         pairs = [self.pairs[at] for at in np.flatnonzero(rows)]
-        return Preferences(pairs, self.weights[rows])
+        return Preferences(pairs, self.weights[rows], self.unused)
 
 
-def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]:
-    """All rows, in order.
-
-    Pairs of equal responses are left out where they come from a list of responses to a prompt, and
-    their number is said on stderr; in a dataset of triplets they are an error.
+def read_weighted(
+    path: Path, unused: UnusedRows | None = None, *, calibrated: bool = False
+) -> list[WeightedPair]:
+    """The pairs of a weighted dataset, in order, without bad rows and ties.
 
     Args:
         path: Parquet, JSONL or JSONL.gz, or a folder of parts.
+        unused: takes the rows that are left out; without it, a bad row is an error.
         calibrated: take `calibrated_confidence` rather than `confidence`.
-    Raises: DatasetError naming the row of the first missing or unusable value.
+    Raises: DatasetError for a file that cannot be read, or naming the first of too many bad rows.
     """
     column = "calibrated_confidence" if calibrated else "confidence"
-    pairs: list[WeightedPair] = []
-    equal = 0
-    for number, row in file_rows(path):
-        if _is_of_equal_responses(row):
-            equal += 1
-        else:
-            pairs.append(_pair(path, number, row, column))
-    if equal and process.is_main():
-        total = equal + len(pairs)
-        print(f"{equal:,} of {total:,} pairs left out: their responses are equal", file=sys.stderr)
+    pairs = (unused or UnusedRows()).used(file_rows(path), path, partial(_pair, column=column))
     if not pairs:
         raise DatasetError(f"{path}: holds no pairs")
     with_counts = sum(pair.prompt_pairs is not None for pair in pairs)
@@ -93,14 +99,16 @@ def read_weighted(path: Path, *, calibrated: bool = False) -> list[WeightedPair]
     return pairs
 
 
-def read_human(path: Path) -> list[WeightedPair]:
+def read_human(path: Path, unused: UnusedRows) -> list[WeightedPair]:
     """Human-labelled pairs, in order, each with confidence 1: the baseline C = 1.
 
-    Raises: DatasetError naming the first bad row.
+    Args:
+        unused: takes the rows that are left out.
+    Raises: DatasetError as `read_pairs` does.
     """
     return [
         WeightedPair(pair.id, pair.prompt, pair.chosen, pair.rejected, 1.0)
-        for pair in read_pairs(str(path))
+        for pair in read_pairs(str(path), unused)
     ]
 
 
@@ -119,15 +127,17 @@ def read_annotator(path: Path) -> ModelRef | None:
 def evaluation_rows(
     pairs: Sequence[WeightedPair], fraction: float, *, seed: int
 ) -> NDArray[np.bool_]:
-    """Which pairs to keep for evaluation, shape (pairs,): a share of the prompts, by their hash.
+    """Which pairs to keep for evaluation, shape (pairs,): a share of the conversations, by hash.
 
-    A prompt falls on the same side in any dataset, so that SFT and alignment keep the same ones.
+    SFT and alignment keep the same ones of a dataset, since all of its prompts count. Two datasets
+    keep the same ones as far as they have the beginnings of their conversations in common.
     Raises: DatasetError when no pair is left for either side.
     """
-    kept = np.array([_share(pair.prompt, seed) < fraction for pair in pairs])
+    conversations = beginnings([pair.prompt for pair in pairs])
+    kept = np.array([_share(beginning, seed) < fraction for beginning in conversations])
     if kept.all() or not kept.any():
         raise DatasetError(
-            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of their prompts: "
+            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of them: "
             "give --eval-data"
         )
     return kept
@@ -141,7 +151,7 @@ def read_with_evaluation(
     eval_fraction: float,
     seed: int,
 ) -> tuple[Preferences, Preferences | None]:
-    """The pairs to train on, and any to evaluate on: of their own file, or a share of the prompts.
+    """The pairs to train on, and those to evaluate on, if any: of their own file, or a share.
 
     Raises: DatasetError.
     """
@@ -154,9 +164,18 @@ def read_with_evaluation(
     return preferences.only(~kept), preferences.only(kept)
 
 
-def _share(prompt: Prompt, seed: int) -> float:
-    """A number in [0, 1) that depends on prompt and seed alone, spread evenly over prompts."""
-    digest = hashlib.sha256(f"{seed}:{prompt_key(prompt)}".encode()).digest()
+def report_unused(
+    output: RunFolder, preferences: Preferences, evaluation: Preferences | None
+) -> None:
+    """Report the rows that were left out of each file that was read."""
+    preferences.unused.report(output)
+    if evaluation is not None and evaluation.unused is not preferences.unused:
+        evaluation.unused.report(output, "eval")
+
+
+def _share(beginning: str, seed: int) -> float:
+    """A number in [0, 1) that depends on text and seed alone, spread evenly over texts."""
+    digest = hashlib.sha256(f"{seed}:{beginning}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
 
 
@@ -191,47 +210,47 @@ def weights_of(
     return weights.normalise(values) if normalise and not weight.selects else values
 
 
-def _pair(path: Path, number: int, row: dict[str, Any] | str, column: str) -> WeightedPair:
-    triplet = two_responses(path, number, row)
-    value = confidence_in(path, number, row, column)
+def _pair(number: int, row: Row, *, column: str) -> WeightedPair | None:
+    """The pair in a row; None for a tie. Raises: BadRowError."""
+    triplet = triplet_in(number, row)
+    if is_tie(triplet, row):
+        return None
+    value = confidence_in(row, column)
+    if not value and not _names_winner(row):
+        return None
     return WeightedPair(
         str(triplet.id),
         triplet.prompt,
         triplet.response_a,
         triplet.response_b,
         value,
-        _prompt_pairs(path, number, row),
+        _prompt_pairs(row),
     )
 
 
-def _is_of_equal_responses(row: dict[str, Any] | str) -> bool:
-    """Whether the row is a pair of a list of responses, two of which are the same."""
-    if not isinstance(row, dict) or "prompt_pairs" not in row:
-        return False
-    return row.get("chosen") is not None and row["chosen"] == row.get("rejected")
+def _names_winner(row: Row) -> bool:
+    return isinstance(row, dict) and row.get("preferred") in ("a", "b")
 
 
-def _prompt_pairs(path: Path, number: int, row: dict[str, Any] | str) -> int | None:
-    """The number of pairs of the row's prompt. Raises: DatasetError where it is none."""
+def _prompt_pairs(row: Row) -> int | None:
+    """The number of pairs of the row's prompt. Raises: BadRowError where it is none."""
     if not isinstance(row, dict) or "prompt_pairs" not in row:
         return None
     value = row["prompt_pairs"]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DatasetError(f"{path}: row {number}: prompt_pairs is not a number from 1: {value!r}")
+        raise BadRowError.invalid(f"prompt_pairs is not a number from 1: {value!r}")
     return value
 
 
-def confidence_in(
-    path: Path, number: int, row: dict[str, Any] | str, column: str = "confidence"
-) -> float:
-    """The confidence of a row, in [0, 1]. Raises: DatasetError where it has none."""
+def confidence_in(row: Row, column: str = "confidence") -> float:
+    """The confidence of a row, in [0, 1]. Raises: BadRowError where it has none."""
     value = row.get(column) if isinstance(row, dict) else None
     if value is None:
-        raise DatasetError(f"{path}: row {number}: {column} is missing{_hint(column)}")
+        raise BadRowError.invalid(f"{column} is missing{_hint(column)}")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DatasetError(f"{path}: row {number}: {column} is not a number: {value!r}")
+        raise BadRowError.invalid(f"{column} is not a number: {value!r}")
     if not 0 <= value <= 1:
-        raise DatasetError(f"{path}: row {number}: {column} is {value}, which is not in [0, 1]")
+        raise BadRowError.invalid(f"{column} is {value}, which is not in [0, 1]")
     return float(value)
 
 

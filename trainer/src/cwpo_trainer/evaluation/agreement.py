@@ -16,6 +16,7 @@ from cwpo_annotator.confidence import confidence
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.data.labelled import LabelledPair, read_pairs
 from cwpo_trainer.data.left_out import left_out
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, ConfidenceBin
 from cwpo_trainer.run import process
 from cwpo_trainer.run.chunks import chunks
@@ -31,9 +32,11 @@ def evaluate_annotator(settings: AnnotatorEvaluation) -> None:
 
     Raises: DatasetError or CheckpointError, before any scoring.
     """
-    pairs = read_pairs(settings.data)
+    unused = UnusedRows(settings.max_rejected_share)
+    pairs = read_pairs(settings.data, unused)
     recorded = settings.model_dump(mode="json")
     with new_run_folder("evaluate-annotator", settings.output, recorded) as output:
+        unused.report(output)
         process.prepare(seed=0, threads=settings.threads)
         metrics = measure(Annotator.load(settings.annotator, dtype=settings.dtype), pairs)
         output.results |= metrics.model_dump(mode="json")

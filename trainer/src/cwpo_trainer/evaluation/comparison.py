@@ -20,6 +20,7 @@ from cwpo.types import ItemError, Prompt, ScoreItem
 from cwpo_annotator import Annotator
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer.data.labelled import LabelledPair, prompt_key, read_pairs
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.metrics import PolicyMetrics
 from cwpo_trainer.evaluation.preferences import response_log_probs
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling
@@ -43,12 +44,14 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
     Raises: DatasetError, CheckpointError or ConfigError.
     """
     paths = named_paths(settings.policy)
-    pairs = read_pairs(settings.data)
+    unused = UnusedRows(settings.max_rejected_share)
+    pairs = read_pairs(settings.data, unused)
     prompts = _first_prompts(pairs, settings.prompts)
     for path in (settings.reference, *paths.values()):
         resolve(path)
     recorded = settings.model_dump(mode="json")
     with new_run_folder("evaluate-policy", settings.output, recorded) as output:
+        unused.report(output)
         process.prepare(seed=settings.seed, threads=settings.threads)
         annotator = Annotator.load(settings.annotator)
         annotator.check_scores_single()

@@ -16,12 +16,14 @@ from datasets import Dataset
 from cwpo_annotator.checkpoint import resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
     Preferences,
     WeightedPair,
     read_human,
     read_weighted,
     read_with_evaluation,
+    report_unused,
     weights_of,
 )
 from cwpo_trainer.lora import lora_config
@@ -59,16 +61,26 @@ def align(settings: Alignment) -> None:
     preflight.check_weighting(settings, settings.labels)
     preflight.check(settings)
     preferences, evaluation = read_with_evaluation(
-        partial(_preferences, labels=settings.labels, weighting=settings),
+        partial(
+            _preferences,
+            labels=settings.labels,
+            weighting=settings,
+            max_rejected_share=settings.max_rejected_share,
+        ),
         settings.data,
         eval_data=settings.eval_data,
         eval_fraction=settings.eval_fraction,
         seed=settings.seed,
     )
+    # Only now, so that the pairs held out are those that SFT holds out.
+    if WEIGHTS[settings.weight].selects:
+        preferences = preferences.selected()
+        evaluation = evaluation and evaluation.selected()
     process.prepare(seed=settings.seed, threads=settings.threads)
     by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
     objective = _objective(settings.loss, settings.labels, settings.weight, by_prompt=by_prompt)
     if settings.dry_run:
+        preferences.unused.tell(are_listed=False)
         tokenizer = load_tokenizer(resolve(settings.model, weights=False))
         pairs = tokenised(preferences, Formatter(tokenizer), settings.max_length)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
@@ -78,6 +90,7 @@ def align(settings: Alignment) -> None:
     unused = set() if preferences.has_prompt_pairs else {"weight_by"}
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
+        report_unused(output, preferences, evaluation)
         tokenizer = load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         pairs = tokenised(preferences, formatter, settings.max_length)
@@ -116,7 +129,7 @@ def align(settings: Alignment) -> None:
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, task="CAUSAL_LM"),
+            peft_config=lora_config(settings, dropout=0, task="CAUSAL_LM"),
         )
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
@@ -174,12 +187,15 @@ def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
     )
 
 
-def _preferences(path: Path, *, labels: Labels, weighting: Weighting) -> Preferences:
-    """The pairs of a file with their weights; of a weight that selects pairs, those selected."""
+def _preferences(
+    path: Path, *, labels: Labels, weighting: Weighting, max_rejected_share: float
+) -> Preferences:
+    """The pairs of a file with their weights."""
+    unused = UnusedRows(max_rejected_share)
     if labels == "human":
-        pairs = read_human(path)
-        return Preferences(pairs, weights.none(len(pairs)))
-    pairs = read_weighted(path, calibrated=weighting.calibrated)
+        pairs = read_human(path, unused)
+        return Preferences(pairs, weights.none(len(pairs)), unused)
+    pairs = read_weighted(path, unused, calibrated=weighting.calibrated)
     weight = WEIGHTS[weighting.weight]
     constants = {each.argument: getattr(weighting, each.flag) for each in weight.constants}
     of_pairs = weights_of(
@@ -189,8 +205,7 @@ def _preferences(path: Path, *, labels: Labels, weighting: Weighting) -> Prefere
         by_prompt=weighting.weight_by == "prompt",
         **constants,
     )
-    preferences = Preferences(pairs, of_pairs)
-    return preferences.only(of_pairs > 0) if weight.selects else preferences
+    return Preferences(pairs, of_pairs, unused)
 
 
 class WeightedFitting(NamedTuple):

@@ -15,12 +15,14 @@ from trl.trainer.sft_config import SFTConfig
 
 from cwpo_annotator.checkpoint import resolve
 from cwpo_trainer import weights
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
     Preferences,
     WeightedPair,
     read_human,
     read_weighted,
     read_with_evaluation,
+    report_unused,
 )
 from cwpo_trainer.lora import lora_config
 from cwpo_trainer.plan.dry_run import Plan
@@ -44,7 +46,9 @@ def fine_tune(settings: FineTuning) -> None:
     """
     preflight.check(settings)
     preferences, evaluation = read_with_evaluation(
-        partial(_preferences, labels=settings.labels),
+        partial(
+            _preferences, labels=settings.labels, max_rejected_share=settings.max_rejected_share
+        ),
         settings.data,
         eval_data=settings.eval_data,
         eval_fraction=settings.eval_fraction,
@@ -52,6 +56,7 @@ def fine_tune(settings: FineTuning) -> None:
     )
     process.prepare(seed=settings.seed, threads=settings.threads)
     if settings.dry_run:
+        preferences.unused.tell(are_listed=False)
         tokenizer = load_tokenizer(resolve(settings.model, weights=False))
         responses = tokenised(preferences.pairs, Formatter(tokenizer), settings.max_length)
         plan(settings, responses).show()
@@ -59,6 +64,7 @@ def fine_tune(settings: FineTuning) -> None:
     folder = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
+        report_unused(output, preferences, evaluation)
         tokenizer = load_tokenizer(folder)
         formatter = Formatter(tokenizer)
         responses = tokenised(preferences.pairs, formatter, settings.max_length)
@@ -86,7 +92,7 @@ def fine_tune(settings: FineTuning) -> None:
             train_dataset=responses.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, task="CAUSAL_LM"),
+            peft_config=lora_config(settings, dropout=settings.lora_dropout, task="CAUSAL_LM"),
         )
         train(trainer, output, settings.data, "SFT")
         save(trainer, output.path, adapts=settings.model if settings.lora else None)
@@ -104,10 +110,11 @@ def plan(training: PolicyTraining, responses: Fitting) -> Plan:
     return Plan(training, folder, lengths, scored, shared, facts=facts)
 
 
-def _preferences(path: Path, *, labels: Labels) -> Preferences:
+def _preferences(path: Path, *, labels: Labels, max_rejected_share: float) -> Preferences:
     """The pairs of a file, which all weigh alike. Raises: DatasetError."""
-    pairs = read_human(path) if labels == "human" else read_weighted(path)
-    return Preferences(pairs, weights.none(len(pairs)))
+    unused = UnusedRows(max_rejected_share)
+    pairs = (read_human if labels == "human" else read_weighted)(path, unused)
+    return Preferences(pairs, weights.none(len(pairs)), unused)
 
 
 def tokenised(pairs: Sequence[WeightedPair], formatter: Formatter, max_length: int) -> Fitting:

@@ -70,7 +70,7 @@ def check_reference(loss: PairLoss, training: PolicyTraining) -> None:
 
 
 def check_weighting(weighting: Weighting, labels: Labels) -> None:
-    """Raises: ConfigError for a weight from confidence where people labelled the pairs.
+    """Raises: ConfigError for settings of weights where people labelled the pairs.
 
     The default weight says no more than that no other was asked for.
     """
@@ -78,10 +78,14 @@ def check_weighting(weighting: Weighting, labels: Labels) -> None:
         return
     is_default = weighting.weight == Weighting.model_fields["weight"].default
     from_confidence = WEIGHTS[weighting.weight].reads_confidence and not is_default
-    if weighting.calibrated or from_confidence:
-        raise ConfigError(
-            "--labels human: each pair has the weight 1; leave --weight and --calibrated out"
-        )
+    for flag, is_set in (
+        ("--weight", from_confidence),
+        ("--weight-by", "weight_by" in weighting.model_fields_set),
+        ("--calibrated", weighting.calibrated),
+        ("--normalise", weighting.normalise),
+    ):
+        if is_set:
+            raise ConfigError(f"--labels human: each pair has the weight 1; leave {flag} out")
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:

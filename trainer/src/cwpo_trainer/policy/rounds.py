@@ -27,6 +27,7 @@ from cwpo.types import ModelInfo, Prompt, Score, ScoreItem, Truncation
 from cwpo_annotator.checkpoint import resolve
 from cwpo_annotator.confidence import drift
 from cwpo_trainer.data.prompts import prompts_of_round, read_prompts
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.alignment import align
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling, distinct_answers
@@ -46,6 +47,7 @@ _WITHOUT_EFFECT = {
     "api_key",
     "threads",
     "drift_limit",
+    "max_rejected_share",
     "output",
 }
 _SCORED_AT_ONCE = 256
@@ -99,11 +101,14 @@ def online(settings: OnlineRounds, alignment: Alignment, client: Client) -> None
     if process.world_size() > 1:
         raise ConfigError("cwpo online runs as one process; align alone runs under torchrun")
     _check(alignment, settings.align, settings.reference)
-    prompts = read_prompts(settings.prompts)
+    unused = UnusedRows(settings.max_rejected_share)
+    prompts = read_prompts(settings.prompts, unused)
     resolve(settings.model)
     with client:
         annotator = client.model()
         _open(settings.output, _inputs(settings, annotator.revision), resume=settings.resume)
+        unused.tell(are_listed=True)
+        unused.write(settings.output)
         log = settings.output / ROUNDS_NAME
         start = settings.model
         for number in range(1, settings.rounds + 1):

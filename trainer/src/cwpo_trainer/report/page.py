@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from cwpo.errors import DatasetError
 from cwpo_trainer.data.rows import file_rows
+from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import confidence_in
 from cwpo_trainer.evaluation.metrics import AnnotatorMetrics
 from cwpo_trainer.report import figures
@@ -137,7 +138,7 @@ def write_report(folder: Path, weighted: Path | None = None) -> Path:
 
 def read_confidences(path: Path) -> NDArray[np.float32]:
     """The confidence column of a weighted dataset. Raises: DatasetError if a row has none."""
-    values = [confidence_in(path, number, row) for number, row in file_rows(path)]
+    values = UnusedRows().used(file_rows(path), path, lambda _, row: confidence_in(row))
     if not values:
         raise DatasetError(f"{path}: holds no pairs")
     return np.asarray(values, dtype=np.float32)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cwpo_annotator.checkpoint import Objective
 from cwpo_trainer.settings.mixins import (
+    BadRows,
     Compute,
     Epochs,
     LearningRate,
-    Lora,
+    LoraDropout,
     Optimisation,
     Settings,
     Training,
     WeightDecay,
 )
+from cwpo_trainer.settings.unused_flags import any_of, refuse_if_set
+
+# What not all of the objectives have.
+_OF_OBJECTIVES = {
+    "beta": ("dpo", "sft+dpo"),
+    "sft_epochs": ("sft+dpo",),
+    "margin": ("bt",),
+}
 
 
 class AnnotatorObjective(Settings):
@@ -49,6 +58,14 @@ class AnnotatorObjective(Settings):
         0, ge=0, lt=0.5, description="Share of the labels that are assumed to be wrong."
     )
 
+    @model_validator(mode="after")
+    def _objective_has_what_is_set(self) -> Self:
+        for name, objectives in _OF_OBJECTIVES.items():
+            if self.objective not in objectives:
+                reason = f"belongs to --objective {any_of(objectives)}; {self.objective} has none"
+                refuse_if_set(self, (name,), reason)
+        return self
+
 
 class EarlyStopping(Settings):
     """When the weights are validated, and training stops for it."""
@@ -64,7 +81,7 @@ class EarlyStopping(Settings):
     )
 
 
-class AnnotatorData(Settings):
+class AnnotatorData(BadRows):
     """The labelled pairs, and what each is used for."""
 
     data: str = Field(
@@ -107,7 +124,7 @@ class AnnotatorData(Settings):
 
 
 class AnnotatorTraining(
-    EarlyStopping, AnnotatorObjective, AnnotatorData, Lora, Optimisation, Compute, Training
+    EarlyStopping, AnnotatorObjective, AnnotatorData, LoraDropout, Optimisation, Compute, Training
 ):
     """Step (i): a small model trained on human labels as an annotator."""
 
@@ -126,3 +143,10 @@ class AnnotatorTraining(
         description="Number of the model's first layers to keep, for a weaker and faster "
         "annotator; all by default.",
     )
+
+    @model_validator(mode="after")
+    def _something_is_validated_on(self) -> Self:
+        if not self.validation_fraction:
+            reason = "has nothing to validate on; leave --validation-fraction 0 out"
+            refuse_if_set(self, ("validate_every", "patience"), reason)
+        return self

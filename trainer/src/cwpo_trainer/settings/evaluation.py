@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cwpo_trainer.settings.mixins import AnswerSampling, Compute, DType
+from cwpo_trainer.settings.mixins import AnswerSampling, BadRows, Compute, DType
 
 
-class AnnotatorEvaluation(Compute):
+class AnnotatorEvaluation(BadRows, Compute):
     """Agreement of an annotator with human labels."""
 
     annotator: str = Field(description="Folder or Hub id of the annotator.")
@@ -21,7 +21,7 @@ class AnnotatorEvaluation(Compute):
     )
 
 
-class PolicyEvaluation(AnswerSampling, Compute):
+class PolicyEvaluation(AnswerSampling, BadRows, Compute):
     """Comparison of aligned policies with their reference."""
 
     reference: str = Field(description="Folder of the SFT model that the policies started from.")

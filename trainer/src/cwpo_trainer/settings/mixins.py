@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
+
+from cwpo_trainer.settings.unused_flags import refuse_if_set
 
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "paged_adamw_32bit"]
@@ -70,6 +72,18 @@ class Compute(Settings):
     )
 
 
+class BadRows(Settings):
+    """How many rows of an input may be bad."""
+
+    max_rejected_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of bad rows in an input, 0 to 1, above which the run is refused; fewer "
+        "are skipped, counted, and listed in rejected.jsonl in --output.",
+    )
+
+
 class AnswerSampling(Settings):
     """What every sampling of a policy's answers needs."""
 
@@ -90,9 +104,26 @@ class Lora(Settings):
     lora_alpha: int = Field(
         16, ge=1, description="Scale of LoRA: its output is multiplied by alpha / rank."
     )
+
+    @model_validator(mode="after")
+    def _lora_is_on(self) -> Self:
+        if not self.lora:
+            refuse_if_set(self, ("lora_rank", "lora_alpha"), "needs --lora")
+        return self
+
+
+class LoraDropout(Lora):
+    """Adapters with dropout, in trainings that have any."""
+
     lora_dropout: float = Field(
         0.05, ge=0, lt=1, description="Dropout probability on LoRA's input while training."
     )
+
+    @model_validator(mode="after")
+    def _dropout_has_lora(self) -> Self:
+        if not self.lora:
+            refuse_if_set(self, ("lora_dropout",), "needs --lora")
+        return self
 
 
 class Optimisation(Settings):
@@ -127,7 +158,7 @@ class Evaluation(Settings):
         0,
         ge=0,
         lt=1,
-        description="Share of DATA's prompts to hold out for evaluation during training.",
+        description="Share of DATA's conversations to hold out for evaluation during training.",
     )
     eval_steps: int | None = Field(
         None, ge=1, description="Steps between evaluations; one after each epoch by default."

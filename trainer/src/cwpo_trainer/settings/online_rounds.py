@@ -8,10 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from cwpo.types import Truncation
-from cwpo_trainer.settings.mixins import AnswerSampling, Compute, Configurable, DType
+from cwpo_trainer.settings.mixins import AnswerSampling, BadRows, Compute, Configurable, DType
 
 
-class OnlineRounds(AnswerSampling, Compute, Configurable):
+class OnlineRounds(AnswerSampling, BadRows, Compute, Configurable):
     """Rounds of answering, annotating and aligning."""
 
     model: str = Field(description="Folder or Hub id of the policy to start from.")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, create_model
+from pydantic import Field, create_model, model_validator
 
 from cwpo_trainer.constants import HasConstants, names_by_constant
 from cwpo_trainer.losses import LOSSES, LossName
 from cwpo_trainer.settings.mixins import (
+    BadRows,
     Compute,
     Epochs,
     Evaluation,
     LearningRate,
     Lora,
+    LoraDropout,
     Memory,
     Optimisation,
     Publication,
@@ -24,6 +26,7 @@ from cwpo_trainer.settings.mixins import (
     Training,
     WeightDecay,
 )
+from cwpo_trainer.settings.unused_flags import flag, refuse_other_constants
 from cwpo_trainer.weights import WEIGHTS, WeightName
 
 Labels = Literal["annotator", "human"]
@@ -48,7 +51,7 @@ class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
     weight_decay: WeightDecay = 0.05
 
 
-class PolicyData(Settings):
+class PolicyData(BadRows):
     """What the strong model is trained on."""
 
     data: Path = Field(
@@ -84,7 +87,7 @@ class PolicyStep(Publication, Evaluation, PolicyData, Compute, PolicyTraining):
     )
 
 
-class FineTuning(PolicyStep):
+class FineTuning(LoraDropout, PolicyStep):
     """Step (iii), first half: the strong model on the chosen responses."""
 
     epochs: Epochs = 3
@@ -152,6 +155,23 @@ class PairLoss(Settings):
         "--precompute-reference; without it, nothing is kept.",
     )
 
+    @model_validator(mode="after")
+    def _loss_has_what_is_set(self) -> Self:
+        """Also takes a constant by the name that TRL has for it: --beta for the tau of ipo."""
+        refuse_other_constants(self, "loss", LOSSES)
+        for constant in LOSSES[self.loss].constants:
+            own, of_trl = constant.flag, constant.config_field
+            if own == of_trl or of_trl not in self.model_fields_set:
+                continue
+            value = getattr(self, of_trl)
+            if own in self.model_fields_set and getattr(self, own) != value:
+                raise ValueError(
+                    f"{flag(of_trl)} is another name of {flag(own)} for --loss {self.loss}: "
+                    "give one of them"
+                )
+            setattr(self, own, value)
+        return self
+
     @property
     def precomputes_reference(self) -> bool:
         """Whether the reference model reads the pairs before training."""
@@ -185,6 +205,16 @@ class Weighting(Settings):
     normalise: bool = Field(
         False, description="Divide the weights by their mean, so that they are 1 on average."
     )
+
+    @model_validator(mode="after")
+    def _weight_has_what_is_set(self) -> Self:
+        refuse_other_constants(self, "weight", WEIGHTS)
+        weight = WEIGHTS[self.weight]
+        if self.calibrated and not weight.reads_confidence:
+            raise ValueError(f"--calibrated: --weight {self.weight} reads no confidence")
+        if self.normalise and weight.selects:
+            raise ValueError(f"--normalise: --weight {self.weight} only selects pairs")
+        return self
 
 
 class Alignment(Weighting, PairLoss, PolicyStep):
