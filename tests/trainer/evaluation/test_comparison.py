@@ -103,6 +103,8 @@ def test_answers_without_a_score_lose_and_unreadable_prompts_are_left_out(
     assert "left out for all: 1 too_long" in printed.err
     assert "loses by answers without a score: 4 empty_response" in printed.out
     results = read_record(output).results
+    assert "at most 128 tokens a text" in results["judge"]["reads"]
+    assert results["judge"]["reads"] in printed.err
     assert (results["prompts"], results["prompts_left_out"]) == (4, {"too_long": 1})
     assert (results["reference_scored"], results["reference_unscored"]) == (4, {})
     mute = results["policies"]["silent"]

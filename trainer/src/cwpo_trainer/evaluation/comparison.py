@@ -55,6 +55,11 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
         process.prepare(seed=settings.seed, threads=settings.threads)
         annotator = Annotator.load(settings.annotator)
         annotator.check_scores_single()
+        output.results["judge"] = {
+            **annotator.model.model_dump(mode="json"),
+            "reads": annotator.encoder.reads,
+        }
+        print(f"judge {annotator.model.name} reads: {annotator.encoder.reads}", file=sys.stderr)
         prompts, left_out = _readable(annotator, prompts)
         sampling = Sampling(
             max_new_tokens=settings.max_new_tokens,
