@@ -134,7 +134,7 @@ def test_chat_prompts_go_through_the_models_template(reward_model):
     annotator = Annotator.load(reward_model())
     pair = annotator.encode(TRIPLETS)[2]
     decoded = annotator.encoder.tokenizer.decode(pair.b)
-    assert decoded == "<|user|>hello<|end|><|assistant|>rude cat<|end|><eos>"
+    assert decoded == "<|user|>hello<|end|><|assistant|>rude cat<|end|>"
 
 
 def test_half_precision_weights(reward_model, hugging_face_scores):

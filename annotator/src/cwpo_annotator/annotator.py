@@ -52,6 +52,11 @@ class TextEncoder(Protocol):
         """Whether it encodes pairs only, because a single response has no score."""
         ...
 
+    @property
+    def reads(self) -> str:
+        """What a text is made of, in words."""
+        ...
+
     def encode_pairs(
         self, triplets: Sequence[Triplet], truncation: Truncation
     ) -> Sequence[EncodedPair | ItemError]:
@@ -106,13 +111,13 @@ class Annotator:
     ) -> Annotator:
         """Load a checkpoint folder or Hub id with the torch backend.
 
-        Any reward model with one output can be loaded; without annotator.json, the defaults of
-        `Encoder.create` apply.
+        Any reward model with one output can be loaded, and SteamSHP; without annotator.json,
+        `Encoder.load` tells how its texts are made.
 
         Args:
             dtype: number format of weights and activations; auto is bfloat16 on a GPU and float32
-                on a CPU, and float32 on both for implicit rewards. int8 works on CPUs only, with
-                checkpoints that `cwpo quantize` has written.
+                on a CPU, and float32 on both for implicit rewards and SteamSHP. int8 works on CPUs
+                only, with checkpoints that `cwpo quantize` has written.
             device: cuda, mps, cpu, or auto for the fastest available device.
             token_budget: maximum number of tokens in a forward pass, padding included; None
                 chooses by the device.
@@ -120,8 +125,10 @@ class Annotator:
         Raises: CheckpointError for a folder or Hub id that holds no annotator.
         """
         from cwpo_annotator import checkpoint
+        from cwpo_annotator.backends.torch.encoder_decoder import EncoderDecoderBackend
         from cwpo_annotator.backends.torch.implicit import ImplicitBackend
         from cwpo_annotator.backends.torch.scalar import ScalarHeadBackend
+        from cwpo_annotator.encoding.readings import option_a
         from cwpo_annotator.encoding.responses import encoder_of
 
         folder = checkpoint.resolve(path)
@@ -135,6 +142,16 @@ class Annotator:
             backend = ImplicitBackend(
                 folder,
                 beta=card.beta,
+                dtype=dtype,
+                device=device,
+                token_budget=token_budget,
+                threads=threads,
+            )
+        elif encoder.spec.reading == "steamshp":
+            backend = EncoderDecoderBackend(
+                folder,
+                answer_token_id=option_a(encoder.tokenizer),
+                pad_token_id=encoder.pad_token_id,
                 dtype=dtype,
                 device=device,
                 token_budget=token_budget,
@@ -180,6 +197,8 @@ class Annotator:
             )
         checkpoint.check(folder)
         encoder = Encoder.load(folder)
+        if encoder.spec.reading == "steamshp":
+            raise checkpoint.CheckpointError(f"{path}: encoder-decoders need --backend torch")
         backend = VllmBackend(url, dtype=dtype, server=server)
         texts = [
             text for text in encoder.encode_texts(GOLDEN_ITEMS) if isinstance(text, EncodedText)

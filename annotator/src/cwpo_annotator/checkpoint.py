@@ -20,6 +20,8 @@ CARD_NAME = "annotator.json"
 REFERENCE_NAME = "reference"
 ADAPTER_NAME = "adapter_config.json"
 INT8_AGREEMENT = 0.99
+# Reads two responses and answers which is better; SteamSHP is one.
+COMPARER = "T5ForConditionalGeneration"
 _CHUNK = 1 << 22
 # What transformers' tokenizers read from a folder.
 _TOKENIZER_FILES = (
@@ -35,6 +37,7 @@ _TOKENIZER_FILES = (
 
 Objective = Literal["bt", "dpo", "sft+dpo", "pairrm"]
 IMPLICIT: tuple[Objective, ...] = ("dpo", "sft+dpo")
+ReadingName = Literal["chat_template", "text_pair", "steamshp"]
 
 
 class CheckpointError(CwpoError):
@@ -71,6 +74,11 @@ class EncodingSpec(BaseModel):
         True,
         description="Whether the end-of-sequence token follows each text. Not for a reward model "
         "that was trained with it as padding, and so reads its score at the token before.",
+    )
+    reading: ReadingName | None = Field(
+        None,
+        description="Form of the texts of a reward model from elsewhere, which ends them itself; "
+        "without one, text prompts are joined to their responses by `join`.",
     )
 
 
@@ -248,6 +256,8 @@ def check(folder: Path) -> None:
         return
     config = _json(folder / "config.json")
     architectures = config.get("architectures") or []
+    if COMPARER in architectures:
+        return
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise CheckpointError(
             f"{folder}: {', '.join(architectures) or 'an unnamed architecture'} has no scalar "

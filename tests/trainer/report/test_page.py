@@ -32,6 +32,8 @@ POLICY = {
     "win_share": 0.573,
     "win_share_thirds": [0.5, 0.6, 0.62],
     "mean_score": 0.4,
+    "scored": 28,
+    "unscored": {"empty_response": 2},
 }
 
 
@@ -78,7 +80,7 @@ def run(tmp_path):
     output(run, "align", "dpo", {"pairs": 9}, more)
     answers = {
         "reference": {"answer": "plain", "score": 0.1},
-        "cw-dpo": {"answer": "<script>alert(1)</script>", "score": None},
+        "cw-dpo": {"answer": "<script>alert(1)</script>", "score": None, "problem": "too_long"},
     }
     output(
         run,
@@ -107,6 +109,8 @@ def test_the_page_tells_the_whole_run(run, command, capsys):
         "61.0 %",
         "cw-dpo",
         "50 / 60 / 62 %",
+        "0.400 (28 answers)",
+        "too_long</span>",
         "Supervised fine-tuning",
         "chat",
         "the temperature 0.25",

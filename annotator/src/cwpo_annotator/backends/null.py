@@ -21,6 +21,7 @@ class NullEncoder:
 
     max_length = 1 << 20
     compares_only = False
+    reads = "a hash of prompt and response"
 
     def encode_pairs(
         self, triplets: Sequence[Triplet], truncation: Truncation

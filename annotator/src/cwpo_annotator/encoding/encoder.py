@@ -9,11 +9,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from cwpo.types import ItemError, Prompt, ScoreItem, Triplet, Truncation
-from cwpo_annotator.checkpoint import CheckpointError, EncodingSpec, read_card
+from cwpo_annotator.checkpoint import CheckpointError, EncodingSpec, ReadingName, read_card
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_annotator.encoding.joining import BLANK_LINE, JoinedText, join_chat, join_text
+from cwpo_annotator.encoding.readings import READINGS, reading_of
 from cwpo_annotator.encoding.tokenisation import prompt_range, token_ids
 from cwpo_annotator.encoding.tokenizer import (
+    architectures,
     dedicated_pad,
     load_tokenizer,
     pads_with_eos,
@@ -34,6 +36,7 @@ class Encoder:
     A text prompt is joined to its response by `spec.join`, unless the prompt ends or the response
     begins with white space (as after transcripts that end in "Assistant:"). A chat prompt goes
     through the tokenizer's chat template, or becomes a Human/Assistant transcript if there is none.
+    With `spec.reading`, texts have the form of that reading instead, and no EOS is added.
     Responses are never truncated. A text with more characters than max_length tokens can have is
     not tokenised, so that a huge text takes neither time nor memory.
     """
@@ -64,6 +67,7 @@ class Encoder:
         max_length: int = DEFAULT_MAX_LENGTH,
         join: str = BLANK_LINE,
         eos: bool = True,
+        reading: ReadingName | None = None,
     ) -> Encoder:
         """The encoder for a model that is to be trained as an annotator.
 
@@ -74,24 +78,24 @@ class Encoder:
         tokenizer = load_tokenizer(folder)
         longest = min(max_length, positions(folder) or max_length, tokenizer.model_max_length)
         pad = dedicated_pad(tokenizer)
-        spec = EncodingSpec(join=join, max_length=longest, pad_token=pad, eos=eos)
+        spec = EncodingSpec(join=join, max_length=longest, pad_token=pad, eos=eos, reading=reading)
         return cls(tokenizer, spec)
 
     @classmethod
     def load(cls, folder: Path) -> Encoder:
         """The encoder of a checkpoint, as its annotator.json says.
 
-        For a folder without annotator.json (a reward model from elsewhere) the defaults of `create`
-        apply, and the log lists them. If its config names EOS as the pad token, transformers reads
-        the score at the token before EOS, so EOS is not appended.
+        For a folder without annotator.json (a reward model from elsewhere) `reading_of` tells the
+        form of its texts, the defaults of `create` apply, and the log lists them. If its config
+        names EOS as the pad token, transformers reads the score at the token before EOS, so texts
+        do not end in it.
         Raises: CheckpointError if tokenizer and annotator.json do not match.
         """
         card = read_card(folder)
         if card is None:
-            encoder = cls.create(folder, eos=not pads_with_eos(folder))
-            logger.warning(
-                "%s has no annotator.json; by default: %s", folder, _in_words(encoder.spec)
-            )
+            reading = reading_of(architectures(folder), load_tokenizer(folder))
+            encoder = cls.create(folder, eos=not pads_with_eos(folder), reading=reading)
+            logger.warning("%s has no annotator.json; by default: %s", folder, encoder.reads)
             return encoder
         tokenizer = load_tokenizer(folder)
         available = positions(folder)
@@ -101,6 +105,20 @@ class Encoder:
                 f"but the model has {available} positions"
             )
         return cls(tokenizer, card.encoding)
+
+    @property
+    def reads(self) -> str:
+        """What a text is made of, in words."""
+        spec = self.spec
+        if spec.reading is not None:
+            return (
+                f"{READINGS[spec.reading].words}, {'' if spec.eos else 'no EOS at the end, '}at "
+                f"most {spec.max_length:,} tokens a text, pad token {spec.pad_token}"
+            )
+        return (
+            f"at most {spec.max_length:,} tokens a text, {spec.join!r} between a text prompt and "
+            f"its response, {'' if spec.eos else 'no '}EOS at the end, pad token {spec.pad_token}"
+        )
 
     @property
     def ends_texts(self) -> bool:
@@ -213,7 +231,7 @@ class Encoder:
             return texts
         if truncation == "error":
             return [_too_many_characters(longest, self.max_length)] * len(responses)
-        if min(text.prompt_end for text in texts) < 0:
+        if min(text.prompt_end - text.prompt_start for text in texts) < 0:
             of_response = max(len(response) for response in responses)
             return [_response_of_too_many(of_response, self.max_length)] * len(responses)
         return texts
@@ -234,6 +252,8 @@ class Encoder:
         return longest, [text.without_oldest(excess) if excess > 0 else text for text in joined]
 
     def _join(self, prompt: Prompt, response: str) -> JoinedText:
+        if self.spec.reading is not None:
+            return READINGS[self.spec.reading].join(self.tokenizer, prompt, response)
         if isinstance(prompt, str):
             at_seam = prompt[-1:] + response[:1]
             has_seam = prompt == "" or any(char.isspace() for char in at_seam)
@@ -249,6 +269,8 @@ class Encoder:
 
     def _ended(self, ids: list[int]) -> list[int]:
         if self._eos is None:
+            return ids
+        if self.spec.eos and self.spec.reading is not None:
             return ids
         if self.spec.eos and (not ids or ids[-1] != self._eos):
             ids.append(self._eos)
@@ -308,11 +330,4 @@ def _response_of_too_many(size: int, max_length: int) -> ItemError:
         code="response_too_long",
         detail=f"a response of {size:,} characters where max_length is {max_length:,} tokens: "
         "responses are never cut",
-    )
-
-
-def _in_words(spec: EncodingSpec) -> str:
-    return (
-        f"at most {spec.max_length:,} tokens a text, {spec.join!r} between a text prompt and its "
-        f"response, {'' if spec.eos else 'no '}EOS at the end, pad token {spec.pad_token}"
     )

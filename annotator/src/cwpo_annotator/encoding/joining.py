@@ -27,6 +27,8 @@ class JoinedText:
         response_start: the character of the text that the response starts at.
         is_templated: whether a chat template wrote the text, and in it the special tokens.
         is_cut: whether the prompt has lost its oldest characters.
+        prompt_start: the character of the text that the prompt starts at.
+        is_pair: whether the tokenizer is given prompt and response as two texts, which it joins.
     """
 
     text: str
@@ -35,6 +37,8 @@ class JoinedText:
     response_start: int
     is_templated: bool = False
     is_cut: bool = False
+    prompt_start: int = 0
+    is_pair: bool = False
 
     def followed_by(self, end: str) -> JoinedText:
         """The same with more at its end."""
@@ -48,12 +52,13 @@ class JoinedText:
 
     def without_oldest(self, characters: int) -> JoinedText:
         """The same without so many characters of its prompt, the oldest."""
-        return JoinedText(
-            self.text[characters:],
-            self.opening[characters:],
-            self.prompt_end - characters,
-            self.response_start - characters,
-            self.is_templated,
+        start, kept = self.prompt_start, self.prompt_start + characters
+        return replace(
+            self,
+            text=self.text[:start] + self.text[kept:],
+            opening=self.opening[:start] + self.opening[kept:],
+            prompt_end=self.prompt_end - characters,
+            response_start=self.response_start - characters,
             is_cut=True,
         )
 

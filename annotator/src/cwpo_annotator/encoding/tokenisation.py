@@ -10,10 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from cwpo_annotator.encoding.joining import JoinedText
 from cwpo_annotator.encoding.prefix import common_prefix
 
+# One text, or two that the tokenizer joins.
+_Input = str | tuple[str, str]
+
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[JoinedText]) -> list[list[int]]:
     """The token ids of each text, prompt and response together."""
-    return _ids(tokenizer, [(text.text, text.is_templated) for text in texts])
+    return _ids(tokenizer, [(_input(text), text.is_templated) for text in texts])
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[JoinedText]) -> list[list[int]]:
@@ -25,7 +28,12 @@ def prompt_range(tokenizer: PreTrainedTokenizerBase, text: JoinedText) -> tuple[
     """The first position that holds the prompt alone, and the one after the last such position."""
     encoding = _encoding(tokenizer, text)
     special = encoding.special_tokens_mask
-    start = next((i for i, mask in enumerate(special) if not mask), 0)
+    own = (
+        at
+        for at, ((first, _), mask) in enumerate(zip(encoding.offsets, special, strict=True))
+        if not mask and first >= text.prompt_start
+    )
+    start = next(own, len(special))
     if text.is_templated:
         start = 0
     end = start
@@ -56,7 +64,15 @@ def response_start_after(opening: Sequence[int], whole: Sequence[int]) -> int:
     return common_prefix(opening, whole)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+def _input(text: JoinedText) -> _Input:
+    if not text.is_pair:
+        return text.text
+    return text.text[: text.response_start], text.text[text.response_start :]
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[_Input, bool]]
+) -> list[list[int]]:
     """The ids of texts, each with whether a template wrote it, and in it the special tokens."""
     result: list[list[int]] = [[] for _ in texts]
     for is_templated in (False, True):
@@ -70,7 +86,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, bool]]) 
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, add_special_tokens: bool
+    tokenizer: PreTrainedTokenizerBase, texts: list[_Input], *, add_special_tokens: bool
 ) -> list[list[int]]:
     if not tokenizer.is_fast:
         encoded = tokenizer(texts, add_special_tokens=add_special_tokens)
@@ -83,7 +99,9 @@ def _encode(
 
 
 def _encoding(tokenizer: PreTrainedTokenizerBase, text: JoinedText) -> Any:
-    return _backend(tokenizer).encode(text.text, add_special_tokens=not text.is_templated)
+    backend = _backend(tokenizer)
+    (encoding,) = backend.encode_batch([_input(text)], add_special_tokens=not text.is_templated)
+    return encoding
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -47,6 +47,11 @@ def positions(folder: Path) -> int | None:
     return int(count) if count else None
 
 
+def architectures(folder: Path) -> list[str]:
+    """The classes that config.json names for the model."""
+    return list(_config(folder).architectures or [])
+
+
 def pads_with_eos(folder: Path) -> bool:
     """Whether the model's config names EOS as its pad token."""
     pad = getattr(_config(folder), "pad_token_id", None)

@@ -5,13 +5,16 @@ A transcript prompt ends in "Assistant:"; its response follows after one space.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Literal
 
 from cwpo.types import Message
 from cwpo_annotator.encoding.prefix import common_prefix
 
 HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _SPEAKERS = {"user": f"{HUMAN} ", "assistant": f"{ASSISTANT} ", "system": ""}
 
 
@@ -24,6 +27,17 @@ def write(messages: Sequence[Message]) -> str:
     """Chat messages as a transcript prompt."""
     turns = "".join(_SPEAKERS[message.role] + message.content for message in messages)
     return turns + ASSISTANT
+
+
+def read(prompt: str) -> list[Message]:
+    """A transcript prompt as chat messages; what stands before its first turn is of the system."""
+    before, *turns = _TURN.split(prompt)
+    messages = [Message(role="system", content=before.strip())] if before.strip() else []
+    # The last turn is the assistant's, and yet to be written.
+    for speaker, text in zip(turns[:-2:2], turns[1:-2:2], strict=True):
+        role: Literal["user", "assistant"] = "user" if speaker == "Human" else "assistant"
+        messages.append(Message(role=role, content=text.strip()))
+    return messages
 
 
 def first_turn(generated: str) -> str:

@@ -53,13 +53,18 @@ class PolicyMetrics(BaseModel):
     preference_accuracy: share of held-out pairs whose chosen response has the higher implicit
         reward beta * log(policy / reference); a tie is half.
     implicit_margin: mean difference of the two implicit rewards.
-    win_share: share of prompts on which its answer scores above the reference's; a tie is half.
+    win_share: share of prompts on which its answer scores above the reference's; a tie is half. An
+        answer that cannot be scored loses to any that can, and ties with another such.
     win_share_thirds: the same on three disjoint thirds of the prompts.
-    mean_score: mean annotator score of its answers.
+    mean_score: mean annotator score of its answers that could be scored; None if none could.
+    scored: number of these answers.
+    unscored: number of its other answers, for each reason.
     """
 
     preference_accuracy: float
     implicit_margin: float
     win_share: float
     win_share_thirds: list[float]
-    mean_score: float
+    mean_score: float | None
+    scored: int
+    unscored: dict[str, int]

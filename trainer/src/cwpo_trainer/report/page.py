@@ -236,5 +236,6 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["standard_error"] = _standard_error
     return environment.get_template("report.html")

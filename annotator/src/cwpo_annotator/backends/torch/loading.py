@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
 )
@@ -109,6 +110,28 @@ def load_language_model(
         raise CheckpointError(f"{folder}: not a causal language model: {missing[0]} is missing")
     _check_causal(model.eval(), folder)
     return model
+
+
+def load_encoder_decoder(folder: Path, dtype: torch.dtype) -> Any:
+    """An encoder-decoder language model on the CPU.
+
+    Raises: CheckpointError if weights are missing or cannot be loaded.
+    """
+    try:
+        with quiet():
+            loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = first_line(error)
+        raise CheckpointError(f"{folder}: the weights cannot be loaded: {reason}") from error
+    model, report = loaded
+    _refuse_missing(folder, set(report["missing_keys"]))
+    return model.eval()
 
 
 def _plain(folder: Path, dtype: torch.dtype) -> Any:
