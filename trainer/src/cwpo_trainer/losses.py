@@ -114,14 +114,17 @@ def rdpo(
     reference_rejected: Tensor,
     *,
     beta: float,
-    epsilon: float,
+    epsilon: float | Tensor,
 ) -> Tensor:
     """Robust DPO, eq. 11: DPO made unbiased where a share epsilon of the labels is flipped.
 
     Equal to -log sigmoid(beta h) - epsilon / (1 - 2 epsilon) * beta h: unbounded below.
+
+    Args:
+        epsilon: one for all pairs, or shape (n,), which is not checked.
     Raises: ValueError unless 0 <= epsilon < 1/2.
     """
-    EPSILON.check(epsilon)
+    _check_epsilon(epsilon)
     h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     clean = (1 - epsilon) * -_log_sigmoid(beta * h)
     flipped = epsilon * -_log_sigmoid(-beta * h)
@@ -148,13 +151,17 @@ def cdpo(
     reference_rejected: Tensor,
     *,
     beta: float,
-    epsilon: float,
+    epsilon: float | Tensor,
 ) -> Tensor:
     """Conservative DPO: DPO on labels that are right with probability 1 - epsilon.
 
-    Unlike rdpo it is bounded below. Raises: ValueError unless 0 <= epsilon < 1/2.
+    Unlike rdpo it is bounded below.
+
+    Args:
+        epsilon: one for all pairs, or shape (n,), which is not checked.
+    Raises: ValueError unless 0 <= epsilon < 1/2.
     """
-    EPSILON.check(epsilon)
+    _check_epsilon(epsilon)
     h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     return -(1 - epsilon) * _log_sigmoid(beta * h) - epsilon * _log_sigmoid(-beta * h)
 
@@ -307,6 +314,11 @@ def weighted_mean(weights: Tensor, losses: Tensor) -> Tensor:
     its micro-batch, and gradient accumulation would change the result.
     """
     return (weights * losses).mean()
+
+
+def _check_epsilon(epsilon: float | Tensor) -> None:
+    if isinstance(epsilon, float | int):
+        EPSILON.check(epsilon)
 
 
 def _log_sigmoid(values: Tensor) -> Tensor:

@@ -47,12 +47,14 @@ class WeightedPair:
 class Preferences:
     """Pairs with their weights in the loss, shape (pairs,).
 
-    unused: the other rows of their file.
+    unused: the other rows of their file. epsilons: the probability of each pair that its label is
+    wrong, same shape, for a loss that reads it.
     """
 
     pairs: list[WeightedPair]
     weights: NDArray[np.float32]
     unused: UnusedRows = field(default_factory=UnusedRows)
+    epsilons: NDArray[np.float32] | None = None
 
     @property
     def has_prompt_pairs(self) -> bool:
@@ -72,7 +74,8 @@ class Preferences:
     def only(self, rows: NDArray[np.bool_]) -> Preferences:
         """The pairs at which `rows`, shape (pairs,), is true."""
         pairs = [self.pairs[at] for at in np.flatnonzero(rows)]
-        return Preferences(pairs, self.weights[rows], self.unused)
+        epsilons = None if self.epsilons is None else self.epsilons[rows]
+        return Preferences(pairs, self.weights[rows], self.unused, epsilons)
 
 
 def read_weighted(

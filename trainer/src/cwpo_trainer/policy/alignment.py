@@ -19,7 +19,6 @@ from cwpo_trainer import weights
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
     Preferences,
-    WeightedPair,
     read_human,
     read_weighted,
     read_with_evaluation,
@@ -27,7 +26,7 @@ from cwpo_trainer.data.weighted import (
     weights_of,
 )
 from cwpo_trainer.lora import lora_config
-from cwpo_trainer.losses import LOSSES
+from cwpo_trainer.losses import EPSILON, LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
@@ -46,9 +45,10 @@ from cwpo_trainer.settings.policy_training import (
     PolicyTraining,
     Weighting,
 )
+from cwpo_trainer.soft_labels import SOFT_LABELS, SoftLabel, epsilons
 from cwpo_trainer.weights import WEIGHTS
 
-_WEIGHT_COLUMN = "weight"
+_WEIGHT_COLUMN, _EPSILON_COLUMN = "weight", "epsilon"
 
 
 def align(settings: Alignment) -> None:
@@ -65,6 +65,7 @@ def align(settings: Alignment) -> None:
             _preferences,
             labels=settings.labels,
             weighting=settings,
+            soft_label=SOFT_LABELS.get(settings.confidence_as),
             max_rejected_share=settings.max_rejected_share,
         ),
         settings.data,
@@ -78,7 +79,7 @@ def align(settings: Alignment) -> None:
         evaluation = evaluation and evaluation.selected()
     process.prepare(seed=settings.seed, threads=settings.threads)
     by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
-    objective = _objective(settings.loss, settings.labels, settings.weight, by_prompt=by_prompt)
+    objective = _objective(settings, by_prompt=by_prompt)
     if settings.dry_run:
         preferences.unused.tell(are_listed=False)
         tokenizer = load_tokenizer(resolve(settings.model, weights=False))
@@ -86,8 +87,10 @@ def align(settings: Alignment) -> None:
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
     folder = resolve(settings.model)
-    # Without effect on triplets, where a run of a version without this setting can be resumed.
+    # Without effect, where a run of a version without these settings can be resumed.
     unused = set() if preferences.has_prompt_pairs else {"weight_by"}
+    if settings.confidence_as == "weight":
+        unused |= {"confidence_as"}
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
@@ -105,7 +108,7 @@ def align(settings: Alignment) -> None:
         config = ConfidenceDPOConfig(
             **training_arguments(settings, output.path, len(pairs.dataset)),
             **evaluation_arguments(settings),
-            **loss_arguments(settings),
+            **loss_arguments(settings, soft_labels=preferences.epsilons is not None),
             share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
@@ -188,9 +191,14 @@ def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
 
 
 def _preferences(
-    path: Path, *, labels: Labels, weighting: Weighting, max_rejected_share: float
+    path: Path,
+    *,
+    labels: Labels,
+    weighting: Weighting,
+    soft_label: SoftLabel | None,
+    max_rejected_share: float,
 ) -> Preferences:
-    """The pairs of a file with their weights."""
+    """The pairs of a file with their weights, and their epsilons if labels are soft."""
     unused = UnusedRows(max_rejected_share)
     if labels == "human":
         pairs = read_human(path, unused)
@@ -205,7 +213,10 @@ def _preferences(
         by_prompt=weighting.weight_by == "prompt",
         **constants,
     )
-    return Preferences(pairs, of_pairs, unused)
+    if soft_label is None:
+        return Preferences(pairs, of_pairs, unused)
+    confidences = [pair.confidence for pair in pairs]
+    return Preferences(pairs, of_pairs, unused, epsilons(confidences, most=soft_label.most))
 
 
 class WeightedFitting(NamedTuple):
@@ -224,24 +235,27 @@ class WeightedFitting(NamedTuple):
 
 
 def tokenised(preferences: Preferences, formatter: Formatter, max_length: int) -> WeightedFitting:
-    """The columns prompt_ids, chosen_ids, rejected_ids and weight.
+    """The columns prompt_ids, chosen_ids, rejected_ids and weight; and epsilon of soft labels.
 
     Pairs with a text over max_length tokens are left out rather than cut.
     Raises: DatasetError when none is left.
     """
-    pairs_and_weights = list(zip(preferences.pairs, preferences.weights.tolist(), strict=True))
+    numbers = {_WEIGHT_COLUMN: preferences.weights.tolist()}
+    if preferences.epsilons is not None:
+        numbers[_EPSILON_COLUMN] = preferences.epsilons.tolist()
 
-    def rows(some: Sequence[tuple[WeightedPair, float]]) -> list[dict[str, Any]]:
-        prompts = [pair.prompt for pair, _ in some]
-        chosen = formatter.tokenise(prompts, [pair.chosen for pair, _ in some])
-        rejected = formatter.tokenise(prompts, [pair.rejected for pair, _ in some])
+    def rows(places: Sequence[int]) -> list[dict[str, Any]]:
+        some = [preferences.pairs[at] for at in places]
+        prompts = [pair.prompt for pair in some]
+        chosen = formatter.tokenise(prompts, [pair.chosen for pair in some])
+        rejected = formatter.tokenise(prompts, [pair.rejected for pair in some])
         return [
-            _row(of_chosen, of_rejected) | {_WEIGHT_COLUMN: weight}
-            for of_chosen, of_rejected, (_, weight) in zip(chosen, rejected, some, strict=True)
+            _row(of_chosen, of_rejected) | {name: of_all[at] for name, of_all in numbers.items()}
+            for of_chosen, of_rejected, at in zip(chosen, rejected, places, strict=True)
             if max(of_chosen.tokens, of_rejected.tokens) <= max_length
         ]
 
-    dataset, too_long = fitting(pairs_and_weights, rows, max_length)
+    dataset, too_long = fitting(range(len(preferences.pairs)), rows, max_length)
     used = np.asarray(dataset.with_format("numpy")[_WEIGHT_COLUMN][:])
     return WeightedFitting(dataset, too_long, float(used.mean()), float(used.max()))
 
@@ -256,16 +270,26 @@ def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, list[int]]
     }
 
 
-def _objective(loss: str, labels: Labels, weight: str, *, by_prompt: bool) -> str:
-    if labels == "human":
-        return f"{loss}, human labels"
-    return f"{loss}, weight {weight}{' / prompt_pairs' if by_prompt else ''}"
+def _objective(settings: Alignment, *, by_prompt: bool) -> str:
+    if settings.labels == "human":
+        return f"{settings.loss}, human labels"
+    use = f"weight {settings.weight}"
+    if settings.confidence_as != "weight":
+        use = f"confidence as {settings.confidence_as}"
+    return f"{settings.loss}, {use}{' / prompt_pairs' if by_prompt else ''}"
 
 
-def loss_arguments(pair_loss: PairLoss) -> dict[str, Any]:
-    """Arguments of ConfidenceDPOConfig: the loss and its constants, and what it is weighted by."""
+def loss_arguments(pair_loss: PairLoss, *, soft_labels: bool = False) -> dict[str, Any]:
+    """Arguments of ConfidenceDPOConfig: the loss and its constants, and what it is weighted by.
+
+    Args:
+        soft_labels: the dataset has an epsilon for each pair.
+    """
     loss, cache = LOSSES[pair_loss.loss], pair_loss.reference_cache
     constants = {each.config_field: getattr(pair_loss, each.flag) for each in loss.constants}
+    if soft_labels:
+        del constants[EPSILON.config_field]
+        constants["epsilon_column"] = _EPSILON_COLUMN
     return {
         "loss_type": [loss.trl_type],
         "precompute_ref_log_probs": pair_loss.precomputes_reference,

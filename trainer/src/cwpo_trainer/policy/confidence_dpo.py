@@ -9,7 +9,7 @@ TRL's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +40,7 @@ from cwpo_trainer.losses import (
     LOSSES,
     OF_TRL_TYPE,
     Loss,
+    rdpo,
     weighted_mean,
 )
 from cwpo_trainer.policy.packed_batch import of_chosen_and_rejected, packed_pairs, pairs_of
@@ -53,7 +54,7 @@ from cwpo_trainer.policy.reference_cache import (
 from cwpo_trainer.policy.row_training import ROWS, Collate, PackingCollator, RowTraining
 from cwpo_trainer.run import process
 
-_WEIGHT = "pair_weight"
+_WEIGHT, _EPSILON = "pair_weight", "pair_epsilon"
 
 
 def _field_of(constant: Constant) -> Any:
@@ -72,6 +73,13 @@ class ConfidenceDPOConfig(DPOConfig):
     weight_column: str = field(
         default="confidence",
         metadata={"help": "Column of the dataset whose value multiplies the loss of a pair."},
+    )
+    epsilon_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the dataset with the probability of each pair that its label is "
+            "wrong, in place of label_smoothing."
+        },
     )
     ipo_length_normalised: bool = _field_of(LENGTH_NORMALISED)
     simpo_gamma: float = _field_of(GAMMA)
@@ -101,6 +109,12 @@ class ConfidenceDPOConfig(DPOConfig):
             self.precompute_ref_log_probs = True
 
     @property
+    def pair_columns(self) -> dict[str, str]:
+        """The columns with a number for each pair, by their names in a batch."""
+        columns = {_WEIGHT: self.weight_column}
+        return columns if self.epsilon_column is None else columns | {_EPSILON: self.epsilon_column}
+
+    @property
     def loss(self) -> Loss:
         """The loss of a pair that loss_type names."""
         return OF_TRL_TYPE[self.loss_type[0]]
@@ -117,6 +131,10 @@ class ConfidenceDPOConfig(DPOConfig):
             names = names_by_constant(LOSSES)[EPSILON]
             smoothed = " and ".join(LOSSES[name].trl_type for name in names)
             yield f"label_smoothing belongs to {smoothed}; {self.loss_type[0]} has none"
+        if self.epsilon_column is not None and EPSILON not in self.loss.constants:
+            yield f"epsilon_column: {self.loss_type[0]} has no epsilon"
+        if self.epsilon_column is not None and self.label_smoothing != 0:
+            yield "label_smoothing and epsilon_column: give one of them"
         if self.reference_cache is not None and not self.loss.reads_reference:
             yield f"reference_cache: {self.loss_type[0]} has no reference"
         unsupported = {
@@ -171,13 +189,15 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
             return
         collate: Any = self.data_collator
         self._collator_of_trl = repr(collate)
-        self.data_collator = _WeightedCollator(collate, self.args.weight_column)
+        self.data_collator = _WeightedCollator(collate, self.args.pair_columns)
         self._pack(packed_pairs, wanted=self.args.share_prompts, bfloat16=self.args.bf16)
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str
     ) -> Dataset:
         _check_weights(dataset, args.weight_column, dataset_name)
+        if args.epsilon_column is not None:
+            _check_epsilons(dataset, args.epsilon_column, args.loss, dataset_name)
         if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names):
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -185,8 +205,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
         columns: Any = self._signature_columns
-        if self.args.weight_column not in columns:
-            columns.append(self.args.weight_column)
+        columns += [each for each in self.args.pair_columns.values() if each not in columns]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The dataset with the columns ref_chosen_logps and ref_rejected_logps.
@@ -314,7 +333,8 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         else:
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         weights = inputs[_WEIGHT][read.pairs]
-        losses = self._pair_losses((chosen, rejected, *reference), read.tokens)
+        epsilons = inputs[_EPSILON][read.pairs] if _EPSILON in inputs else None
+        losses = self._pair_losses((chosen, rejected, *reference), read.tokens, epsilons)
         self._record_all(read, reference, losses.detach(), weights)
         if num_items_in_batch is None:
             return weighted_mean(weights, losses)
@@ -361,13 +381,18 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         return log_probs, outputs.entropy.detach().sum(), pairs
 
     def _pair_losses(
-        self, log_probs: tuple[Tensor, Tensor, Tensor, Tensor], tokens: Tensor
+        self,
+        log_probs: tuple[Tensor, Tensor, Tensor, Tensor],
+        tokens: Tensor,
+        epsilons: Tensor | None,
     ) -> Tensor:
         loss = self.args.loss
-        constants = {
+        constants: dict[str, Any] = {
             constant.argument: getattr(self.args, constant.config_field)
             for constant in loss.constants
         }
+        if epsilons is not None:
+            constants["epsilon"] = epsilons
         if loss.takes_tokens:
             constants |= {"chosen_tokens": tokens[0], "rejected_tokens": tokens[1]}
         return loss.function(*(log_probs if loss.reads_reference else log_probs[:2]), **constants)
@@ -418,22 +443,26 @@ class _Read:
 
 @dataclass
 class _WeightedCollator:
-    """Adds the weights, float32 of shape (n,), to the batch that TRL's collator makes."""
+    """Adds the numbers of the pairs, float32 of shape (n,), to the batch that TRL's collator makes.
+
+    Args:
+        columns: their columns, by the names that they have in a batch.
+    """
 
     collate: Collate
-    column: str
+    columns: Mapping[str, str]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(examples)
-        batch[_WEIGHT] = torch.tensor(
-            [example[self.column] for example in examples], dtype=torch.float32
-        )
+        for name, column in self.columns.items():
+            values = [example[column] for example in examples]
+            batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch
 
 
 def _of_trl(inputs: dict[str, Any]) -> dict[str, Any]:
     """The batch as TRL's collator has made it."""
-    return {name: value for name, value in inputs.items() if name not in (_WEIGHT, ROWS)}
+    return {name: value for name, value in inputs.items() if name not in (_WEIGHT, _EPSILON, ROWS)}
 
 
 def _check_weights(dataset: Dataset, column: str, name: str) -> None:
@@ -445,3 +474,17 @@ def _check_weights(dataset: Dataset, column: str, name: str) -> None:
             "with `cwpo annotate`"
         )
     weights.checked(np.asarray(dataset.with_format("numpy")[column][:], dtype=np.float32))
+
+
+def _check_epsilons(dataset: Dataset, column: str, loss: Loss, name: str) -> None:
+    if column not in dataset.column_names:
+        raise DatasetError(f"the {name} dataset has no column {column!r} to take epsilon from")
+    values = np.asarray(dataset.with_format("numpy")[column][:], dtype=np.float32)
+    # Where nothing is known of a label, the robust loss divides by 0.
+    is_below = values <= 0.5 if loss.function is not rdpo else values < 0.5
+    bad = np.flatnonzero(~((values >= 0) & is_below))
+    if bad.size:
+        raise DatasetError(
+            f"pair {bad[0] + 1} of the {name} dataset has the epsilon {values[bad[0]]}; an epsilon "
+            "is at least 0 and at most 1/2, or below it under robust"
+        )

@@ -26,7 +26,8 @@ from cwpo_trainer.settings.mixins import (
     Training,
     WeightDecay,
 )
-from cwpo_trainer.settings.unused_flags import flag, refuse_other_constants
+from cwpo_trainer.settings.unused_flags import flag, refuse_if_set, refuse_other_constants
+from cwpo_trainer.soft_labels import SOFT_LABELS, ConfidenceUse
 from cwpo_trainer.weights import WEIGHTS, WeightName
 
 Labels = Literal["annotator", "human"]
@@ -96,6 +97,7 @@ class FineTuning(LoraDropout, PolicyStep):
 
 _LOSSES = ", ".join(f"`{name}` ({loss.source})" for name, loss in LOSSES.items())
 _WEIGHTS = ", ".join(f"`{name}` ({weight.meaning})" for name, weight in WEIGHTS.items())
+_SOFT_LABELS = ", ".join(f"`{name}` ({soft.meaning})" for name, soft in SOFT_LABELS.items())
 _REFERENCE_FREE = " and ".join(name for name, loss in LOSSES.items() if not loss.reads_reference)
 
 
@@ -220,5 +222,30 @@ class Weighting(Settings):
 class Alignment(Weighting, PairLoss, PolicyStep):
     """Step (iii), second half: the strong model on weighted preferences."""
 
+    confidence_as: ConfidenceUse = Field(
+        "weight",
+        description="What the confidence C of a pair is in its loss: `weight`, as --weight says, "
+        f"or with --loss dpo its epsilon: {_SOFT_LABELS}. Each pair has the weight 1 then.",
+    )
     epochs: Epochs = 5
     learning_rate: LearningRate = 5e-6
+
+    @model_validator(mode="after")
+    def _confidence_has_one_use(self) -> Self:
+        """Makes of dpo the loss that takes the confidence as its epsilon, and weights nothing."""
+        if self.confidence_as == "weight":
+            return self
+        soft = SOFT_LABELS[self.confidence_as]
+        if self.labels == "human":
+            raise ValueError(f"--confidence-as {self.confidence_as}: human labels have none")
+        if self.loss not in ("dpo", soft.loss):
+            raise ValueError(
+                f"--confidence-as {self.confidence_as} makes --loss {soft.loss} of dpo; "
+                f"{self.loss} takes no confidence but as a weight"
+            )
+        use = f"--confidence-as {self.confidence_as} is set"
+        refuse_if_set(self, ("epsilon",), f"has no effect: {use}, by which each pair has its own")
+        if "weight" in self.model_fields_set and self.weight != "none":
+            raise ValueError(f"--weight {self.weight}: {use}, by which each pair has the weight 1")
+        self.loss, self.weight = soft.loss, "none"
+        return self
