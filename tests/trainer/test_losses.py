@@ -4,6 +4,7 @@ import inspect
 import math
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +131,40 @@ def test_pairwise():
     )
     smoothed = 0.9 * torch.tensor(plain) + 0.1 * flipped
     torch.testing.assert_close(losses.pairwise(forth, back, label_smoothing=0.1), smoothed)
+
+
+def orpo_of_means(chosen, rejected):
+    one = torch.tensor(1)
+    return losses.orpo(chosen, rejected, beta=0.5, chosen_tokens=one, rejected_tokens=one)
+
+
+def test_orpo_is_trls():
+    orpo_trainer = pytest.importorskip("trl.experimental.orpo").ORPOTrainer
+    own = SimpleNamespace(beta=0.5, accelerator=SimpleNamespace(device="cpu"))
+    means = torch.tensor([-1e-6, -1e-3, -0.5, -0.7, -3.0, -60.0])
+    theirs, ours = (torch.cartesian_prod(means, means).requires_grad_() for _ in range(2))
+    preference, *_ = orpo_trainer.odds_ratio_loss(own, *theirs.T)
+    expected = -theirs[:, 0] - preference
+    actual = orpo_of_means(*ours.T)
+    torch.testing.assert_close(actual, expected)
+    expected.sum().backward()
+    actual.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orpo_is_finite_where_a_response_is_certain(dtype):
+    # The last is what rounding makes of a certain response.
+    means = torch.tensor([0.0, -1e-30, -1e-9, -1.0, 1e-8], dtype=dtype)
+    pairs = torch.cartesian_prod(means, means).requires_grad_()
+    actual = orpo_of_means(*pairs.T)
+    actual.sum().backward()
+    assert actual.isfinite().all()
+    assert pairs.grad.isfinite().all()
+    assert (pairs.grad[:, 0] < 0).all()
+    assert (pairs.grad[:, 1] > 0).all()
+    of_equals = torch.arange(len(means)) * (len(means) + 1)
+    torch.testing.assert_close(actual[of_equals], -means + 0.5 * math.log(2))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

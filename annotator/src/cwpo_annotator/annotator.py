@@ -115,8 +115,8 @@ class Annotator:
         `Encoder.load` tells how its texts are made.
 
         Args:
-            dtype: number format of weights and activations; auto is bfloat16 on a GPU and float32
-                on a CPU, and float32 on both for implicit rewards and SteamSHP. int8 works on CPUs
+            dtype: number format of weights and activations; auto is bfloat16 on a GPU that has it,
+                and else float32, as always for implicit rewards and SteamSHP. int8 works on CPUs
                 only, with checkpoints that `cwpo quantize` has written.
             device: cuda, mps, cpu, or auto for the fastest available device.
             token_budget: maximum number of tokens in a forward pass, padding included; None

@@ -44,8 +44,8 @@ class AnnotatorSettings(BaseModel, extra="forbid", frozen=True):
     )
     dtype: DType = Field(
         "auto",
-        description="Number format of the weights: `auto` picks bfloat16 on a GPU and float32 "
-        "elsewhere; `int8` needs a checkpoint that `cwpo quantize` wrote.",
+        description="Number format of the weights: `auto` picks bfloat16 on a GPU that has it, and "
+        "float32 elsewhere; `int8` needs a checkpoint that `cwpo quantize` wrote.",
     )
     device: str = Field(
         "auto",

@@ -314,6 +314,27 @@ def test_losses_without_a_reference_load_and_run_none(loss, tiny_causal, tiny_to
     assert trainer.evaluate(dataset())["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["simpo", "orpo"])
+def test_rewards_without_a_reference_are_of_mean_log_probs(
+    loss, tiny_causal, tiny_tokenizer, tmp_path
+):
+    config = ConfidenceDPOConfig(**options(tmp_path, loss_type=loss, beta=2.0))
+    data = dataset().select([0])
+    trainer = build(
+        ConfidenceDPOTrainer, config, tmp_path, tiny_causal, tiny_tokenizer, data, eval_dataset=data
+    )
+    trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    counts = batch_of(trainer)["completion_mask"].sum(dim=1).tolist()
+    rewards = [
+        2.0 * logged[f"eval_logps/{of}"] / tokens
+        for of, tokens in zip(("chosen", "rejected"), counts, strict=True)
+    ]
+    assert logged["eval_rewards/chosen"] == pytest.approx(rewards[0])
+    assert logged["eval_rewards/rejected"] == pytest.approx(rewards[1])
+    assert logged["eval_rewards/margins"] == pytest.approx(rewards[0] - rewards[1], abs=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precompute", [False, True])
 def test_evaluation_weights_its_pairs(precompute, tiny_causal, tiny_tokenizer, tmp_path):

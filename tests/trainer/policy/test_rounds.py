@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.checkpoint import read_card, write_card
+from cwpo_annotator.confidence import drift
 from cwpo_trainer.commands import Online
 from cwpo_trainer.run.folder import read_lines, read_record
 from cwpo_trainer.run.termination import EXIT_CODE
@@ -111,8 +112,14 @@ def test_rounds_that_were_stopped_end_as_ones_that_were_not(
 def test_of_more_answers_the_best_and_the_worst_are_compared(flags, tmp_path, command):
     output = tmp_path / "out"
     command(Online, *flags, "--output", output, "--rounds", 1, "--responses", 5)
-    labels = pq.read_table(output / "round-1" / "weighted.parquet")["preferred"].to_pylist()
-    assert set(labels) == {"a"}
+    table = pq.read_table(output / "round-1" / "weighted.parquet")
+    assert set(table["preferred"].to_pylist()) == {"a"}
+    # Drift is measured on the first two answers, which were not chosen for their scores.
+    chosen, sampled = (table[name].to_numpy() for name in ("confidence", "confidence_as_sampled"))
+    assert (sampled <= chosen + 1e-6).all()
+    assert sampled.mean() < chosen.mean()
+    (line,) = read_lines(output / "rounds.jsonl")
+    assert line["drift"] == pytest.approx(drift(sampled, [0.0] * 11))
 
 
 @pytest.mark.parametrize(

@@ -195,12 +195,20 @@ def orpo(
 ) -> Tensor:
     """ORPO, without a reference: NLL of the chosen a token - beta * log sigmoid(log odds ratio).
 
-    The odds are of the mean log-probability a token. Shapes as in `simpo`.
+    The odds are of the mean log-probability a token, of which 1 - p counts as at least the
+    resolution of the number format: at p = 1 odds and gradient would be infinite. Shapes as in
+    `simpo`.
     """
     chosen = policy_chosen / chosen_tokens
     rejected = policy_rejected / rejected_tokens
-    odds = (chosen - (-chosen.expm1()).log()) - (rejected - (-rejected.expm1()).log())
-    return -chosen - beta * _log_sigmoid(odds)
+    return -chosen - beta * _log_sigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(log_prob: Tensor) -> Tensor:
+    from torch import finfo
+
+    other = (-log_prob.expm1()).clamp(min=finfo(log_prob.dtype).eps)
+    return log_prob - other.log()
 
 
 @dataclass(frozen=True)

@@ -402,11 +402,16 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
     ) -> None:
         """Keep what `log` shows under TRL's names, beside it the unweighted loss and the weight.
 
-        Without a reference, the reward of a response is beta times its log-probability.
+        Without a reference, the reward of a response is beta times its mean log-probability a
+        token, as SimPO and ORPO have it.
         """
-        chosen, rejected = read.log_probs.detach()
-        reward_chosen = self.beta * (chosen - reference[0])
-        reward_rejected = self.beta * (rejected - reference[1])
+        log_probs = read.log_probs.detach()
+        chosen, rejected = log_probs
+        if self.args.loss.reads_reference:
+            reward_chosen = self.beta * (chosen - reference[0])
+            reward_rejected = self.beta * (rejected - reference[1])
+        else:
+            reward_chosen, reward_rejected = self.beta * log_probs / read.tokens
         of_pair = {
             "rewards/chosen": reward_chosen,
             "rewards/rejected": reward_rejected,

@@ -10,6 +10,7 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from cwpo.errors import ConfigError, DatasetError
 from cwpo.partial_file import partial_file
 from cwpo.types import ModelInfo, Prompt, Score, ScoreItem, Truncation
 from cwpo_annotator.checkpoint import resolve
-from cwpo_annotator.confidence import drift
+from cwpo_annotator.confidence import confidence, drift
 from cwpo_trainer.data.prompts import prompts_of_round, read_prompts
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.policy import preflight
@@ -51,6 +52,20 @@ _WITHOUT_EFFECT = {
     "output",
 }
 _SCORED_AT_ONCE = 256
+# Column of triplets.jsonl: confidence in two answers that were not chosen for their scores.
+_AS_SAMPLED = "confidence_as_sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What was sampled for a prompt.
+
+    compared: the two answers to be annotated, or fewer.
+    confidence: the annotator's in the first two answers, where others are compared.
+    """
+
+    compared: Sequence[str]
+    confidence: float | None = None
 
 
 class Round:
@@ -63,8 +78,8 @@ class Round:
         self.weighted = self.folder / "weighted.parquet"
         self.policy = self.folder / "policy"
 
-    def write_triplets(self, prompts: Sequence[Prompt], of_prompts: Sequence[list[str]]) -> None:
-        """Write the first two answers of each prompt that has two.
+    def write_triplets(self, prompts: Sequence[Prompt], of_prompts: Sequence[_Answers]) -> None:
+        """Write the two answers to be compared of each prompt that has two.
 
         Raises: DatasetError where none has.
         """
@@ -72,11 +87,12 @@ class Round:
             {
                 "id": f"{self.number}-{at}",
                 "prompt": prompt if isinstance(prompt, str) else [t.model_dump() for t in prompt],
-                "response_a": answers[0],
-                "response_b": answers[1],
+                "response_a": answers.compared[0],
+                "response_b": answers.compared[1],
+                **({} if answers.confidence is None else {_AS_SAMPLED: answers.confidence}),
             }
             for at, (prompt, answers) in enumerate(zip(prompts, of_prompts, strict=True), 1)
-            if len(answers) >= 2
+            if len(answers.compared) >= 2
         ]
         if not rows:
             raise DatasetError(
@@ -123,7 +139,7 @@ def online(settings: OnlineRounds, alignment: Alignment, client: Client) -> None
                     batch_size=settings.batch_size,
                     seed=settings.seed + 1_000_003 * number,
                 )
-                answers = distinct_answers(
+                sampled = distinct_answers(
                     LoadedPolicy(start, settings.dtype),
                     asked,
                     settings.responses,
@@ -132,7 +148,9 @@ def online(settings: OnlineRounds, alignment: Alignment, client: Client) -> None
                 )
                 _free_memory()
                 if settings.responses > 2:
-                    answers = _best_and_worst(asked, answers, client, settings.truncation)
+                    answers = _best_and_worst(asked, sampled, client, settings.truncation)
+                else:
+                    answers = [_Answers(each) for each in sampled]
                 this.write_triplets(asked, answers)
             if not this.weighted.exists():
                 annotated = annotate_file(
@@ -211,7 +229,7 @@ def _free_memory() -> None:
 
 def _best_and_worst(
     prompts: Sequence[Prompt], of_prompts: list[list[str]], client: Client, truncation: Truncation
-) -> list[list[str]]:
+) -> list[_Answers]:
     """Of each prompt's answers the two that the annotator scores highest and lowest."""
     items = [
         (at, ScoreItem(prompt=prompts[at], response=answer))
@@ -225,14 +243,23 @@ def _best_and_worst(
         for (at, item), score in zip(part, answer.scores, strict=True):
             if isinstance(score, Score):
                 scored[at].append((score.score, item.response))
-    return [
-        [max(each)[1], min(each)[1]] if len(each) >= 2 else [text for _, text in each]
-        for each in scored
-    ]
+    return [_extremes(each) for each in scored]
+
+
+def _extremes(scored: Sequence[tuple[float, str]]) -> _Answers:
+    if len(scored) < 2:
+        return _Answers([text for _, text in scored])
+    (first, _), (second, _), *_ = scored
+    (sure,) = confidence(np.array([first]), np.array([second]))
+    return _Answers([max(scored)[1], min(scored)[1]], float(sure))
 
 
 def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:
-    """The line of rounds.jsonl."""
+    """The line of rounds.jsonl.
+
+    Drift is measured on two answers as they were sampled, since held-out pairs were not chosen for
+    their scores either: the best and the worst of many differ more, however well they are known.
+    """
     with this.weighted.open("rb") as stream:
         rows = [row for _, row in read_rows(stream, file_format(this.weighted))]
     columns = {
@@ -240,15 +267,18 @@ def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:
         for name in ("confidence", "score_chosen", "score_rejected")
     }
     confidences, quantiles = columns["confidence"], annotator.confidence_quantiles
+    triplets = read_lines(this.triplets)
+    as_sampled = [row[_AS_SAMPLED] for row in triplets if _AS_SAMPLED in row]
+    compared = np.array(as_sampled) if as_sampled else confidences
     steps = [line for line in read_lines(this.policy / LOG_NAME) if "loss" in line]
     return {
         "round": this.number,
         "prompts": asked,
         "pairs": len(rows),
-        "without_a_pair": asked - len(read_lines(this.triplets)),
+        "without_a_pair": asked - len(triplets),
         "rejected": len(read_lines(errors_path(this.weighted))),
         "mean_confidence": float(confidences.mean()),
-        "drift": None if quantiles is None else drift(confidences, quantiles),
+        "drift": None if quantiles is None else drift(compared, quantiles),
         "mean_score": float((columns["score_chosen"] + columns["score_rejected"]).mean() / 2),
         "steps": len(steps),
         "loss": steps[-1]["loss"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -80,9 +81,25 @@ def use_bfloat16(dtype: DType) -> bool:
     """Whether to compute in bfloat16; `auto` does where the hardware multiplies it natively."""
     import torch
 
-    if dtype != "auto":
-        return dtype == "bfloat16"
+    from cwpo_annotator.backends.torch.hardware.device import multiplies_bfloat16
+
+    if dtype == "float32":
+        return False
     if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
+        is_native = multiplies_bfloat16()
+        if dtype == "bfloat16" and not is_native:
+            _say_slow()
+        return is_native or dtype == "bfloat16"
+    if dtype == "bfloat16":
+        return True
     cpu = torch.cpu.get_capabilities()
     return bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+
+
+@functools.cache
+def _say_slow() -> None:
+    if is_main():
+        print(
+            "--dtype bfloat16: this GPU only emulates it; --dtype float32 is faster",
+            file=sys.stderr,
+        )

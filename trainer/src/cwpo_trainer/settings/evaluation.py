@@ -17,7 +17,8 @@ class AnnotatorEvaluation(BadRows, Compute):
     output: Path = Field(description="Folder to create for the figures.")
     dtype: DType = Field(
         "auto",
-        description="Number format of the annotator; `auto` picks bfloat16 on a GPU, else float32.",
+        description="Number format of the annotator; `auto` picks bfloat16 on a GPU that has it, "
+        "else float32.",
     )
 
 

@@ -9,7 +9,11 @@ import numpy as np
 import torch
 
 from cwpo.errors import ConfigError
-from cwpo_annotator.backends.torch.hardware.device import best_device, integers
+from cwpo_annotator.backends.torch.hardware.device import (
+    best_device,
+    integers,
+    multiplies_bfloat16,
+)
 from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.backends.torch.kernels.int8 import round_weights
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32, load_classifier
@@ -25,8 +29,8 @@ class ScalarHeadBackend(InProcessBackend):
         folder: a checkpoint with one output, in safetensors.
         pad_token_id: pad token of the encoder; the score of a padded text is read at its last
             token that is not padding.
-        dtype: auto is bfloat16 on a GPU and float32 on a CPU. The head is always float32. int8
-            rounds the linear layers and computes the rest in float32, on a CPU only.
+        dtype: auto is bfloat16 on a GPU that has it, and else float32. The head is always float32.
+            int8 rounds the linear layers and computes the rest in float32, on a CPU only.
         device: cuda, mps, cpu, or auto for the fastest available device.
         token_budget: maximum number of tokens in a forward pass, padding included; None chooses
             by the device. Halved whenever the device runs out of memory.
@@ -47,7 +51,7 @@ class ScalarHeadBackend(InProcessBackend):
     ) -> None:
         on = torch.device(best_device() if device == "auto" else device)
         if dtype == "auto":
-            dtype = "bfloat16" if on.type == "cuda" else "float32"
+            dtype = "bfloat16" if on.type == "cuda" and multiplies_bfloat16() else "float32"
         is_int8 = dtype == "int8"
         if is_int8 and on.type != "cpu":
             raise ConfigError(f"dtype int8 is for CPUs, not for {on}: use bfloat16")

@@ -16,6 +16,12 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the GPU has arithmetic for bfloat16; older ones emulate it, slower than float32."""
+    has_gpu = torch.cuda.is_available()
+    return has_gpu and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def integers(
     values: ArrayLike, device: torch.device, dtype: type[np.integer[Any]] = np.int64
 ) -> torch.Tensor:
