@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from cwpo.errors import ConfigError, DatasetError
@@ -387,7 +387,6 @@ def test_lora_trains_the_adapter_against_the_start_model(tiny_causal, tiny_token
         {"loss_type": "robust", "label_smoothing": 0.5},
         {"loss_type": "ipo", "beta": 0.0},
         {"loss_type": "simpo", "simpo_gamma": -0.1},
-        {"router_aux_loss_coef": 0.01},
     ],
 )
 def test_options_that_would_be_ignored_are_refused(bad, tmp_path):
@@ -395,31 +394,58 @@ def test_options_that_would_be_ignored_are_refused(bad, tmp_path):
         ConfidenceDPOConfig(**options(tmp_path, **bad))
 
 
-def test_a_mixture_of_experts_loss_is_refused(tiny_tokenizer, tmp_path):
-    from transformers import MixtralConfig, MixtralForCausalLM
+@pytest.fixture(scope="module")
+def experts(tiny_tokenizer, tmp_path_factory):
+    """A tiny model whose experts are to be balanced, strongly enough to see it."""
+    folder = tmp_path_factory.mktemp("experts")
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        router_aux_loss_coef=0.3,
+        initializer_range=0.3,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
 
-    folder = tmp_path / "moe"
-    MixtralForCausalLM(
-        MixtralConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            num_local_experts=2,
-            output_router_logits=True,
-        )
-    ).save_pretrained(folder)
-    with pytest.raises(ConfigError, match="router_aux_loss_coef"):
-        build(
-            ConfidenceDPOTrainer,
-            ConfidenceDPOConfig(**options(tmp_path)),
-            tmp_path,
-            folder,
-            tiny_tokenizer,
-            dataset(),
-        )
+
+def test_the_balance_of_experts_is_trls(experts, tiny_tokenizer, tmp_path):
+    models = (tmp_path, experts, tiny_tokenizer, dataset([1.0] * 8))
+    theirs = build(DPOTrainer, DPOConfig(**options(tmp_path)), *models)
+    ours = build(ConfidenceDPOTrainer, ConfidenceDPOConfig(**options(tmp_path)), *models)
+    assert "mixture of experts" in ours.unpacked_because
+    loss_theirs, gradient_theirs = gradients(theirs, batch_of(theirs))
+    loss_ours, gradient_ours = gradients(ours, batch_of(ours))
+    assert loss_ours.item() == pytest.approx(loss_theirs.item(), rel=1e-6)
+    assert_same_gradient(gradient_ours, gradient_theirs, 1e-6)
+
+
+def test_no_weight_multiplies_the_balance_of_experts(experts, tiny_tokenizer, tmp_path):
+    """Of a step of two batches it is the mean, over their pairs."""
+    models = (tmp_path, experts, tiny_tokenizer, dataset([1e-9] * 6))
+    config = ConfidenceDPOConfig(**options(tmp_path))
+    trainer = build(ConfidenceDPOTrainer, config, *models)
+    found = [0.3 * aux_loss(trainer, rows) for rows in (range(4), range(4, 6))]
+    parts = [
+        trainer.compute_loss(trainer.model, batch_of(trainer, rows), num_items_in_batch=6).item()
+        for rows in (range(4), range(4, 6))
+    ]
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+    assert sum(parts) == pytest.approx((4 * found[0] + 2 * found[1]) / 6, rel=1e-5)
+
+
+def aux_loss(trainer, rows):
+    """As transformers computes it of a batch."""
+    batch = batch_of(trainer, rows)
+    names = ("input_ids", "attention_mask")
+    inputs = {name: batch[name] for name in names}
+    with torch.no_grad():
+        return trainer.model(**inputs, output_router_logits=True).aux_loss.item()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Confidence as the probability that a label is right, rather than as a weight.
 
 By Bradley-Terry, the label of a pair with the margin D of scores is right with probability
-sigmoid(D) = (1 + C) / 2, where C = tanh(D / 2) is its confidence (eq. 8). A loss for labels that are
-wrong with probability epsilon then takes (1 - C) / 2 as that of each pair.
+sigmoid(D) = (1 + C) / 2, where C = tanh(D / 2) is its confidence (eq. 8). A loss for labels that
+are wrong with probability epsilon then takes (1 - C) / 2 as that of each pair.
 
 `SOFT_LABELS` lists what `cwpo align --confidence-as` offers besides `weight`.
 """

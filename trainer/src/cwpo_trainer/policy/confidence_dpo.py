@@ -146,7 +146,6 @@ class ConfidenceDPOConfig(DPOConfig):
             "ld_alpha": self.ld_alpha is not None,
             "use_weighting": self.use_weighting,
             "padding_free": self.padding_free,
-            "router_aux_loss_coef": bool(self.router_aux_loss_coef),
         }
         yield from (f"{name} is not supported" for name, is_set in unsupported.items() if is_set)
 
@@ -175,11 +174,6 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, ConfidenceDPOConfig):
             raise ConfigError("ConfidenceDPOTrainer needs a ConfidenceDPOConfig as args")
-        if self.aux_loss_enabled:
-            raise ConfigError(
-                "the model adds a mixture-of-experts loss, which is no loss of a pair: set its "
-                "config's router_aux_loss_coef to 0"
-            )
         if self._is_vision_dataset:
             raise DatasetError("images are not supported")
         self._pack_once()
@@ -316,6 +310,9 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
     ) -> Tensor:
         """Sum of weight * loss over the pairs, over their number.
 
+        To it is added what balances a mixture of experts, as in TRL: a loss of the whole batch,
+        which no weight of a pair multiplies.
+
         Args:
             num_items_in_batch: pairs of the step over all ranks, whose gradients are averaged; None
                 for those of this batch.
@@ -336,14 +333,17 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         epsilons = inputs[_EPSILON][read.pairs] if _EPSILON in inputs else None
         losses = self._pair_losses((chosen, rejected, *reference), read.tokens, epsilons)
         self._record_all(read, reference, losses.detach(), weights)
+        no_balance = torch.zeros((), device=losses.device)
+        balance = no_balance if read.aux_loss is None else self.router_aux_loss_coef * read.aux_loss
         if num_items_in_batch is None:
-            return weighted_mean(weights, losses)
-        return self._of_step((weights * losses).sum(), num_items_in_batch)
+            return weighted_mean(weights, losses) + balance
+        total = (weights * losses).sum() + len(losses) * balance
+        return self._of_step(total, num_items_in_batch)
 
     def _read(self, model: Any, inputs: dict[str, Any]) -> _Read:
         rows = inputs.get(ROWS)
-        log_probs, entropy, pairs = (
-            self._read_rows(model, rows) if rows else self._read_padded(model, inputs)
+        log_probs, entropy, pairs, aux_loss = (
+            (*self._read_rows(model, rows), None) if rows else self._read_padded(model, inputs)
         )
         # All texts of a batch stand below each other: those that are chosen, those that are not.
         of_all = ("completion_mask", "attention_mask")
@@ -355,6 +355,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
             completion_tokens=completion[:, pairs, 1:].sum(),
             tokens=completion[:, pairs].sum(dim=2).clamp(min=1),
             tokens_in_all=attention[:, pairs].sum(),
+            aux_loss=aux_loss,
         )
 
     def _read_rows(self, model: Any, rows: list[PackedResponses]) -> tuple[Tensor, Tensor, Tensor]:
@@ -367,7 +368,9 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         on_device = log_probs.device
         return log_probs[:, order.to(on_device)], entropy, pairs[order].to(on_device)
 
-    def _read_padded(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def _read_padded(
+        self, model: Any, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         outputs = model(
             input_ids=inputs["input_ids"],
@@ -375,10 +378,12 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
             use_cache=False,
             labels=labels,
             fused_lm_head=True,
+            **({"output_router_logits": True} if self.aux_loss_enabled else {}),
         )
         log_probs = outputs.log_probs.sum(dim=1).view(2, -1)
         pairs = torch.arange(log_probs.shape[1], device=log_probs.device)
-        return log_probs, outputs.entropy.detach().sum(), pairs
+        aux_loss = outputs.aux_loss if self.aux_loss_enabled else None
+        return log_probs, outputs.entropy.detach().sum(), pairs, aux_loss
 
     def _pair_losses(
         self,
@@ -426,6 +431,8 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
             self._record(name, values.sum(), len(values))
         self._record("entropy", read.entropy, read.completion_tokens)
         self._record("num_tokens", read.tokens_in_all)
+        if read.aux_loss is not None:
+            self._record("aux_loss", read.aux_loss.detach())
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,7 +442,7 @@ class _Read:
     pairs: their places in the batch, ascending, shape (n,); log_probs: of the responses, shape
     (2, n), chosen before rejected; entropy: in nats, summed over the tokens of all responses;
     completion_tokens: number of these; tokens: of each response, shape (2, n); tokens_in_all: of
-    both texts of each pair.
+    both texts of each pair; aux_loss: of a mixture of experts, that of the batch.
     """
 
     pairs: Tensor
@@ -444,6 +451,7 @@ class _Read:
     completion_tokens: Tensor
     tokens: Tensor
     tokens_in_all: Tensor
+    aux_loss: Tensor | None
 
 
 @dataclass

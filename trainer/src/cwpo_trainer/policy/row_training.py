@@ -55,6 +55,8 @@ class RowTraining(Trainer):
     model: Any
     unpacked_because: str | None
     ref_model: Any = None
+    aux_loss_enabled: bool
+    router_aux_loss_coef: float
     loss_is_scaled_for_ga: Any = True
     _total_train_tokens: int
     _tp_size: int
@@ -87,6 +89,8 @@ class RowTraining(Trainer):
     def _refused(self, bfloat16: bool) -> str | None:
         if self.is_deepspeed_enabled:
             return "DeepSpeed is not supported"
+        if self.aux_loss_enabled:
+            return "the balance of a mixture of experts is that of a whole batch"
         reason = read_packed(self.model, bfloat16=bfloat16)
         if reason is not None or self.ref_model is None:
             return reason
