@@ -31,6 +31,7 @@ from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
 from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
+from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.saving import push, save
@@ -106,8 +107,10 @@ def align(settings: Alignment) -> None:
                 in_4bit=settings.load_in_4bit,
             )
 
+        policy = loaded(settings.model)
+        output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
-            model=loaded(settings.model),
+            model=policy,
             ref_model=loaded(settings.reference or settings.model)
             if use is not None and use.is_second_model
             else None,

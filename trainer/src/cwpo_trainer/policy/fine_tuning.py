@@ -27,6 +27,7 @@ from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
+from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
@@ -73,14 +74,16 @@ def fine_tune(settings: FineTuning) -> None:
             **evaluation_arguments(settings),
             report_to=settings.report_to,
         )
+        policy = load_for_training(
+            settings.model,
+            is_frozen=settings.lora,
+            bfloat16=process.use_bfloat16(settings.dtype),
+            in_4bit=settings.load_in_4bit,
+        )
+        output.results |= end_turns(policy, tokenizer)
         trainer = PackedSFTTrainer(
             share_prompts=settings.share_prompts,
-            model=load_for_training(
-                settings.model,
-                is_frozen=settings.lora,
-                bfloat16=process.use_bfloat16(settings.dtype),
-                in_4bit=settings.load_in_4bit,
-            ),
+            model=policy,
             args=config,
             train_dataset=responses.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,

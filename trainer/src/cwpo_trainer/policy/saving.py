@@ -46,6 +46,7 @@ def save(trainer: Any, folder: Path, *, adapts: str | None) -> None:
     start = resolve(adapts)
     merged = PeftModel.from_pretrained(load(start), adapter).merge_and_unload()
     stored = AutoConfig.from_pretrained(start, trust_remote_code=False).dtype or torch.float32
+    merged.generation_config = trainer.model.generation_config
     merged.to(stored).save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     shutil.rmtree(adapter)
