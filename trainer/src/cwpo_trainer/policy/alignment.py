@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from cwpo_annotator.checkpoint import resolve
+from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
 from cwpo_trainer.data.weighted import (
@@ -24,10 +24,10 @@ from cwpo_trainer.data.weighted import (
     read_with_evaluation,
     weights_of,
 )
-from cwpo_trainer.lora import lora_config
 from cwpo_trainer.losses import LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
 from cwpo_trainer.policy import preflight
+from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
 from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
@@ -66,19 +66,20 @@ def align(settings: Alignment) -> None:
         seed=settings.seed,
     )
     process.prepare(seed=settings.seed, threads=settings.threads)
+    start = resolve(settings.model, weights=not settings.dry_run)
+    settings = going_on(settings, start)
     by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
     objective = _objective(settings.loss, settings.labels, settings.weight, by_prompt=by_prompt)
     if settings.dry_run:
-        tokenizer = load_tokenizer(resolve(settings.model, weights=False))
+        tokenizer = load_tokenizer(start)
         pairs = tokenised(preferences, Formatter(tokenizer), settings.max_length)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
-    folder = resolve(settings.model)
     # Without effect on triplets, where a run of a version without this setting can be resumed.
     unused = set() if preferences.has_prompt_pairs else {"weight_by"}
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(start)
         formatter = Formatter(tokenizer)
         pairs = tokenised(preferences, formatter, settings.max_length)
         output.results |= pairs.results
@@ -99,15 +100,16 @@ def align(settings: Alignment) -> None:
         bfloat16 = process.use_bfloat16(settings.dtype)
         use = reference_use(settings, lora=settings.lora)
 
-        def loaded(model: str) -> Any:
+        def loaded(model: str, adapter_dropout: float | None = None) -> Any:
             return load_for_training(
                 model,
                 is_frozen=settings.lora,
                 bfloat16=bfloat16,
                 in_4bit=settings.load_in_4bit,
+                adapter_dropout=adapter_dropout,
             )
 
-        policy = loaded(settings.model)
+        policy = loaded(settings.model, settings.lora_dropout)
         output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
             model=policy,
@@ -118,13 +120,18 @@ def align(settings: Alignment) -> None:
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, task="CAUSAL_LM"),
+            peft_config=new_adapter(policy, settings),
         )
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
             output.results |= found if name == "train" else named(found, name)
         train(trainer, output, settings.data, objective)
-        save(trainer, output.path, adapts=settings.model if settings.lora else None)
+        output.results |= save(
+            trainer,
+            output.path,
+            adapts=settings.model if settings.lora else None,
+            adapter_only=settings.adapter_only,
+        )
     push(settings.output, settings.push_to_hub)
 
 
@@ -145,7 +152,7 @@ def plan(
     begin_alike = [*map(common_prefix, *columns[1:])]
     return Plan(
         training,
-        resolve(training.model, weights=False),
+        base_folder(resolve(training.model, weights=False), weights=False),
         np.stack([prompt + chosen, prompt + rejected], axis=1),
         np.stack([chosen, rejected], axis=1),
         prompt + np.array(begin_alike, dtype=np.int64),

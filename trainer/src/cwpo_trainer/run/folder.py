@@ -27,6 +27,7 @@ SAMPLES_NAME = "samples.jsonl"
 ROUNDS_NAME = "rounds.jsonl"
 REPORT_NAME = "report.html"
 CHECKPOINTS_NAME = "checkpoints"
+ADAPTER_FOLDER = "adapter"
 STATE_NAME = "trainer_state.json"
 
 Kind = Literal["train-annotator", "sft", "align", "evaluate-annotator", "evaluate-policy"]

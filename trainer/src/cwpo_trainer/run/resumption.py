@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = {
     "report_to",
     "share_prompts",
     "push_to_hub",
+    "adapter_only",
     "splits",
 }
 
