@@ -193,16 +193,22 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_NAME).is_file() and not (folder / "config.json").is_file()
 
 
-def base_folder(folder: Path) -> Path:
+def base_name(folder: Path) -> str:
+    """Folder or Hub id of an adapter's base model, as the adapter names it."""
+    return str(_json(folder / ADAPTER_NAME).get("base_model_name_or_path"))
+
+
+def base_folder(folder: Path, *, weights: bool = True) -> Path:
     """The folder of the model itself: of the adapter's base model, or the same folder.
 
+    Args:
+        weights: download them too, if the base model is on the Hub.
     Raises: CheckpointError if the adapter's base model cannot be found.
     """
     if not is_adapter(folder):
         return folder
-    name = _json(folder / ADAPTER_NAME).get("base_model_name_or_path")
     try:
-        return resolve(str(name))
+        return resolve(base_name(folder), weights=weights)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: the adapter's base model: {error}") from error
 

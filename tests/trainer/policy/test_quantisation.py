@@ -83,3 +83,14 @@ def test_the_adapter_is_trained_in_float32(flags, tmp_path, command):
     command(Align, *flags, "--load-in-4bit", "--output", tmp_path / "out")
     norms = [line["grad_norm"] for line in read_lines(tmp_path / "out" / "training.jsonl")]
     assert any(torch.tensor(norm).bfloat16().item() != norm for norm in norms)
+
+
+def test_an_adapter_is_trained_further_on_four_bits(flags, tmp_path, command):
+    sft = tmp_path / "sft"
+    command(Sft, *flags, "--load-in-4bit", "--adapter-only", "--output", sft)
+    again = (*flags, "--model", sft, "--load-in-4bit")
+    command(Align, *again, "--output", tmp_path / "out")
+    log = read_lines(tmp_path / "out" / "training.jsonl")
+    # Policy and reference start from the same adapter.
+    assert log[0]["unweighted_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert log[-1]["rewards/margins"] > 0

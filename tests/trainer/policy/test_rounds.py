@@ -109,6 +109,22 @@ def test_rounds_that_were_stopped_end_as_ones_that_were_not(
     assert {row["prompt"] for row in answers[0]} != {row["prompt"] for row in answers[1]}
 
 
+def test_rounds_train_one_adapter_further(flags, tiny_causal, tmp_path, command):
+    with (tmp_path / "align.yaml").open("a") as file:
+        file.write("lora: true\nlora_rank: 2\nadapter_only: true\n")
+    output = tmp_path / "out"
+    command(Online, *flags, "--output", output, "--rounds", 2)
+    first, second = (output / f"round-{number}" / "policy" for number in (1, 2))
+    left, right = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    assert left.keys() == right.keys()
+    assert not any(torch.equal(left[name], right[name]) for name in left)
+    assert read_record(second).settings["model"] == str(first)
+    assert not (second / "model.safetensors").exists()
+    # The reference is the first model, from which the policy has moved away.
+    margins = [line["rewards/margins"] for line in read_lines(second / "training.jsonl")]
+    assert abs(margins[0]) > 1e-4
+
+
 def test_of_more_answers_the_best_and_the_worst_are_compared(flags, tmp_path, command):
     output = tmp_path / "out"
     command(Online, *flags, "--output", output, "--rounds", 1, "--responses", 5)

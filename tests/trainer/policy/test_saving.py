@@ -78,7 +78,11 @@ def hub():
 
 
 @pytest.mark.slow
-def test_the_finished_model_is_uploaded(hub, tiny_causal, tmp_path):
+@pytest.mark.parametrize(
+    ("more", "weights"),
+    [((), "model.safetensors"), (("--lora", "--adapter-only"), "adapter_model.safetensors")],
+)
+def test_the_finished_model_is_uploaded(more, weights, hub, tiny_causal, tmp_path):
     output = tmp_path / "cw-dpo"
     data = write_lines(tmp_path / "weighted.jsonl", weighted(8))
     flags = ("--model", tiny_causal, "--data", data, "--output", output, "--threads", 1)
@@ -89,7 +93,7 @@ def test_the_finished_model_is_uploaded(hub, tiny_causal, tmp_path):
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1",
     }
-    words = map(str, (*flags, "--max-steps", 1, "--push-to-hub", REPOSITORY))
+    words = map(str, (*flags, *more, "--max-steps", 1, "--push-to-hub", REPOSITORY))
     done = subprocess.run(
         [sys.executable, "-m", "cwpo_trainer.align", *words],
         env=environment,
@@ -103,5 +107,7 @@ def test_the_finished_model_is_uploaded(hub, tiny_causal, tmp_path):
     assert created.get("private") or created.get("visibility") == "private"
     written = {path.name: path.read_bytes() for path in output.iterdir()}
     assert Hub.files == written
-    assert "model.safetensors" in written
+    assert weights in written
+    # An adapter without its base model is of no use to others.
+    assert ("base model is the folder" in done.stderr) == bool(more)
     assert not [name for name in written if name.endswith((".bin", ".pt", ".pkl"))]

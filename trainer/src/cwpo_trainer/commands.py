@@ -41,7 +41,8 @@ class Sft(FineTuning, Command):
     """Fine-tune the strong model on the chosen responses of the weighted dataset.
 
     Only the tokens of responses contribute to the loss. The output is a plain model, with any LoRA
-    adapter merged. `cwpo align` starts from it, and uses it as the reference model.
+    adapter merged and also kept in its folder `adapter`, or the adapter alone. `cwpo align` starts
+    from it, and uses it as the reference model.
 
     Example:
         cwpo sft --model models/smollm2 --data weighted.parquet --output runs/sft --lora

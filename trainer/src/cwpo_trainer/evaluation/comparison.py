@@ -29,7 +29,7 @@ from cwpo_trainer.evaluation.metrics import PolicyMetrics
 from cwpo_trainer.evaluation.preferences import response_log_probs
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling
 from cwpo_trainer.run import process
-from cwpo_trainer.run.folder import SAMPLES_NAME, new_run_folder
+from cwpo_trainer.run.folder import ADAPTER_FOLDER, SAMPLES_NAME, new_run_folder
 from cwpo_trainer.settings.evaluation import PolicyEvaluation
 
 REFERENCE = "reference"
@@ -89,8 +89,14 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
 
 
 def named_paths(paths: Sequence[str]) -> dict[str, str]:
-    """The policies by the name of their folder. Raises: ConfigError for two of one name."""
-    named = {path.rstrip("/").split("/")[-1]: path for path in paths}
+    """The policies by the name of their folder, an adapter beside a merged model by that of both.
+
+    Raises: ConfigError for two of one name.
+    """
+    named = {}
+    for path in paths:
+        *above, name = path.rstrip("/").split("/")
+        named["/".join([*above[-1:], name]) if name == ADAPTER_FOLDER else name] = path
     if len(named) != len(paths) or REFERENCE in named:
         raise ConfigError(f"--policy: the folders need different names, other than {REFERENCE!r}")
     return named

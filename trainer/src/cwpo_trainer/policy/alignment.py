@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from cwpo_annotator.checkpoint import resolve
+from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
 from cwpo_trainer.data.unused_rows import UnusedRows
@@ -25,13 +25,14 @@ from cwpo_trainer.data.weighted import (
     report_unused,
     weights_of,
 )
-from cwpo_trainer.lora import lora_config
 from cwpo_trainer.losses import EPSILON, LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
 from cwpo_trainer.policy import preflight
+from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
 from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
+from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.saving import push, save
@@ -49,6 +50,8 @@ from cwpo_trainer.soft_labels import SOFT_LABELS, SoftLabel, epsilons
 from cwpo_trainer.weights import WEIGHTS
 
 _WEIGHT_COLUMN, _EPSILON_COLUMN = "weight", "epsilon"
+# Of adapters: TRL switches that of all layers off, since policy and reference are compared.
+_DROPOUT = 0.0
 
 
 def align(settings: Alignment) -> None:
@@ -78,15 +81,16 @@ def align(settings: Alignment) -> None:
         preferences = preferences.selected()
         evaluation = evaluation and evaluation.selected()
     process.prepare(seed=settings.seed, threads=settings.threads)
+    start = resolve(settings.model, weights=not settings.dry_run)
+    settings = going_on(settings, start)
     by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
     objective = _objective(settings, by_prompt=by_prompt)
     if settings.dry_run:
         preferences.unused.tell(are_listed=False)
-        tokenizer = load_tokenizer(resolve(settings.model, weights=False))
+        tokenizer = load_tokenizer(start)
         pairs = tokenised(preferences, Formatter(tokenizer), settings.max_length)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
-    folder = resolve(settings.model)
     # Without effect, where a run of a version without these settings can be resumed.
     unused = set() if preferences.has_prompt_pairs else {"weight_by"}
     if settings.confidence_as == "weight":
@@ -94,7 +98,7 @@ def align(settings: Alignment) -> None:
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(start)
         formatter = Formatter(tokenizer)
         pairs = tokenised(preferences, formatter, settings.max_length)
         output.results |= pairs.results
@@ -115,16 +119,19 @@ def align(settings: Alignment) -> None:
         bfloat16 = process.use_bfloat16(settings.dtype)
         use = reference_use(settings, lora=settings.lora)
 
-        def loaded(model: str) -> Any:
+        def loaded(model: str, adapter_dropout: float | None = None) -> Any:
             return load_for_training(
                 model,
                 is_frozen=settings.lora,
                 bfloat16=bfloat16,
                 in_4bit=settings.load_in_4bit,
+                adapter_dropout=adapter_dropout,
             )
 
+        policy = loaded(settings.model, _DROPOUT)
+        output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
-            model=loaded(settings.model),
+            model=policy,
             ref_model=loaded(settings.reference or settings.model)
             if use is not None and use.is_second_model
             else None,
@@ -132,13 +139,18 @@ def align(settings: Alignment) -> None:
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, dropout=0, task="CAUSAL_LM"),
+            peft_config=new_adapter(policy, settings, dropout=_DROPOUT),
         )
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
             output.results |= found if name == "train" else named(found, name)
         train(trainer, output, settings.data, objective)
-        save(trainer, output.path, adapts=settings.model if settings.lora else None)
+        output.results |= save(
+            trainer,
+            output.path,
+            adapts=settings.model if settings.lora else None,
+            adapter_only=settings.adapter_only,
+        )
     push(settings.output, settings.push_to_hub)
 
 
@@ -159,7 +171,7 @@ def plan(
     begin_alike = [*map(common_prefix, *columns[1:])]
     return Plan(
         training,
-        resolve(training.model, weights=False),
+        base_folder(resolve(training.model, weights=False), weights=False),
         np.stack([prompt + chosen, prompt + rejected], axis=1),
         np.stack([chosen, rejected], axis=1),
         prompt + np.array(begin_alike, dtype=np.int64),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from trl.trainer.sft_config import SFTConfig
 
-from cwpo_annotator.checkpoint import resolve
+from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_trainer import weights
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
@@ -24,11 +24,12 @@ from cwpo_trainer.data.weighted import (
     read_with_evaluation,
     report_unused,
 )
-from cwpo_trainer.lora import lora_config
 from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.policy import preflight
+from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
+from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
@@ -55,17 +56,18 @@ def fine_tune(settings: FineTuning) -> None:
         seed=settings.seed,
     )
     process.prepare(seed=settings.seed, threads=settings.threads)
+    start = resolve(settings.model, weights=not settings.dry_run)
+    settings = going_on(settings, start)
     if settings.dry_run:
         preferences.unused.tell(are_listed=False)
-        tokenizer = load_tokenizer(resolve(settings.model, weights=False))
+        tokenizer = load_tokenizer(start)
         responses = tokenised(preferences.pairs, Formatter(tokenizer), settings.max_length)
         plan(settings, responses).show()
         return
-    folder = resolve(settings.model)
     recorded = settings.model_dump(mode="json")
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(start)
         formatter = Formatter(tokenizer)
         responses = tokenised(preferences.pairs, formatter, settings.max_length)
         output.results |= responses.results
@@ -80,22 +82,30 @@ def fine_tune(settings: FineTuning) -> None:
             report_to=settings.report_to,
         )
         process.use_one_gpu(config)
+        policy = load_for_training(
+            settings.model,
+            is_frozen=settings.lora,
+            bfloat16=process.use_bfloat16(settings.dtype),
+            in_4bit=settings.load_in_4bit,
+            adapter_dropout=settings.lora_dropout,
+        )
+        output.results |= end_turns(policy, tokenizer)
         trainer = PackedSFTTrainer(
             share_prompts=settings.share_prompts,
-            model=load_for_training(
-                settings.model,
-                is_frozen=settings.lora,
-                bfloat16=process.use_bfloat16(settings.dtype),
-                in_4bit=settings.load_in_4bit,
-            ),
+            model=policy,
             args=config,
             train_dataset=responses.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=lora_config(settings, dropout=settings.lora_dropout, task="CAUSAL_LM"),
+            peft_config=new_adapter(policy, settings, dropout=settings.lora_dropout),
         )
         train(trainer, output, settings.data, "SFT")
-        save(trainer, output.path, adapts=settings.model if settings.lora else None)
+        output.results |= save(
+            trainer,
+            output.path,
+            adapts=settings.model if settings.lora else None,
+            adapter_only=settings.adapter_only,
+        )
     push(settings.output, settings.push_to_hub)
 
 
@@ -106,7 +116,7 @@ def plan(training: PolicyTraining, responses: Fitting) -> Plan:
     scored = np.array([[sum(at >= 0 for at in row)] for row in dataset["labels"]], dtype=np.int64)
     facts = [("responses", f"{len(dataset):,} chosen ones, {too_long:,} too long")]
     shared = np.zeros(len(lengths), dtype=np.int64)
-    folder = resolve(training.model, weights=False)
+    folder = base_folder(resolve(training.model, weights=False), weights=False)
     return Plan(training, folder, lengths, scored, shared, facts=facts)
 
 

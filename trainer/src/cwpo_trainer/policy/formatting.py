@@ -16,6 +16,7 @@ from cwpo_annotator.encoding.joining import (
     join_text,
     join_transcript,
 )
+from cwpo_trainer.policy.end_of_turn import end_of_turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,13 @@ class Formatter:
 
     A chat prompt, or a text prompt as its only user message, goes through the tokenizer's chat
     template. A Human/Assistant transcript stays the plain text that it is. Without a template, chat
-    becomes a transcript, and text is followed by a blank line and the response. Plain text ends
-    with EOS; a template ends its turns itself.
+    becomes a transcript, and text is followed by a blank line and the response. A template ends its
+    turns with a special token; plain text, and what a template without one writes, ends with EOS.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._template_ends_turns = end_of_turn(tokenizer) is not None
 
     def tokenise(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenisedText]:
         """Token ids of each prompt with its response.
@@ -83,4 +85,6 @@ class Formatter:
 
     def _ended(self, prompt: Prompt, response: str) -> JoinedText:
         text = self._join(prompt, response)
-        return text if text.is_templated else text.followed_by(str(self.tokenizer.eos_token))
+        if text.is_templated and self._template_ends_turns:
+            return text
+        return text.followed_by(str(self.tokenizer.eos_token))

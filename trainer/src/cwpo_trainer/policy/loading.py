@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from cwpo.errors import first_line
-from cwpo_annotator.checkpoint import CheckpointError, resolve
+from cwpo_annotator.checkpoint import CheckpointError, base_folder, is_adapter, resolve
+from cwpo_trainer.policy.adapters import merge, with_adapter
 
 
 def load(
@@ -22,8 +23,12 @@ def load(
 ) -> Any:
     """A causal language model, from safetensors and without code of its own.
 
+    In one that is an adapter, the base model has the adapter's layers beside its own, unmerged.
     Raises: CheckpointError for a folder that holds none.
     """
+    if is_adapter(folder):
+        base = load(base_folder(folder), dtype=dtype, quantisation=quantisation)
+        return with_adapter(base, folder).get_base_model()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
@@ -41,13 +46,17 @@ def load(
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding with a token of its own or else with EOS.
 
+    An adapter without one has that of its base model.
+
     Raises: CheckpointError where there is none, or it has no EOS to end a response with.
     """
+    has_own = (folder / "tokenizer_config.json").is_file()
+    place = folder if has_own else base_folder(folder, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{folder}: the tokenizer cannot be loaded: {first_line(error)}"
+            f"{place}: the tokenizer cannot be loaded: {first_line(error)}"
         ) from error
     if tokenizer.eos_token is None:
         raise CheckpointError(f"{folder}: the tokenizer has no EOS to end a response with")
@@ -56,7 +65,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_for_training(model: str, *, is_frozen: bool, bfloat16: bool, in_4bit: bool = False) -> Any:
+def load_for_training(
+    model: str,
+    *,
+    is_frozen: bool,
+    bfloat16: bool,
+    in_4bit: bool = False,
+    adapter_dropout: float | None = None,
+) -> Any:
     """A model to train, or to hold beside it.
 
     Args:
@@ -65,6 +81,8 @@ def load_for_training(model: str, *, is_frozen: bool, bfloat16: bool, in_4bit: b
             computed in; weights that are trained are float32.
         bfloat16: whether training computes in it.
         in_4bit: quantise the linear layers to 4 bits (NF4).
+        adapter_dropout: if the model is an adapter and all else is frozen, train it further, with
+            this dropout; None holds it frozen. Where all weights are trained, it is merged.
     """
     dtype = torch.bfloat16 if is_frozen and bfloat16 else torch.float32
     quantisation = None
@@ -75,7 +93,15 @@ def load_for_training(model: str, *, is_frozen: bool, bfloat16: bool, in_4bit: b
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    loaded = load(resolve(model), dtype=dtype, quantisation=quantisation)
+    folder = resolve(model)
+    loaded = load(base_folder(folder), dtype=dtype, quantisation=quantisation)
+    if is_adapter(folder):
+        dropout = adapter_dropout if is_frozen else None
+        adapted = with_adapter(loaded, folder, dropout=dropout)
+        if not is_frozen:
+            loaded = merge(adapted, dtype).model.requires_grad_()
+        else:
+            loaded = adapted if dropout is not None else adapted.get_base_model()
     _keep_weights_differentiable(loaded)
     return loaded
 

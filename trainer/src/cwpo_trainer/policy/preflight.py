@@ -32,6 +32,7 @@ def check(step: PolicyStep) -> None:
     Raises: ConfigError for the first setting that cannot be had, with what to do.
     """
     _check_evaluation(step)
+    _check_adapter(step)
     _check_4bit(step)
     _check_optimizer(step)
     _check_labels(step)
@@ -93,6 +94,11 @@ def _check_evaluation(evaluation: Evaluation) -> None:
         raise ConfigError("--eval-data and --eval-fraction: give one of them")
     if evaluation.eval_steps and not evaluation.evaluates:
         raise ConfigError("--eval-steps: nothing to evaluate on; give --eval-data too")
+
+
+def _check_adapter(training: PolicyTraining) -> None:
+    if training.adapter_only and not training.lora:
+        raise ConfigError("--adapter-only: all weights are trained; add --lora")
 
 
 def _check_4bit(training: PolicyTraining) -> None:

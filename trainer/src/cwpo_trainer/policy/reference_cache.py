@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -37,6 +36,8 @@ PairLogProbs = tuple[float, float]
 _FORMAT = 1
 # A run that is killed loses at most so many pairs.
 _PART = 4096
+# Of an adapter's configuration: where its base model is, and how it was or is trained.
+_OF_TRAINING = {"base_model_name_or_path", "inference_mode", "lora_dropout"}
 _TAG_NAME = "CACHEDIR.TAG"
 # Its first line tells backups to leave the folder out; see https://bford.info/cachedir/.
 _TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
@@ -176,7 +177,8 @@ def reference_fingerprint(model: Any, *, trained_adapter: str | None, **reading:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor) and trained_adapter not in name.split("."):
             _add(digest, tensor)
-    adapters = model.peft_config if isinstance(model, PeftModel) else {}
+    # A model that adapters were put into has them too, without being a PeftModel.
+    adapters = getattr(model, "peft_config", {})
     config = model.config.to_dict()
     # Where the folder of the model is.
     config.pop("_name_or_path", None)
@@ -184,12 +186,18 @@ def reference_fingerprint(model: Any, *, trained_adapter: str | None, **reading:
         "format": _FORMAT,
         "config": config,
         "adapters": {
-            name: config.to_dict() for name, config in adapters.items() if name != trained_adapter
+            name: _without(config.to_dict(), _OF_TRAINING)
+            for name, config in adapters.items()
+            if name != trained_adapter
         },
         **reading,
     }
     digest.update(json.dumps(described, sort_keys=True, default=_plain).encode())
     return digest.hexdigest()
+
+
+def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _add(digest: hashlib._Hash, tensor: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor
 
 from cwpo_trainer.plan.row_sizes import row_tokens
@@ -61,6 +62,17 @@ class RowTraining(Trainer):
     _total_train_tokens: int
     _tp_size: int
     _metrics: Any
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        # TRL rounds the adapter of a 4-bit model to bfloat16; one to train further is put back.
+        trained = {}
+        if isinstance(model, PeftModel):
+            of_model = model.named_parameters()
+            trained = {name: weight.data for name, weight in of_model if weight.requires_grad}
+        super().__init__(model, *args, **kwargs)
+        for name, weight in self.model.named_parameters():
+            if name in trained and weight.dtype != trained[name].dtype:
+                weight.data = trained[name].to(weight.device)
 
     @abstractmethod
     def _items(self, inputs: dict[str, Any]) -> int:

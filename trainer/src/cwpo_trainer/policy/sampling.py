@@ -12,6 +12,7 @@ from cwpo.types import Prompt
 from cwpo_annotator.backends.torch.hardware.device import best_device
 from cwpo_annotator.backends.torch.rows.padding import padded
 from cwpo_annotator.checkpoint import resolve
+from cwpo_trainer.policy.end_of_turn import stop_at_end_of_turn
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load, load_tokenizer
 from cwpo_trainer.run.chunks import chunks
@@ -52,6 +53,7 @@ class LoadedPolicy:
         self.tokenizer = load_tokenizer(folder)
         self.model: Any = load(folder, dtype=dtype).to(best_device()).eval()
         self.formatter = Formatter(self.tokenizer)
+        stop_at_end_of_turn(self.model, self.tokenizer)
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, work: str) -> list[str]:

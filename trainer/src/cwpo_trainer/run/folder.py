@@ -28,6 +28,7 @@ ROUNDS_NAME = "rounds.jsonl"
 REJECTED_NAME = "rejected.jsonl"
 REPORT_NAME = "report.html"
 CHECKPOINTS_NAME = "checkpoints"
+ADAPTER_FOLDER = "adapter"
 STATE_NAME = "trainer_state.json"
 
 Kind = Literal["train-annotator", "sft", "align", "evaluate-annotator", "evaluate-policy"]

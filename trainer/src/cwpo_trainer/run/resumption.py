@@ -30,6 +30,7 @@ _WITHOUT_EFFECT = {
     "share_prompts",
     "push_to_hub",
     "max_rejected_share",
+    "adapter_only",
     "splits",
 }
 

@@ -25,7 +25,10 @@ class AnnotatorEvaluation(BadRows, Compute):
 class PolicyEvaluation(AnswerSampling, BadRows, Compute):
     """Comparison of aligned policies with their reference."""
 
-    reference: str = Field(description="Folder of the SFT model that the policies started from.")
+    reference: str = Field(
+        description="Folder of the SFT model that the policies started from. It and the "
+        "policies may be LoRA adapters."
+    )
     policy: list[str] = Field(
         min_length=1, description="Folder of an aligned model; give the flag once for each."
     )

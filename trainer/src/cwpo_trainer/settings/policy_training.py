@@ -38,6 +38,15 @@ S = TypeVar("S", bound=Settings)
 class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
     """How the strong model is trained, whatever it is trained on."""
 
+    model: str = Field(
+        description="Folder or Hub id of the model to start from; with --lora, a LoRA adapter is "
+        "trained further."
+    )
+    adapter_only: bool = Field(
+        False,
+        description="Write the trained LoRA adapter alone, without merging it into the model; "
+        "needs --lora.",
+    )
     share_prompts: bool = Field(
         True,
         description="Read texts in rows without padding, and a prompt once for all of its "
