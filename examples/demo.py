@@ -200,8 +200,8 @@ def align(arguments: argparse.Namespace, run: Path) -> None:
     ]  # fmt: skip
     cwpo("sft", "--model", arguments.policy, "--output", run / "sft", *shared,
          "--learning-rate", "2e-4")  # fmt: skip
-    # So young an annotator is unsure throughout; dividing by the mean confidence keeps the size
-    # of the steps that of plain DPO, so that the two differ in nothing but the weights.
+    # So young an annotator is unsure throughout; divided by the mean confidence, the two losses are
+    # of one size, and the clipping of gradients treats both alike.
     weights = {"cw-dpo": ["confidence", "--normalise"], "dpo": ["none"]}
     for name, weight in weights.items():
         cwpo("align", "--model", run / "sft", "--output", run / name, *shared,

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from cwpo_trainer.commands import Align, Sft, TrainAnnotator
 from cwpo_trainer.data.weighted import read_weighted
@@ -164,6 +164,45 @@ def test_top_leaves_the_other_pairs_out(tiny_causal, data, tmp_path, command):
     command(Align, *flags, "--weight", "top", "--top-percent", 25, "--output", tmp_path / "out")
     results = read_record(tmp_path / "out").results
     assert (results["pairs"], results["mean_weight"]) == (8, 1)
+
+
+@pytest.mark.slow
+def test_a_constant_factor_of_the_weights_is_told_by_clipping_alone(
+    tiny_causal, data, tmp_path, command
+):
+    def trained(weight, norm):
+        output = tmp_path / f"{weight}-{norm}"
+        files = ("--model", tiny_causal, "--data", data, "--output", output, *SMALL)
+        command(Align, *files, "--weight", weight, "--max-grad-norm", norm, "--max-steps", 4)
+        return parameters(output)
+
+    def apart(left, right):
+        # The mean: a gradient as small as AdamW's epsilon feels the scale of its loss.
+        return torch.cat([(left[name] - right[name]).flatten() for name in left]).abs().mean()
+
+    unclipped = apart(trained("margin", 0), trained("normalised_margin", 0))
+    # Some of the four gradients are above this, and others below; which ones, the scale decides.
+    norms = [line["grad_norm"] for line in read_lines(tmp_path / "margin-0" / "training.jsonl")]
+    limit = sorted(norms)[1]
+    clipped = apart(trained("margin", limit), trained("normalised_margin", limit))
+    assert clipped > 20 * unclipped, (clipped, unclipped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [TrainAnnotator, Sft])
+def test_gradients_are_clipped_at_the_norm_of_the_flag(kind, tiny_causal, tmp_path, command):
+    rows = pairs(24) if kind is TrainAnnotator else weighted(24)
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    files = ("--model", tiny_causal, "--data", source, "--weight-decay", 0, "--threads", 1)
+    start, moved = AutoModel.from_pretrained(tiny_causal).state_dict(), []
+    # Below AdamW's epsilon, a gradient moves nothing.
+    for norm in (0, 1e-14):
+        output = tmp_path / f"{norm}"
+        command(kind, *files, "--output", output, *SMALL[4:], "--max-grad-norm", norm)
+        ended = AutoModel.from_pretrained(output).state_dict()
+        moved.append(max((ended[name] - start[name]).abs().max().item() for name in start))
+    assert moved[0] > 1e-3
+    assert moved[1] < 1e-6
 
 
 @pytest.mark.slow

@@ -51,9 +51,9 @@ def trained(tiny_causal, labelled, tmp_path_factory):
             batch_size=16,
             learning_rate=3e-3,
             max_length=64,
-            beta=0.2,
             threads=1,
             dtype="float32",
+            **({} if objective == "pairrm" else {"beta": 0.2}),
         ).cli_cmd()
     return root
 

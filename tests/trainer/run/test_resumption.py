@@ -25,6 +25,13 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path):
         check_start(tmp_path, inputs())
 
 
+def test_a_run_of_before_a_setting_goes_on_with_its_default(tmp_path):
+    note_start(tmp_path, SETTINGS)
+    check_start(tmp_path, SETTINGS | {"max_grad_norm": 1.0})
+    with pytest.raises(ConfigError, match=r"max_grad_norm was 1\.0 .* and is 0\.5 now"):
+        check_start(tmp_path, SETTINGS | {"max_grad_norm": 0.5})
+
+
 def test_a_folder_of_parts_has_to_be_the_same_too(tmp_path):
     folder = tmp_path / "weighted"
     folder.mkdir()

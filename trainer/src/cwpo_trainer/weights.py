@@ -68,7 +68,10 @@ def margin(confidences: ArrayLike) -> NDArray[np.float32]:
 
 
 def normalised_margin(confidences: ArrayLike) -> NDArray[np.float32]:
-    """The margin divided by the largest one, in [0, 1]."""
+    """The margin divided by the largest one, in [0, 1].
+
+    The two differ by a constant factor only, which AdamW cancels: see `normalise`.
+    """
     margins = margin(confidences)
     return np.asarray(margins / margins.max(), dtype=np.float32)
 
@@ -138,7 +141,8 @@ WEIGHTS = {
     "normalised_margin": Weight(
         normalised_margin,
         r"\Delta / \max \Delta",
-        "the margin, divided by the largest in the dataset",
+        "the margin, divided by the largest in the dataset; under AdamW the same as margin, up to "
+        "the clipping of gradients",
     ),
     "power": Weight(power, "C^k", "C to the power k, the exponent", (EXPONENT,)),
     "entropy": Weight(
@@ -169,8 +173,9 @@ def per_prompt(weights: ArrayLike, prompt_pairs: ArrayLike) -> NDArray[np.float3
 def normalise(weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """The weights divided by their mean over the dataset.
 
-    Dividing by one constant keeps the form of eq. 7 and brings the gradient back to the size that
-    the learning rate was chosen for, however unsure the annotator is on the whole.
+    Dividing by one constant keeps the form of eq. 7. AdamW divides a gradient by its own size, so
+    its steps stay the same; the losses that are shown do not, nor does what the clipping of
+    gradients cuts off.
     """
     return np.asarray(weights / weights.mean(dtype=np.float64), dtype=np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -22,8 +23,6 @@ from cwpo_trainer.run import process
 from cwpo_trainer.run.log import TrainingLog
 from cwpo_trainer.run.termination import Termination, leave_stopped
 from cwpo_trainer.settings.mixins import Optimisation
-
-MAX_GRAD_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,9 @@ class TrainLoop:
             sums += values.detach().sum(dim=1)
         self.ranks.sum_gradients(state.model)
         totals = self.ranks.total(*sums.tolist())
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRAD_NORM)
+        # Without a limit it is still measured.
+        limit = self.optimisation.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
         lr = state.scheduler.get_last_lr()[0]
         state.optimizer.step()
         state.scheduler.step()

@@ -32,6 +32,7 @@ def training_arguments(training: PolicyTraining, folder: Path, rows: int) -> dic
         optim=_OPTIMIZERS[training.optimizer],
         warmup_steps=warmup_steps(training.warmup_steps, total_steps(training, rows)),
         weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
         bf16=process.use_bfloat16(training.dtype),
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),

@@ -34,6 +34,9 @@ _WITHOUT_EFFECT = {
     "splits",
 }
 
+# Settings that runs of earlier versions do not name, with the values that they had.
+_ADDED = {"max_grad_norm": 1.0}
+
 
 def checkpoint_to_resume(output: RunFolder, data: str | Path) -> Path | None:
     """The checkpoint that --resume continues from; None if the run starts from the beginning.
@@ -83,7 +86,7 @@ def check_start(folder: Path, inputs: Mapping[str, JsonValue]) -> None:
 
     Raises: ConfigError naming the first input that differs.
     """
-    before = json.loads((folder / _STARTED_NAME).read_text())
+    before = _ADDED | json.loads((folder / _STARTED_NAME).read_text())
     for name, value in inputs.items():
         if before.get(name) != value:
             raise ConfigError(

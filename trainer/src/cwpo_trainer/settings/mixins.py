@@ -144,6 +144,11 @@ class Optimisation(Settings):
         "steps.",
     )
     weight_decay: WeightDecay
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0,
+        description="Norm that larger gradients are scaled down to before each step; 0 never does.",
+    )
 
 
 class Evaluation(Settings):

@@ -214,7 +214,9 @@ class Weighting(Settings):
         "prompt, `pair` does not.",
     )
     normalise: bool = Field(
-        False, description="Divide the weights by their mean, so that they are 1 on average."
+        False,
+        description="Divide the weights by their mean, so that they are 1 on average. Under AdamW "
+        "this changes no step but those whose gradients --max-grad-norm clips.",
     )
 
     @model_validator(mode="after")
