@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +16,9 @@ hypothesis.settings.load_profile("cwpo")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What is tokenised here is of no use to anybody else.
+_DATASETS = tempfile.TemporaryDirectory(prefix="cwpo-datasets-")
+os.environ["HF_DATASETS_CACHE"] = _DATASETS.name
 # The name is also the environment twin of `cwpo up --data-dir`: keep it from child processes.
 _DATA_DIR = os.environ.pop("CWPO_DATA_DIR", None)
 

@@ -50,8 +50,9 @@ def main(model_folder: Path, data: Path, out: Path) -> None:
         for layer in each.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(each, mesh=mesh)
-    pairs = read_weighted(data)
-    weights = torch.from_numpy(np.asarray(weights_of(pairs, "confidence", normalise=True)))
+    pairs = [*read_weighted(data)]
+    confidences = np.array([pair.confidence for pair in pairs], dtype=np.float32)
+    weights = torch.from_numpy(weights_of(confidences, "confidence", normalise=True))
     formatter = Formatter(load_tokenizer(model_folder))
     mine = slice(rank * len(pairs) // world, (rank + 1) * len(pairs) // world)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5)

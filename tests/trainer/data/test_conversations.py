@@ -12,7 +12,7 @@ from cwpo_trainer.data.conversations import beginnings
 from cwpo_trainer.data.labelled import LabelledPair, read_pairs
 from cwpo_trainer.data.splits import split, validation_split
 from cwpo_trainer.data.unused_rows import UnusedRows
-from cwpo_trainer.data.weighted import WeightedPair, evaluation_rows
+from cwpo_trainer.data.weighted import evaluation_rows
 
 
 def transcript(*turns):
@@ -60,8 +60,8 @@ def test_no_conversation_is_in_two_parts(form):
 @pytest.mark.parametrize("form", [transcript, messages])
 def test_no_conversation_is_evaluated_on_and_trained_on(form):
     prompts = dialogues(form)
-    pairs = [WeightedPair(str(at), prompt, "a", "b", 0.5) for at, prompt in enumerate(prompts)]
-    kept = evaluation_rows(pairs, 0.3, seed=0)
+    kept = evaluation_rows(prompts, 0.3, seed=0)
+    pairs = [LabelledPair(str(at), prompt, "good", "bad") for at, prompt in enumerate(prompts)]
     sides = [
         {conversation_of(pair) for pair, here in zip(pairs, kept, strict=True) if here == side}
         for side in (True, False)

@@ -14,14 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from cwpo_trainer import weights
 from cwpo_trainer.commands import Align
-from cwpo_trainer.data.weighted import Preferences, read_weighted
 from cwpo_trainer.lora import lora_config
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Method, Shape
 from cwpo_trainer.policy import alignment, fine_tuning
-from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load, load_tokenizer
 from cwpo_trainer.policy.packed_model import read_packed
 from cwpo_trainer.run import process
@@ -77,17 +74,16 @@ def planned(capsys):
     return tokens, steps
 
 
-def plan_alignment(settings, pairs):
-    formatter = Formatter(load_tokenizer(Path(settings.model)))
-    preferences = Preferences(pairs, weights.none(len(pairs)))
-    fitting = alignment.tokenised(preferences, formatter, settings.max_length)
+def plan_alignment(settings):
+    training, _ = alignment.weighted_parts(settings, load_tokenizer(Path(settings.model)))
+    fitting = alignment.weighted_fitting(training, settings.max_length)
     use = alignment.reference_use(settings, lora=settings.lora)
     return alignment.plan(settings, fitting, "a loss", use)
 
 
-def plan_fine_tuning(settings, pairs):
-    formatter = Formatter(load_tokenizer(Path(settings.model)))
-    return fine_tuning.plan(settings, fine_tuning.tokenised(pairs, formatter, settings.max_length))
+def plan_fine_tuning(settings):
+    training, _ = fine_tuning.response_parts(settings, load_tokenizer(Path(settings.model)))
+    return fine_tuning.plan(settings, training.fitting(settings.max_length))
 
 
 STEPS = {
@@ -112,7 +108,7 @@ def test_the_estimate_is_near_the_measured_peak(step, model, more, models, data,
     given = dict(model=str(models / model), data=data, output=tmp_path / "out", threads=1)
     small = dict(batch_size=4, gradient_accumulation=1, max_steps=2, dtype="float32")
     settings = kind(**given | small | more)
-    estimated = plan(settings, read_weighted(data)).memory(on_cpu=True)
+    estimated = plan(settings).memory(on_cpu=True)
     expected = estimated.total - estimated.process
     # What earlier tests held would be counted where it is freed.
     gc.collect()
@@ -180,7 +176,7 @@ def test_operations_are_those_that_torch_counts(step, more, tolerance, models, a
     given = dict(model=str(models / "llama"), data=alike, output=tmp_path / "out", threads=1)
     small = dict(batch_size=4, gradient_accumulation=1, epochs=1, dtype="float32")
     settings = kind(**given | small | more)
-    estimated = plan(settings, read_weighted(alike))
+    estimated = plan(settings)
     counted = counted_by_torch(lambda: train(settings))
     counted -= counted_in_trials(models / "llama", settings, step)
     assert estimated.operations(on_cpu=True) == pytest.approx(counted, rel=tolerance)
@@ -203,9 +199,8 @@ def test_on_a_cpu_the_process_counts_and_numbers_are_those_that_it_computes_with
     models, data, tmp_path
 ):
     given = dict(model=str(models / "llama"), data=data, output=tmp_path / "out", lora=True)
-    pairs = read_weighted(data)
     by_dtype = {
-        dtype: plan_alignment(Alignment(**given, dtype=dtype), pairs)
+        dtype: plan_alignment(Alignment(**given, dtype=dtype))
         for dtype in ("auto", "float32", "bfloat16")
     }
     here = by_dtype["bfloat16" if process.use_bfloat16("auto") else "float32"]

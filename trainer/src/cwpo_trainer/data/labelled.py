@@ -60,7 +60,7 @@ def pairs_of(
     A row has prompt, response_a, response_b and preferred ("a", "b" or "tie"), or prompt, chosen
     and rejected, or chosen and rejected alone as whole transcripts or whole conversations.
     """
-    pairs = (unused or UnusedRows()).used(rows, source, _pair)
+    pairs = [*(unused or UnusedRows()).used(rows, source, _pair)]
     if not pairs:
         raise DatasetError(f"{source}: holds no pairs")
     return pairs

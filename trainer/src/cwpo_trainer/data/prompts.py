@@ -25,7 +25,7 @@ def read_prompts(path: Path, unused: UnusedRows) -> list[Prompt]:
         unused: takes the rows that are left out.
     Raises: DatasetError for a file that cannot be read, or naming the first of too many bad rows.
     """
-    prompts: list[Prompt] = unused.used(file_rows(path), path, _prompt)
+    prompts: list[Prompt] = list(unused.used(file_rows(path), path, _prompt))
     distinct = {prompt_key(prompt): prompt for prompt in prompts}
     if not distinct:
         raise DatasetError(f"{path}: holds no prompts")

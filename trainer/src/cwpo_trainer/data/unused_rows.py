@@ -53,41 +53,41 @@ class UnusedRows:
         self.rows = 0
         self.ties = 0
         self._max_share = max_share
-        self._rejected: list[tuple[RejectedRow, Row]] = []
+        # As they are listed.
+        self._rejected: list[dict[str, Any]] = []
 
     def used(
         self, rows: Iterable[NumberedRow], source: object, parse: Callable[[int, Row], T | None]
-    ) -> list[T]:
+    ) -> Iterator[T]:
         """The other rows, in order, as `parse` makes them of number and row.
 
         Args:
             source: where the rows are from, for error messages.
             parse: gives None for a tie. Raises: BadRowError.
-        Raises: DatasetError naming the first bad row, if their share is above max_share, or there
-            are no other rows.
+        Raises: DatasetError at the end, naming the first bad row, if their share is above
+            max_share, or there are no other rows.
         """
-        good: list[T] = []
+        has_good = False
         for number, row in rows:
             self.rows += 1
             try:
                 parsed = parse(number, row)
             except BadRowError as bad:
-                row_id = None if isinstance(row, str) else id_of(number, row)
-                self._rejected.append((RejectedRow(number, row_id, bad.error), row))
+                self._rejected.append(_listed(number, row, bad.error))
                 if len(self._rejected) == self.rows == _ENOUGH and self._max_share < 1:
                     break
             else:
                 if parsed is None:
                     self.ties += 1
                 else:
-                    good.append(parsed)
-        self._expect_few_rejected(source, has_good=bool(good))
-        return good
+                    has_good = True
+                    yield parsed
+        self.check(source, has_good=has_good)
 
     @property
     def rejected(self) -> Counter[str]:
         """How many rows are rejected for each reason."""
-        return Counter(row.error.code for row, _ in self._rejected)
+        return Counter(row["code"] for row in self._rejected)
 
     def tell(self, *, are_listed: bool) -> None:
         """Tell the user how many rows are left out, and why; nothing if none is.
@@ -116,7 +116,7 @@ class UnusedRows:
         """
         if self._rejected and process.is_main():
             with (folder / _named(part, REJECTED_NAME)).open("wb") as sink:
-                JsonlWriter(sink).write(self._lines())
+                JsonlWriter(sink).write(self._rejected)
 
     def report(self, output: RunFolder, part: str = "") -> None:
         """Tell the user, list the rejected rows in the output, and count all in its results.
@@ -131,27 +131,47 @@ class UnusedRows:
             _named(part, "ties"): self.ties,
         }
 
-    def _expect_few_rejected(self, source: object, *, has_good: bool) -> None:
+    def keep(self, path: Path) -> None:
+        """Keep the counts and the rejected rows in a file."""
+        kept = {"rows": self.rows, "ties": self.ties, "rejected": self._rejected}
+        path.write_text(json.dumps(kept))
+
+    @classmethod
+    def kept(cls, path: Path, max_share: float) -> UnusedRows:
+        """What `keep` has kept."""
+        values = json.loads(path.read_text())
+        unused = cls(max_share)
+        unused.rows, unused.ties = values["rows"], values["ties"]
+        unused._rejected = values["rejected"]
+        return unused
+
+    def check(self, source: object, *, has_good: bool) -> None:
+        """Raises: DatasetError as `used` does.
+
+        Args:
+            has_good: whether there are rows that can be used.
+        """
         bad = len(self._rejected)
         if bad <= self._max_share * self.rows and (has_good or not bad):
             return
-        first, _ = self._rejected[0]
+        first = self._rejected[0]
         extent = (
             f"{bad:,} of {self.rows:,} rows are rejected, a larger share than "
             f"--max-rejected-share {self._max_share:g} allows"
             if has_good
             else f"none of the first {self.rows:,} rows can be used"
         )
-        raise DatasetError(f"{source}: row {first.row}: {first.error.detail}; {extent}")
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        for rejected, row in self._rejected:
-            content = {} if isinstance(row, str) else {"content": _as_json(row)}
-            yield rejected.as_dict() | content
+        raise DatasetError(f"{source}: row {first['row']}: {first['detail']}; {extent}")
 
 
 def _named(part: str, name: str) -> str:
     return f"{part}_{name}" if part else name
+
+
+def _listed(number: int, row: Row, error: ItemError) -> dict[str, Any]:
+    if isinstance(row, str):
+        return RejectedRow(number, None, error).as_dict()
+    return RejectedRow(number, id_of(number, row), error).as_dict() | {"content": _as_json(row)}
 
 
 def _as_json(row: dict[str, Any]) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +22,11 @@ from cwpo.errors import DatasetError
 from cwpo.types import ModelRef, Prompt
 from cwpo_trainer import weights
 from cwpo_trainer.data.conversations import beginnings
-from cwpo_trainer.data.labelled import read_pairs
+from cwpo_trainer.data.labelled import fingerprint, read_pairs
 from cwpo_trainer.data.rows import file_rows, is_tie, triplet_in
 from cwpo_trainer.data.unused_rows import BadRowError, Row, UnusedRows
-from cwpo_trainer.run.folder import RunFolder
+from cwpo_trainer.run.resumption import sha256_of
+from cwpo_trainer.settings.policy_training import Labels
 from cwpo_trainer.weights import WEIGHTS
 
 
@@ -44,62 +46,64 @@ class WeightedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Preferences:
-    """Pairs with their weights in the loss, shape (pairs,).
+class PairFile:
+    """A file of pairs, and how it is read.
 
-    unused: the other rows of their file. epsilons: the probability of each pair that its label is
-    wrong, same shape, for a loss that reads it.
+    labels: who chose between the responses; calibrated: take `calibrated_confidence` rather than
+    `confidence`.
     """
 
-    pairs: list[WeightedPair]
-    weights: NDArray[np.float32]
-    unused: UnusedRows = field(default_factory=UnusedRows)
-    epsilons: NDArray[np.float32] | None = None
+    path: Path
+    labels: Labels = "annotator"
+    calibrated: bool = False
+
+    def pairs(self, unused: UnusedRows) -> Iterator[WeightedPair]:
+        """The pairs in order; see `read_weighted` and `read_human`."""
+        if self.labels == "human":
+            return iter(read_human(self.path, unused))
+        return read_weighted(self.path, unused, calibrated=self.calibrated)
 
     @property
-    def has_prompt_pairs(self) -> bool:
-        """Whether the dataset says how many pairs are of the same prompt."""
-        return any(pair.prompt_pairs is not None for pair in self.pairs)
-
-    def selected(self) -> Preferences:
-        """The pairs of a weight above 0. Raises: DatasetError for none."""
-        rows = self.weights > 0
-        if not rows.any():
-            raise DatasetError(
-                f"none of {len(self.pairs):,} pairs is selected: raise --top-percent, or give more "
-                "to --eval-data"
-            )
-        return self.only(rows)
-
-    def only(self, rows: NDArray[np.bool_]) -> Preferences:
-        """The pairs at which `rows`, shape (pairs,), is true."""
-        pairs = [self.pairs[at] for at in np.flatnonzero(rows)]
-        epsilons = None if self.epsilons is None else self.epsilons[rows]
-        return Preferences(pairs, self.weights[rows], self.unused, epsilons)
+    def fingerprint(self) -> str:
+        """A hash of the contents, and of how they are read. Raises: DatasetError."""
+        if self.labels == "human" and not self.path.exists():
+            # A dataset of the Hub.
+            contents = [fingerprint(read_pairs(str(self.path), UnusedRows(1)))]
+        else:
+            try:
+                contents = [sha256_of(file) for file in dataset_files(self.path)]
+            except OSError as error:
+                raise DatasetError(f"{self.path}: {error.strerror}") from error
+        parts = [self.labels, str(self.calibrated), *contents]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_weighted(
     path: Path, unused: UnusedRows | None = None, *, calibrated: bool = False
-) -> list[WeightedPair]:
+) -> Iterator[WeightedPair]:
     """The pairs of a weighted dataset, in order, without bad rows and ties.
 
     Args:
         path: Parquet, JSONL or JSONL.gz, or a folder of parts.
         unused: takes the rows that are left out; without it, a bad row is an error.
         calibrated: take `calibrated_confidence` rather than `confidence`.
-    Raises: DatasetError for a file that cannot be read, or naming the first of too many bad rows.
+    Raises: DatasetError for a file that cannot be read; at its end naming the first of too many bad
+        rows, or where only some of its pairs have `prompt_pairs`.
     """
     column = "calibrated_confidence" if calibrated else "confidence"
-    pairs = (unused or UnusedRows()).used(file_rows(path), path, partial(_pair, column=column))
-    if not pairs:
+    count = with_counts = 0
+    parse = partial(_pair, column=column)
+    for pair in (unused or UnusedRows()).used(file_rows(path), path, parse):
+        count += 1
+        with_counts += pair.prompt_pairs is not None
+        yield pair
+    if not count:
         raise DatasetError(f"{path}: holds no pairs")
-    with_counts = sum(pair.prompt_pairs is not None for pair in pairs)
-    if with_counts not in (0, len(pairs)):
+    if with_counts not in (0, count):
         raise DatasetError(
-            f"{path}: {with_counts:,} of {len(pairs):,} rows have prompt_pairs: give the others "
+            f"{path}: {with_counts:,} of {count:,} rows have prompt_pairs: give the others "
             "the column too, 1 for a triplet"
         )
-    return pairs
 
 
 def read_human(path: Path, unused: UnusedRows) -> list[WeightedPair]:
@@ -127,53 +131,24 @@ def read_annotator(path: Path) -> ModelRef | None:
         raise DatasetError(f"{file}: not a readable Parquet file: {error}") from error
 
 
-def evaluation_rows(
-    pairs: Sequence[WeightedPair], fraction: float, *, seed: int
-) -> NDArray[np.bool_]:
+def evaluation_rows(prompts: Sequence[Prompt], fraction: float, *, seed: int) -> NDArray[np.bool_]:
     """Which pairs to keep for evaluation, shape (pairs,): a share of the conversations, by hash.
 
     SFT and alignment keep the same ones of a dataset, since all of its prompts count. Two datasets
     keep the same ones as far as they have the beginnings of their conversations in common.
+
+    Args:
+        prompts: one for each pair.
     Raises: DatasetError when no pair is left for either side.
     """
-    conversations = beginnings([pair.prompt for pair in pairs])
+    conversations = beginnings(prompts)
     kept = np.array([_share(beginning, seed) < fraction for beginning in conversations])
     if kept.all() or not kept.any():
         raise DatasetError(
-            f"{len(pairs):,} pairs are too few to evaluate on {fraction:.0%} of them: "
+            f"{len(prompts):,} pairs are too few to evaluate on {fraction:.0%} of them: "
             "give --eval-data"
         )
     return kept
-
-
-def read_with_evaluation(
-    read: Callable[[Path], Preferences],
-    data: Path,
-    *,
-    eval_data: Path | None,
-    eval_fraction: float,
-    seed: int,
-) -> tuple[Preferences, Preferences | None]:
-    """The pairs to train on, and those to evaluate on, if any: of their own file, or a share.
-
-    Raises: DatasetError.
-    """
-    preferences = read(data)
-    if eval_data is not None:
-        return preferences, read(eval_data)
-    if not eval_fraction:
-        return preferences, None
-    kept = evaluation_rows(preferences.pairs, eval_fraction, seed=seed)
-    return preferences.only(~kept), preferences.only(kept)
-
-
-def report_unused(
-    output: RunFolder, preferences: Preferences, evaluation: Preferences | None
-) -> None:
-    """Report the rows that were left out of each file that was read."""
-    preferences.unused.report(output)
-    if evaluation is not None and evaluation.unused is not preferences.unused:
-        evaluation.unused.report(output, "eval")
 
 
 def _share(beginning: str, seed: int) -> float:
@@ -183,33 +158,33 @@ def _share(beginning: str, seed: int) -> float:
 
 
 def weights_of(
-    pairs: list[WeightedPair],
+    confidences: NDArray[np.float32],
     name: str,
     *,
     normalise: bool,
-    by_prompt: bool = False,
+    prompt_pairs: NDArray[np.integer[Any]] | None = None,
     **constants: float,
 ) -> NDArray[np.float32]:
     """The weight of each pair in the loss, shape (pairs,).
 
     Args:
         name: of WEIGHTS.
-        by_prompt: divide by the number of pairs of the same prompt, where the dataset has it.
         normalise: divide by the mean, unless the weight only selects pairs.
+        prompt_pairs: numbers of pairs of the same prompt to divide by, shape (pairs,).
         constants: arguments of the weight's function.
     Raises: DatasetError if all are 0, or all pairs have the same confidence to weight them by.
     """
     weight = WEIGHTS[name]
-    confidences = np.array([pair.confidence for pair in pairs], dtype=np.float32)
-    if weight.reads_confidence and len(pairs) > 1 and confidences.min() == confidences.max():
+    count = len(confidences)
+    if weight.reads_confidence and count > 1 and confidences.min() == confidences.max():
         weights.checked(confidences)
         raise DatasetError(
-            f"all {len(pairs):,} pairs have the same confidence, {confidences[0]:g}, which gives "
+            f"all {count:,} pairs have the same confidence, {confidences[0]:g}, which gives "
             "them the same weight: check the annotator, or use --weight none"
         )
     values = weights.checked(weight.function(confidences, **constants))
-    if by_prompt:
-        values = weights.per_prompt(values, [pair.prompt_pairs or 1 for pair in pairs])
+    if prompt_pairs is not None:
+        values = weights.per_prompt(values, prompt_pairs)
     return weights.normalise(values) if normalise and not weight.selects else values
 
 

@@ -12,26 +12,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from cwpo.errors import DatasetError
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
-from cwpo_trainer.data.unused_rows import UnusedRows
-from cwpo_trainer.data.weighted import (
-    Preferences,
-    read_human,
-    read_weighted,
-    read_with_evaluation,
-    report_unused,
-    weights_of,
-)
+from cwpo_trainer.data.weighted import PairFile, WeightedPair, weights_of
 from cwpo_trainer.losses import EPSILON, LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
 from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
-from cwpo_trainer.policy.dataset import Fitting, fitting, named
+from cwpo_trainer.policy.dataset import (
+    Fitting,
+    Form,
+    Part,
+    TokenFile,
+    in_python,
+    named,
+    parts,
+    report_unused,
+    token_file,
+)
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
@@ -41,12 +45,10 @@ from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import new_run_folder
 from cwpo_trainer.settings.policy_training import (
     Alignment,
-    Labels,
     PairLoss,
     PolicyTraining,
-    Weighting,
 )
-from cwpo_trainer.soft_labels import SOFT_LABELS, SoftLabel, epsilons
+from cwpo_trainer.soft_labels import SOFT_LABELS, epsilons
 from cwpo_trainer.weights import WEIGHTS
 
 _WEIGHT_COLUMN, _EPSILON_COLUMN = "weight", "epsilon"
@@ -63,56 +65,37 @@ def align(settings: Alignment) -> None:
     preflight.check_reference(settings, settings)
     preflight.check_weighting(settings, settings.labels)
     preflight.check(settings)
-    preferences, evaluation = read_with_evaluation(
-        partial(
-            _preferences,
-            labels=settings.labels,
-            weighting=settings,
-            soft_label=SOFT_LABELS.get(settings.confidence_as),
-            max_rejected_share=settings.max_rejected_share,
-        ),
-        settings.data,
-        eval_data=settings.eval_data,
-        eval_fraction=settings.eval_fraction,
-        seed=settings.seed,
-    )
-    # Only now, so that the pairs held out are those that SFT holds out.
-    if WEIGHTS[settings.weight].selects:
-        preferences = preferences.selected()
-        evaluation = evaluation and evaluation.selected()
     process.prepare(seed=settings.seed, threads=settings.threads)
     start = resolve(settings.model, weights=not settings.dry_run)
     settings = going_on(settings, start)
-    by_prompt = preferences.has_prompt_pairs and settings.weight_by == "prompt"
-    objective = _objective(settings, by_prompt=by_prompt)
+    tokenizer = load_tokenizer(start)
+    training, evaluation = weighted_parts(settings, tokenizer)
+    pairs = weighted_fitting(training, settings.max_length)
+    has_prompt_pairs = training.file.prompt_pairs is not None
+    objective = _objective(settings, by_prompt=has_prompt_pairs and settings.weight_by == "prompt")
     if settings.dry_run:
-        preferences.unused.tell(are_listed=False)
-        tokenizer = load_tokenizer(start)
-        pairs = tokenised(preferences, Formatter(tokenizer), settings.max_length)
+        training.file.unused.tell(are_listed=False)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
     # Without effect, where a run of a version without these settings can be resumed.
-    unused = set() if preferences.has_prompt_pairs else {"weight_by"}
+    unused = set() if has_prompt_pairs else {"weight_by"}
     if settings.confidence_as == "weight":
         unused |= {"confidence_as"}
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
-        report_unused(output, preferences, evaluation)
-        tokenizer = load_tokenizer(start)
-        formatter = Formatter(tokenizer)
-        pairs = tokenised(preferences, formatter, settings.max_length)
+        report_unused(output, training, evaluation)
         output.results |= pairs.results
-        if preferences.has_prompt_pairs:
+        if has_prompt_pairs:
             output.results["weight_by"] = settings.weight_by
         evaluated = None
         if evaluation is not None:
-            evaluated = tokenised(evaluation, formatter, settings.max_length)
+            evaluated = weighted_fitting(evaluation, settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
         config = ConfidenceDPOConfig(
             **training_arguments(settings, output.path, len(pairs.dataset)),
             **evaluation_arguments(settings),
-            **loss_arguments(settings, soft_labels=preferences.epsilons is not None),
+            **loss_arguments(settings, soft_labels=settings.confidence_as in SOFT_LABELS),
             share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
@@ -166,15 +149,17 @@ def plan(
         objective: loss and weight, for the user.
         reference: None for a loss without one.
     """
-    columns = [pairs.dataset[name][:] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-    prompt, chosen, rejected = (np.array([*map(len, of)], dtype=np.int64) for of in columns)
-    begin_alike = [*map(common_prefix, *columns[1:])]
+    lengths = [
+        (*map(len, ids), common_prefix(*ids[1:]))
+        for ids in in_python(pairs.dataset, "prompt_ids", "chosen_ids", "rejected_ids")
+    ]
+    prompt, chosen, rejected, begin_alike = np.array(lengths, dtype=np.int64).T
     return Plan(
         training,
         base_folder(resolve(training.model, weights=False), weights=False),
         np.stack([prompt + chosen, prompt + rejected], axis=1),
         np.stack([chosen, rejected], axis=1),
-        prompt + np.array(begin_alike, dtype=np.int64),
+        prompt + begin_alike,
         facts=[
             ("loss", objective),
             (
@@ -202,33 +187,54 @@ def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
     )
 
 
-def _preferences(
-    path: Path,
-    *,
-    labels: Labels,
-    weighting: Weighting,
-    soft_label: SoftLabel | None,
-    max_rejected_share: float,
-) -> Preferences:
-    """The pairs of a file with their weights, and their epsilons if labels are soft."""
-    unused = UnusedRows(max_rejected_share)
-    if labels == "human":
-        pairs = read_human(path, unused)
-        return Preferences(pairs, weights.none(len(pairs)), unused)
-    pairs = read_weighted(path, unused, calibrated=weighting.calibrated)
-    weight = WEIGHTS[weighting.weight]
-    constants = {each.argument: getattr(weighting, each.flag) for each in weight.constants}
+def weighted_parts(
+    settings: Alignment, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Part, Part | None]:
+    """The pairs to train on, and those to evaluate on, with the column weight.
+
+    Soft labels have the column epsilon, too. Raises: DatasetError.
+    """
+    read = partial(_weighted_file, settings=settings, tokenizer=tokenizer)
+    training, evaluation = parts(read, settings.data, settings, seed=settings.seed)
+    # Only now, so that the pairs held out are those that SFT holds out.
+    if WEIGHTS[settings.weight].selects:
+        training = _selected(training)
+        evaluation = evaluation and _selected(evaluation)
+    return training, evaluation
+
+
+def _weighted_file(
+    path: Path, *, settings: Alignment, tokenizer: PreTrainedTokenizerBase
+) -> TokenFile:
+    source = PairFile(path, settings.labels, settings.calibrated)
+    file = token_file(source, PAIRS, tokenizer, max_rejected_share=settings.max_rejected_share)
+    if settings.labels == "human":
+        return file.with_numbers(**{_WEIGHT_COLUMN: weights.none(len(file))})
+    weight = WEIGHTS[settings.weight]
     of_pairs = weights_of(
-        pairs,
-        weighting.weight,
-        normalise=weighting.normalise,
-        by_prompt=weighting.weight_by == "prompt",
-        **constants,
+        file.confidences,
+        settings.weight,
+        normalise=settings.normalise,
+        prompt_pairs=file.prompt_pairs if settings.weight_by == "prompt" else None,
+        **{each.argument: getattr(settings, each.flag) for each in weight.constants},
     )
-    if soft_label is None:
-        return Preferences(pairs, of_pairs, unused)
-    confidences = [pair.confidence for pair in pairs]
-    return Preferences(pairs, of_pairs, unused, epsilons(confidences, most=soft_label.most))
+    weighted = file.with_numbers(**{_WEIGHT_COLUMN: of_pairs})
+    soft = SOFT_LABELS.get(settings.confidence_as)
+    if soft is None:
+        return weighted
+    of_pairs = epsilons(file.confidences, most=soft.most)
+    return weighted.with_numbers(**{_EPSILON_COLUMN: of_pairs})
+
+
+def _selected(part: Part) -> Part:
+    """The pairs of a weight above 0. Raises: DatasetError for none."""
+    total = int(part.rows.sum())
+    part = part.only(part.file.numbers(_WEIGHT_COLUMN) > 0)
+    if not part.rows.any():
+        raise DatasetError(
+            f"none of {total:,} pairs is selected: raise --top-percent, or give more to --eval-data"
+        )
+    return part
 
 
 class WeightedFitting(NamedTuple):
@@ -246,40 +252,36 @@ class WeightedFitting(NamedTuple):
         return Fitting(self.dataset, self.too_long).results | weight
 
 
-def tokenised(preferences: Preferences, formatter: Formatter, max_length: int) -> WeightedFitting:
-    """The columns prompt_ids, chosen_ids, rejected_ids and weight; and epsilon of soft labels.
+def weighted_fitting(part: Part, max_length: int) -> WeightedFitting:
+    """The pairs of which no text is longer; the others are left out rather than cut.
 
-    Pairs with a text over max_length tokens are left out rather than cut.
     Raises: DatasetError when none is left.
     """
-    numbers = {_WEIGHT_COLUMN: preferences.weights.tolist()}
-    if preferences.epsilons is not None:
-        numbers[_EPSILON_COLUMN] = preferences.epsilons.tolist()
-
-    def rows(places: Sequence[int]) -> list[dict[str, Any]]:
-        some = [preferences.pairs[at] for at in places]
-        prompts = [pair.prompt for pair in some]
-        chosen = formatter.tokenise(prompts, [pair.chosen for pair in some])
-        rejected = formatter.tokenise(prompts, [pair.rejected for pair in some])
-        return [
-            _row(of_chosen, of_rejected) | {name: of_all[at] for name, of_all in numbers.items()}
-            for of_chosen, of_rejected, at in zip(chosen, rejected, places, strict=True)
-            if max(of_chosen.tokens, of_rejected.tokens) <= max_length
-        ]
-
-    dataset, too_long = fitting(range(len(preferences.pairs)), rows, max_length)
+    dataset, too_long = part.fitting(max_length)
     used = np.asarray(dataset.with_format("numpy")[_WEIGHT_COLUMN][:])
     return WeightedFitting(dataset, too_long, float(used.mean()), float(used.max()))
 
 
-def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, list[int]]:
+def _pair_rows(formatter: Formatter, pairs: Sequence[WeightedPair]) -> list[dict[str, Any]]:
+    prompts = [pair.prompt for pair in pairs]
+    chosen = formatter.tokenise(prompts, [pair.chosen for pair in pairs])
+    rejected = formatter.tokenise(prompts, [pair.rejected for pair in pairs])
+    return [_row(*texts) for texts in zip(chosen, rejected, strict=True)]
+
+
+def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, Any]:
     # Where tokens merge across the seam, both responses start at the earlier place.
     shared = min(len(chosen.prompt_ids), len(rejected.prompt_ids))
     return {
         "prompt_ids": chosen.prompt_ids[:shared],
         "chosen_ids": chosen.prompt_ids[shared:] + chosen.response_ids,
         "rejected_ids": rejected.prompt_ids[shared:] + rejected.response_ids,
+        "tokens": max(chosen.tokens, rejected.tokens),
     }
+
+
+PAIRS = Form("pairs", ("prompt_ids", "chosen_ids", "rejected_ids"), _pair_rows)
+"""What DPOTrainer reads."""
 
 
 def _objective(settings: Alignment, *, by_prompt: bool) -> str:

@@ -216,8 +216,21 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         else:
             cached = self._cached_log_probs(dataset, name, batch_size, self.args.reference_cache)
             chosen, rejected = np.array(cached, dtype=np.float32).T
-        with_chosen = dataset.add_column("ref_chosen_logps", chosen)
+        with_chosen = self._in_order(dataset).add_column("ref_chosen_logps", chosen)
         return with_chosen.add_column("ref_rejected_logps", rejected)
+
+    def _in_order(self, dataset: Dataset) -> Dataset:
+        """The dataset, to which columns can be added; on disk, if it is a selection of rows.
+
+        Datasets itself would write the selected rows to wherever all of them are cached.
+        """
+        if dataset._indices is None or not dataset.cache_files:
+            return dataset
+        folder = Path(self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return dataset.flatten_indices(
+            cache_file_name=str(folder / f"selected-{dataset._fingerprint}.arrow")
+        )
 
     def _cached_log_probs(
         self, dataset: Dataset, name: str, batch_size: int, folder: str

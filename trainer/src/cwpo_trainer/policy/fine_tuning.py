@@ -6,29 +6,30 @@ Also runs as `torchrun --nproc-per-node N -m cwpo_trainer.sft`, with the flags o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 
 from cwpo_annotator.checkpoint import base_folder, resolve
-from cwpo_trainer import weights
-from cwpo_trainer.data.unused_rows import UnusedRows
-from cwpo_trainer.data.weighted import (
-    Preferences,
-    WeightedPair,
-    read_human,
-    read_weighted,
-    read_with_evaluation,
-    report_unused,
-)
+from cwpo_trainer.data.weighted import PairFile, WeightedPair
 from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
-from cwpo_trainer.policy.dataset import Fitting, fitting, named
+from cwpo_trainer.policy.dataset import (
+    Fitting,
+    Form,
+    Part,
+    TokenFile,
+    in_python,
+    named,
+    parts,
+    report_unused,
+    token_file,
+)
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
@@ -37,7 +38,7 @@ from cwpo_trainer.policy.saving import push, save
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import new_run_folder
-from cwpo_trainer.settings.policy_training import FineTuning, Labels, PolicyTraining
+from cwpo_trainer.settings.policy_training import FineTuning, PolicyTraining
 
 
 def fine_tune(settings: FineTuning) -> None:
@@ -46,34 +47,23 @@ def fine_tune(settings: FineTuning) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     preflight.check(settings)
-    preferences, evaluation = read_with_evaluation(
-        partial(
-            _preferences, labels=settings.labels, max_rejected_share=settings.max_rejected_share
-        ),
-        settings.data,
-        eval_data=settings.eval_data,
-        eval_fraction=settings.eval_fraction,
-        seed=settings.seed,
-    )
     process.prepare(seed=settings.seed, threads=settings.threads)
     start = resolve(settings.model, weights=not settings.dry_run)
     settings = going_on(settings, start)
+    tokenizer = load_tokenizer(start)
+    training, evaluation = response_parts(settings, tokenizer)
+    responses = training.fitting(settings.max_length)
     if settings.dry_run:
-        preferences.unused.tell(are_listed=False)
-        tokenizer = load_tokenizer(start)
-        responses = tokenised(preferences.pairs, Formatter(tokenizer), settings.max_length)
+        training.file.unused.tell(are_listed=False)
         plan(settings, responses).show()
         return
     recorded = settings.model_dump(mode="json")
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
-        report_unused(output, preferences, evaluation)
-        tokenizer = load_tokenizer(start)
-        formatter = Formatter(tokenizer)
-        responses = tokenised(preferences.pairs, formatter, settings.max_length)
+        report_unused(output, training, evaluation)
         output.results |= responses.results
         evaluated = None
         if evaluation is not None:
-            evaluated = tokenised(evaluation.pairs, formatter, settings.max_length)
+            evaluated = evaluation.fitting(settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
         config = SFTConfig(
@@ -112,37 +102,39 @@ def fine_tune(settings: FineTuning) -> None:
 def plan(training: PolicyTraining, responses: Fitting) -> Plan:
     """What fine-tuning on these chosen responses would do and need."""
     dataset, too_long = responses
-    lengths = np.array([[len(ids)] for ids in dataset["input_ids"]], dtype=np.int64)
-    scored = np.array([[sum(at >= 0 for at in row)] for row in dataset["labels"]], dtype=np.int64)
+    sizes = [(len(ids), sum(at >= 0 for at in labels)) for ids, labels in in_python(dataset, *_IDS)]
+    lengths, scored = np.array(sizes, dtype=np.int64).T[:, :, None]
     facts = [("responses", f"{len(dataset):,} chosen ones, {too_long:,} too long")]
     shared = np.zeros(len(lengths), dtype=np.int64)
     folder = base_folder(resolve(training.model, weights=False), weights=False)
     return Plan(training, folder, lengths, scored, shared, facts=facts)
 
 
-def _preferences(path: Path, *, labels: Labels, max_rejected_share: float) -> Preferences:
-    """The pairs of a file, which all weigh alike. Raises: DatasetError."""
-    unused = UnusedRows(max_rejected_share)
-    pairs = (read_human if labels == "human" else read_weighted)(path, unused)
-    return Preferences(pairs, weights.none(len(pairs)), unused)
+def response_parts(
+    settings: FineTuning, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Part, Part | None]:
+    """The chosen responses to train on, and those to evaluate on. Raises: DatasetError."""
+
+    def read(path: Path) -> TokenFile:
+        source, share = PairFile(path, settings.labels), settings.max_rejected_share
+        return token_file(source, RESPONSES, tokenizer, max_rejected_share=share)
+
+    return parts(read, settings.data, settings, seed=settings.seed)
 
 
-def tokenised(pairs: Sequence[WeightedPair], formatter: Formatter, max_length: int) -> Fitting:
-    """The columns input_ids and labels; the prompt carries no loss.
+def _response_rows(formatter: Formatter, pairs: Sequence[WeightedPair]) -> list[dict[str, Any]]:
+    """The prompt carries no loss."""
+    texts = formatter.tokenise([pair.prompt for pair in pairs], [pair.chosen for pair in pairs])
+    return [
+        {
+            "input_ids": text.prompt_ids + text.response_ids,
+            "labels": [-100] * len(text.prompt_ids) + text.response_ids,
+            "tokens": text.tokens,
+        }
+        for text in texts
+    ]
 
-    Texts over max_length tokens are left out rather than cut.
-    Raises: DatasetError when none is left.
-    """
 
-    def rows(some: Sequence[WeightedPair]) -> list[dict[str, Any]]:
-        texts = formatter.tokenise([pair.prompt for pair in some], [pair.chosen for pair in some])
-        return [
-            {
-                "input_ids": text.prompt_ids + text.response_ids,
-                "labels": [-100] * len(text.prompt_ids) + text.response_ids,
-            }
-            for text in texts
-            if text.tokens <= max_length
-        ]
-
-    return fitting(pairs, rows, max_length)
+_IDS = ("input_ids", "labels")
+RESPONSES = Form("responses", _IDS, _response_rows)
+"""What SFTTrainer reads."""

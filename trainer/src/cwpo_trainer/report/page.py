@@ -138,7 +138,7 @@ def write_report(folder: Path, weighted: Path | None = None) -> Path:
 
 def read_confidences(path: Path) -> NDArray[np.float32]:
     """The confidence column of a weighted dataset. Raises: DatasetError if a row has none."""
-    values = UnusedRows().used(file_rows(path), path, lambda _, row: confidence_in(row))
+    values = [*UnusedRows().used(file_rows(path), path, lambda _, row: confidence_in(row))]
     if not values:
         raise DatasetError(f"{path}: holds no pairs")
     return np.asarray(values, dtype=np.float32)

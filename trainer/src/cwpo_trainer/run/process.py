@@ -30,6 +30,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_here() -> bool:
+    """Whether this is the process of a machine that does for the others what one has to do."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def expect_world_size(expected: int | None) -> None:
     """Raises: ConfigError unless that many processes train together; None expects any number."""
     if expected is not None and expected != world_size():

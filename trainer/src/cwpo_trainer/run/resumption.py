@@ -68,7 +68,7 @@ def inputs_of(
     """
     named = {name: value for name, value in settings.items() if name not in without_effect}
     there = {name: content for name, path in files.items() if (content := _content(path)).is_file()}
-    return named | {f"sha256 of {name}": _sha256(content) for name, content in there.items()}
+    return named | {f"sha256 of {name}": sha256_of(content) for name, content in there.items()}
 
 
 def is_started(folder: Path) -> bool:
@@ -100,6 +100,7 @@ def _content(path: Path) -> Path:
     return path / MANIFEST if path.is_dir() else path
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file's contents, in hex. Raises: OSError."""
     with path.open("rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
