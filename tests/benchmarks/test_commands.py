@@ -19,6 +19,7 @@ NAMES = (
     "jobs",
     "ledger",
     "service",
+    "token_files",
     "train",
     "utilisation",
 )

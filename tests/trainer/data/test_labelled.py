@@ -40,7 +40,7 @@ def test_reading_many_rows_shows_how_many_there_are(tmp_path, capsys):
 
 def test_reads_chosen_and_rejected(tmp_path):
     rows = [{"prompt": "p", "chosen": "good", "rejected": "bad"}]
-    assert pairs_of(enumerate(rows, 1), "x") == [LabelledPair("1", "p", "good", "bad")]
+    assert [*pairs_of(enumerate(rows, 1), "x")] == [LabelledPair("1", "p", "good", "bad")]
 
 
 def test_cuts_whole_transcripts_at_the_last_shared_turn():
@@ -83,7 +83,7 @@ def test_cuts_whole_conversations_before_the_last_message():
 )
 def test_a_bad_row_refuses_the_file(bad, reason):
     with pytest.raises(DatasetError, match=f"file: row 7: .*{reason}"):
-        pairs_of([(1, ROWS[0]), (7, bad)], "file")
+        [*pairs_of([(1, ROWS[0]), (7, bad)], "file")]
 
 
 @pytest.mark.parametrize("source", ["nowhere.jsonl", "./a/b.jsonl", "/a/b", "owner/x/"])

@@ -55,19 +55,19 @@ def test_bad_rows_are_skipped_counted_and_listed(tmp_path):
 
 def test_more_bad_rows_than_the_share_are_refused_with_the_first_and_the_flag():
     rows = [*pairs(97), EMPTY, *pairs(1), UNLABELLED]
-    assert len(pairs_of(enumerate(rows, 1), "file", UnusedRows(0.02))) == 98
+    assert len([*pairs_of(enumerate(rows, 1), "file", UnusedRows(0.02))]) == 98
     message = (
         r"file: row 98: response_b is empty; 2 of 100 rows are rejected, a larger share than "
         r"--max-rejected-share 0\.01 allows"
     )
     with pytest.raises(DatasetError, match=message):
-        pairs_of(enumerate(rows, 1), "file", UnusedRows(0.01))
+        [*pairs_of(enumerate(rows, 1), "file", UnusedRows(0.01))]
 
 
 def test_ties_are_left_out_but_not_bad(capsys, tmp_path):
     unused = UnusedRows()
     rows = [*TIES, *pairs(1), *TIES]
-    assert len(pairs_of(enumerate(rows, 1), "file", unused)) == 1
+    assert len([*pairs_of(enumerate(rows, 1), "file", unused)]) == 1
     assert (unused.rows, unused.ties) == (5, 4)
     assert listed(unused, tmp_path) == []
     unused.tell(are_listed=True)
@@ -85,7 +85,7 @@ def test_a_file_without_a_column_fails_before_it_is_read_to_its_end():
             yield number, {"question": "why", "chosen": "a", "rejected": "b"}
 
     with pytest.raises(DatasetError, match=r"row 1: prompt is missing.* none of the first 1,000"):
-        pairs_of(rows(), "file", UnusedRows(0.5))
+        [*pairs_of(rows(), "file", UnusedRows(0.5))]
     assert len(read) == 1000
 
 
@@ -93,7 +93,7 @@ def test_what_json_does_not_know_is_listed_as_text(tmp_path):
     now = datetime(2026, 1, 2, tzinfo=UTC)
     row = {"prompt": "p", "chosen": "a", "rejected": " ", "at": now, "share": math.nan}
     unused = UnusedRows(1)
-    pairs_of(enumerate([row, *pairs(1)], 1), "file", unused)
+    [*pairs_of(enumerate([row, *pairs(1)], 1), "file", unused)]
     (line,) = listed(unused, tmp_path)
     assert line["content"] == row | {"at": "2026-01-02 00:00:00+00:00", "share": None}
 

@@ -36,6 +36,11 @@ class LabelledPair:
 
 
 def read_pairs(source: str, unused: UnusedRows | None = None) -> list[LabelledPair]:
+    """All of `labelled_pairs`."""
+    return [*labelled_pairs(source, unused)]
+
+
+def labelled_pairs(source: str, unused: UnusedRows | None = None) -> Iterator[LabelledPair]:
     """The labelled pairs of a file or Hub dataset, in order, without bad rows and ties.
 
     Args:
@@ -54,16 +59,18 @@ def read_pairs(source: str, unused: UnusedRows | None = None) -> list[LabelledPa
 
 def pairs_of(
     rows: Iterable[NumberedRow], source: str, unused: UnusedRows | None = None
-) -> list[LabelledPair]:
-    """The labelled pairs in numbered rows, as of `read_pairs`.
+) -> Iterator[LabelledPair]:
+    """The labelled pairs in numbered rows, as of `labelled_pairs`.
 
     A row has prompt, response_a, response_b and preferred ("a", "b" or "tie"), or prompt, chosen
     and rejected, or chosen and rejected alone as whole transcripts or whole conversations.
     """
-    pairs = [*(unused or UnusedRows()).used(rows, source, _pair)]
-    if not pairs:
+    is_empty = True
+    for pair in (unused or UnusedRows()).used(rows, source, _pair):
+        is_empty = False
+        yield pair
+    if is_empty:
         raise DatasetError(f"{source}: holds no pairs")
-    return pairs
 
 
 def fingerprint(pairs: Iterable[LabelledPair]) -> str:

@@ -22,7 +22,7 @@ from cwpo.errors import DatasetError
 from cwpo.types import ModelRef, Prompt
 from cwpo_trainer import weights
 from cwpo_trainer.data.conversations import beginnings
-from cwpo_trainer.data.labelled import fingerprint, read_pairs
+from cwpo_trainer.data.labelled import fingerprint, labelled_pairs
 from cwpo_trainer.data.rows import file_rows, is_tie, triplet_in
 from cwpo_trainer.data.unused_rows import BadRowError, Row, UnusedRows
 from cwpo_trainer.run.resumption import sha256_of
@@ -60,7 +60,7 @@ class PairFile:
     def pairs(self, unused: UnusedRows) -> Iterator[WeightedPair]:
         """The pairs in order; see `read_weighted` and `read_human`."""
         if self.labels == "human":
-            return iter(read_human(self.path, unused))
+            return read_human(self.path, unused)
         return read_weighted(self.path, unused, calibrated=self.calibrated)
 
     @property
@@ -68,7 +68,7 @@ class PairFile:
         """A hash of the contents, and of how they are read. Raises: DatasetError."""
         if self.labels == "human" and not self.path.exists():
             # A dataset of the Hub.
-            contents = [fingerprint(read_pairs(str(self.path), UnusedRows(1)))]
+            contents = [fingerprint(labelled_pairs(str(self.path), UnusedRows(1)))]
         else:
             try:
                 contents = [sha256_of(file) for file in dataset_files(self.path)]
@@ -106,17 +106,15 @@ def read_weighted(
         )
 
 
-def read_human(path: Path, unused: UnusedRows) -> list[WeightedPair]:
+def read_human(path: Path, unused: UnusedRows) -> Iterator[WeightedPair]:
     """Human-labelled pairs, in order, each with confidence 1: the baseline C = 1.
 
     Args:
         unused: takes the rows that are left out.
-    Raises: DatasetError as `read_pairs` does.
+    Raises: DatasetError as `labelled_pairs` does.
     """
-    return [
-        WeightedPair(pair.id, pair.prompt, pair.chosen, pair.rejected, 1.0)
-        for pair in read_pairs(str(path), unused)
-    ]
+    for pair in labelled_pairs(str(path), unused):
+        yield WeightedPair(pair.id, pair.prompt, pair.chosen, pair.rejected, 1.0)
 
 
 def read_annotator(path: Path) -> ModelRef | None:

@@ -226,7 +226,7 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         """
         if dataset._indices is None or not dataset.cache_files:
             return dataset
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         return dataset.flatten_indices(
             cache_file_name=str(folder / f"selected-{dataset._fingerprint}.arrow")

@@ -35,7 +35,6 @@ from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import PairFile, WeightedPair, evaluation_rows
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.run import process
-from cwpo_trainer.run.chunks import counted
 from cwpo_trainer.run.folder import RunFolder
 from cwpo_trainer.settings.mixins import Evaluation
 
@@ -180,10 +179,7 @@ def token_file(
 
     def make(partial: Path) -> None:
         unused = UnusedRows(max_rejected_share)
-        pairs = counted(
-            source.pairs(unused), _ROWS_AT_ONCE, work=f"tokenise {source.path.name}", unit="pairs"
-        )
-        _write(partial / _TOKENS_NAME, form, Formatter(tokenizer), pairs)
+        _write(partial / _TOKENS_NAME, form, Formatter(tokenizer), source.pairs(unused))
         unused.keep(partial / _UNUSED_NAME)
 
     _make_once(folder, make)
