@@ -7,7 +7,13 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from cwpo_trainer.commands import Align, Evaluate, Sft
 from cwpo_trainer.evaluation.comparison import named_paths
@@ -257,3 +263,51 @@ def test_an_adapter_that_cannot_be_read_is_one_line(change, message, sft, flags,
     (sft / "adapter_config.json").write_text(json.dumps(config | change))
     flags = (*flags, "--model", sft, "--output", tmp_path / "out")
     assert message in failure(Align, *flags)
+
+
+@pytest.fixture
+def experts(tiny_tokenizer, tmp_path):
+    """The folder of a random mixture of experts."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "experts")
+    tiny_tokenizer.save_pretrained(tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+@pytest.mark.parametrize(("kind", "more"), [(Align, ()), (Sft, ("--lora-dropout", 0))])
+def test_adapters_of_experts_are_merged(kind, more, experts, flags, tmp_path, command):
+    out = tmp_path / "out"
+    command(kind, *flags, "--model", experts, "--lora", *more, "--output", out)
+    base = AutoModelForCausalLM.from_pretrained(experts)
+    before = dict(base.named_parameters())
+    merged = dict(AutoModelForCausalLM.from_pretrained(out).named_parameters())
+    for name, weight in merged.items():
+        is_adapted = any(part in name for part in ("experts", "gate.weight", "self_attn"))
+        assert torch.equal(weight, before[name]) != is_adapted, name
+    adapted = logits(PeftModel.from_pretrained(base, out / "adapter"))
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(out)), adapted, rtol=0, atol=1e-5
+    )
+
+
+def test_adapters_of_experts_have_no_dropout(experts, flags, tmp_path, failure, command):
+    message = failure(Sft, *flags, "--model", experts, "--lora", "--output", tmp_path / "out")
+    reason = "adapters of a mixture of experts have no dropout; give --lora-dropout 0"
+    assert message.endswith(f"--lora-dropout 0.05: {reason}")
+    # As little when one is trained further.
+    more = ("--lora", "--lora-dropout", 0, "--adapter-only")
+    command(Sft, *flags, "--model", experts, *more, "--output", tmp_path / "sft")
+    further = ("--model", tmp_path / "sft", "--lora", "--output", tmp_path / "further")
+    assert reason in failure(Sft, *flags, *further)

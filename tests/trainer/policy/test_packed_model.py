@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
@@ -182,13 +184,29 @@ def test_a_model_that_reads_rows_generates_as_before(model):
             LlamaForCausalLM(LlamaConfig(**GATED, attention_dropout=0.1)),
             "its attention has dropout",
         ),
+        (
+            # Which calls it attn_pdrop.
+            GPT2LMHeadModel(GPT2Config(**SMALL)),
+            "its attention has dropout",
+        ),
     ],
-    ids=["logits scaled", "logits capped", "dropout"],
+    ids=["logits scaled", "logits capped", "dropout", "dropout by another name"],
 )
 def test_a_model_that_would_compute_something_else_stays_as_it_is(model, reason):
     before = model.config._attn_implementation, copy.copy(model.forward)
     assert read_packed(model, bfloat16=False) == reason
     assert (model.config._attn_implementation, model.forward) == before
+
+
+def test_dropout_that_is_switched_off_is_none():
+    model = GPT2LMHeadModel(GPT2Config(**SMALL)).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    state = torch.get_rng_state()
+    assert read_packed(model, bfloat16=False) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("adapters", [False, True])

@@ -13,7 +13,7 @@ from cwpo.errors import ConfigError, first_line
 from cwpo_annotator.backends.torch.loading import load_language_model
 from cwpo_annotator.checkpoint import CheckpointError
 from cwpo_annotator.encoding.encoder import Encoder
-from cwpo_trainer.lora import lora_config
+from cwpo_trainer.lora import adding_adapters, lora_config
 from cwpo_trainer.settings.mixins import LoraDropout
 
 
@@ -64,6 +64,7 @@ def add_lora(model: Any, lora: LoraDropout) -> None:
     """With --lora, freeze the backbone and give its linear layers low-rank adapters.
 
     A scalar head, which is new, trains whole; a language model's head is frozen too.
+    Raises: ConfigError for a dropout that the adapters cannot have.
     """
     config = lora_config(lora, dropout=lora.lora_dropout)
     if config is None:
@@ -71,7 +72,9 @@ def add_lora(model: Any, lora: LoraDropout) -> None:
     language_head = model.get_output_embeddings()
     if language_head is not None:
         language_head.requires_grad_(False)
-    setattr(model, model.base_model_prefix, get_peft_model(model.base_model, config))
+    with adding_adapters(lora.lora_dropout):
+        adapted = get_peft_model(model.base_model, config)
+    setattr(model, model.base_model_prefix, adapted)
 
 
 def merge_lora(model: Any) -> None:

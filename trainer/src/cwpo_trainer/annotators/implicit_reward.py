@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs, pack_texts
-from cwpo_annotator.backends.torch.rows.shared_prompts import share_prompts
+from cwpo_annotator.backends.torch.rows.shared_prompts import drops_attention, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_trainer.annotators.forward import (
     distinct,
@@ -41,10 +41,7 @@ class ResponseReader:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.eval()
-        # The packed attention has no dropout of its own.
-        self.shares_prompts = not getattr(model.config, "attention_dropout", 0) and share_prompts(
-            model
-        )
+        self.shares_prompts = not drops_attention(model) and share_prompts(model)
 
     def of_pairs(
         self, pairs: Sequence[EncodedPair], *, bfloat16: bool

@@ -13,7 +13,11 @@ from torch import Tensor
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs
 from cwpo_annotator.backends.torch.rows.padding import padded
-from cwpo_annotator.backends.torch.rows.shared_prompts import read_row, share_prompts
+from cwpo_annotator.backends.torch.rows.shared_prompts import (
+    drops_attention,
+    read_row,
+    share_prompts,
+)
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.annotators.forward import (
     distinct,
@@ -46,10 +50,7 @@ class ScalarHeadScorer:
         self._attention = model.config._attn_implementation
         keep_head_in_float32(model)
         model.eval()
-        # The packed attention has no dropout of its own.
-        self.shares_prompts = not getattr(model.config, "attention_dropout", 0) and share_prompts(
-            model
-        )
+        self.shares_prompts = not drops_attention(model) and share_prompts(model)
 
     def scores(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
         """Scores of a and b, float32: one tensor a forward pass, shape (its pairs, 2).

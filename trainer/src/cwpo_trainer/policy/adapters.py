@@ -17,7 +17,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from cwpo.errors import ConfigError
 from cwpo_annotator.checkpoint import CheckpointError, base_name, is_adapter, resolve
-from cwpo_trainer.lora import lora_config
+from cwpo_trainer.lora import adding_adapters, lora_config
 from cwpo_trainer.settings.mixins import Lora
 from cwpo_trainer.settings.policy_training import PolicyTraining
 from cwpo_trainer.settings.unused_flags import flag
@@ -75,16 +75,17 @@ def with_adapter(model: Any, folder: Path, *, dropout: float | None = None) -> P
 
     Args:
         dropout: of an adapter to train further; None for one that is read only.
-    Raises: CheckpointError for an adapter that cannot be read.
+    Raises: CheckpointError for an adapter that cannot be read; ConfigError for one without dropout.
     """
     config = read_config(folder)
     if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise CheckpointError(f"{folder}: the adapter has no {SAFETENSORS_WEIGHTS_NAME}")
     if dropout is not None:
         config.lora_dropout = dropout
-    return PeftModel.from_pretrained(
-        model, str(folder), config=config, is_trainable=dropout is not None, torch_device="cpu"
-    )
+    with adding_adapters(config.lora_dropout):
+        return PeftModel.from_pretrained(
+            model, str(folder), config=config, is_trainable=dropout is not None, torch_device="cpu"
+        )
 
 
 def new_adapter(policy: Any, lora: Lora, *, dropout: float) -> LoraConfig | None:
@@ -103,15 +104,23 @@ def merge(model: PeftModel, stored: torch.dtype) -> Merged:
     update = lost = 0.0
     layers: list[Any] = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
     for layer in layers:
-        before = layer.get_base_layer().weight.detach().clone()
+        before = _adapted(layer).clone()
         layer.merge()
-        after = layer.get_base_layer().weight.detach()
+        after = _adapted(layer)
         update += float((after - before).norm()) ** 2
         lost += float((after - after.to(stored)).norm()) ** 2
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All adapters are already merged")
         merged = model.merge_and_unload()
     return Merged(merged, (lost / update) ** 0.5 if update else 0.0)
+
+
+def _adapted(layer: Any) -> torch.Tensor:
+    """The weight that the adapter of a layer changes; experts keep several in one module."""
+    weight: torch.Tensor = getattr(
+        layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+    )
+    return weight.detach()
 
 
 def name_base(folder: Path, start: str) -> None:

@@ -15,6 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_trainer.data.weighted import PairFile, WeightedPair
+from cwpo_trainer.lora import adding_adapters
 from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.adapters import going_on, new_adapter
@@ -80,15 +81,16 @@ def fine_tune(settings: FineTuning) -> None:
             adapter_dropout=settings.lora_dropout,
         )
         output.results |= end_turns(policy, tokenizer)
-        trainer = PackedSFTTrainer(
-            share_prompts=settings.share_prompts,
-            model=policy,
-            args=config,
-            train_dataset=responses.dataset,
-            eval_dataset=evaluated.dataset if evaluated is not None else None,
-            processing_class=tokenizer,
-            peft_config=new_adapter(policy, settings, dropout=settings.lora_dropout),
-        )
+        with adding_adapters(settings.lora_dropout):
+            trainer = PackedSFTTrainer(
+                share_prompts=settings.share_prompts,
+                model=policy,
+                args=config,
+                train_dataset=responses.dataset,
+                eval_dataset=evaluated.dataset if evaluated is not None else None,
+                processing_class=tokenizer,
+                peft_config=new_adapter(policy, settings, dropout=settings.lora_dropout),
+            )
         train(trainer, output, settings.data, "SFT")
         output.results |= save(
             trainer,

@@ -18,7 +18,7 @@ from cwpo.errors import first_line
 from cwpo_annotator.backends.torch.log_probs import row_log_probs
 from cwpo_annotator.backends.torch.rows.packing import pack_texts
 from cwpo_annotator.backends.torch.rows.row import Row
-from cwpo_annotator.backends.torch.rows.shared_prompts import share_prompts
+from cwpo_annotator.backends.torch.rows.shared_prompts import drops_attention, share_prompts
 
 # Prompts that a model is tried on, their tokens, and those of the two responses to each.
 _PROBES, _SHARED, _OWN = 4, 20, (4, 7)
@@ -46,10 +46,9 @@ def read_packed(model: Any, *, bfloat16: bool) -> str | None:
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return "its adapters are tokens before the prompt"
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = base.config.get_text_config()
-    if getattr(config, "attention_dropout", 0):
+    if drops_attention(base):
         return "its attention has dropout"
-    before = config._attn_implementation
+    before = base.config.get_text_config()._attn_implementation
     device = base.device.type
     with _evaluating(base), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
         if not share_prompts(base):

@@ -28,6 +28,10 @@ _GROUPED: dict[str, Any] = (
 )
 
 
+class AttentionDropoutError(ValueError):
+    """Attention with dropout was asked for over a packed row, which has none."""
+
+
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -37,6 +41,7 @@ def attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    dropout: float = 0.0,
     at_once: bool = False,
     layout: Layout | None = None,
     **options: Any,
@@ -49,17 +54,19 @@ def attention(
         at_once: use one call of flash attention, for GPUs and half precision, where a call for each
             run would take longer to launch than to compute.
     Returns: (1, tokens, heads, width).
-    Raises: ValueError for soft-capped attention, which is not supported; RuntimeError if flash
-        attention is not available.
+    Raises: ValueError for soft-capped attention, which is not supported; AttentionDropoutError;
+        RuntimeError if flash attention is not available.
     """
     if softcap is not None:
         raise ValueError("soft-capped attention cannot be packed")
     row = layout or row_being_read()
     if row is None:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return plain
+    if dropout:
+        raise AttentionDropoutError("attention with dropout cannot be packed")
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         # As autocast does for attention that it knows.

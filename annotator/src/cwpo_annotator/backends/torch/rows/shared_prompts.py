@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 
 from cwpo.errors import first_line
 from cwpo_annotator.backends.torch.hardware.device import integers
-from cwpo_annotator.backends.torch.rows.attention import IMPLEMENTATIONS
+from cwpo_annotator.backends.torch.rows.attention import IMPLEMENTATIONS, AttentionDropoutError
 from cwpo_annotator.backends.torch.rows.layout import reading
 from cwpo_annotator.backends.torch.rows.packing import pack_texts
 from cwpo_annotator.backends.torch.rows.row import Row
@@ -68,6 +68,34 @@ def share_prompts(model: Any) -> bool:
         except (TypeError, ValueError, RuntimeError, LookupError):
             continue
     model.set_attn_implementation(before)
+    return False
+
+
+@torch.inference_mode()
+def drops_attention(model: Any) -> bool:
+    """Whether the attention of a decoder has dropout in training, which packed attention has not.
+
+    Tried, since configurations have several names for it, and trainers switch some of it off.
+    """
+    before = model.config._attn_implementation
+    training = [module for module in model.modules() if module.training]
+    kind = model.device.type
+    devices = [] if kind == "cpu" else [model.device]
+    model.train()
+    try:
+        model.set_attn_implementation("cwpo_shared_prefix")
+        # What else has dropout draws nothing that training would.
+        with torch.random.fork_rng(devices, device_type=kind):
+            _read_probe(model)
+    except AttentionDropoutError:
+        return True
+    except (TypeError, ValueError, RuntimeError, LookupError):
+        return False
+    finally:
+        model.set_attn_implementation(before)
+        model.eval()
+        for module in training:
+            module.training = True
     return False
 
 
