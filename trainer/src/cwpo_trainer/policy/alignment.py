@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from pydantic import JsonValue
 
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
@@ -36,6 +37,7 @@ from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.saving import push, save
+from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import new_run_folder
@@ -59,10 +61,7 @@ def align(settings: Alignment) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    preflight.check_loss(settings)
-    preflight.check_reference(settings, settings)
-    preflight.check_weighting(settings, settings.labels)
-    preflight.check(settings)
+    more = check(settings)
     preferences, evaluation = read_with_evaluation(
         partial(
             _preferences,
@@ -95,7 +94,7 @@ def align(settings: Alignment) -> None:
     unused = set() if preferences.has_prompt_pairs else {"weight_by"}
     if settings.confidence_as == "weight":
         unused |= {"confidence_as"}
-    recorded = settings.model_dump(mode="json", exclude=unused)
+    recorded = settings.model_dump(mode="json", exclude=unused) | {"set": more}
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
         tokenizer = load_tokenizer(start)
@@ -109,13 +108,14 @@ def align(settings: Alignment) -> None:
             evaluated = tokenised(evaluation, formatter, settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
-        config = ConfidenceDPOConfig(
+        ours = dict(
             **training_arguments(settings, output.path, len(pairs.dataset)),
             **evaluation_arguments(settings),
             **loss_arguments(settings, soft_labels=preferences.epsilons is not None),
             share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
+        config = with_set(ConfidenceDPOConfig, ours, more)
         bfloat16 = process.use_bfloat16(settings.dtype)
         use = reference_use(settings, lora=settings.lora)
 
@@ -152,6 +152,18 @@ def align(settings: Alignment) -> None:
             adapter_only=settings.adapter_only,
         )
     push(settings.output, settings.push_to_hub)
+
+
+def check(settings: Alignment) -> dict[str, JsonValue]:
+    """All checks of settings, before any data is read; the arguments that --set gives.
+
+    Raises: ConfigError, CheckpointError or DatasetError for the first setting that cannot be had.
+    """
+    preflight.check_loss(settings)
+    preflight.check_reference(settings, settings)
+    preflight.check_weighting(settings, settings.labels)
+    preflight.check(settings)
+    return set_arguments(settings, ConfidenceDPOConfig)
 
 
 def plan(

@@ -34,6 +34,7 @@ from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
 from cwpo_trainer.policy.saving import push, save
+from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import new_run_folder
@@ -46,6 +47,7 @@ def fine_tune(settings: FineTuning) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     preflight.check(settings)
+    more = set_arguments(settings, SFTConfig)
     preferences, evaluation = read_with_evaluation(
         partial(
             _preferences, labels=settings.labels, max_rejected_share=settings.max_rejected_share
@@ -64,7 +66,7 @@ def fine_tune(settings: FineTuning) -> None:
         responses = tokenised(preferences.pairs, Formatter(tokenizer), settings.max_length)
         plan(settings, responses).show()
         return
-    recorded = settings.model_dump(mode="json")
+    recorded = settings.model_dump(mode="json") | {"set": more}
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
         tokenizer = load_tokenizer(start)
@@ -76,11 +78,12 @@ def fine_tune(settings: FineTuning) -> None:
             evaluated = tokenised(evaluation.pairs, formatter, settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
-        config = SFTConfig(
+        ours = dict(
             **training_arguments(settings, output.path, len(responses.dataset)),
             **evaluation_arguments(settings),
             report_to=settings.report_to,
         )
+        config = with_set(SFTConfig, ours, more)
         process.use_one_gpu(config)
         policy = load_for_training(
             settings.model,

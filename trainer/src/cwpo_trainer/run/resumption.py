@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = {
 }
 
 # Settings that runs of earlier versions do not name, with the values that they had.
-_ADDED = {"max_grad_norm": 1.0}
+_ADDED: dict[str, JsonValue] = {"max_grad_norm": 1.0, "set": {}}
 
 
 def checkpoint_to_resume(output: RunFolder, data: str | Path) -> Path | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, JsonValue, create_model, model_validator
 
 from cwpo_trainer.constants import HasConstants, names_by_constant
 from cwpo_trainer.losses import LOSSES, LossName
@@ -59,6 +59,12 @@ class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
         4, ge=1, description="Forward passes whose gradients are summed for one optimiser step."
     )
     weight_decay: WeightDecay = 0.05
+    set: dict[str, JsonValue] = Field(
+        {},
+        description="Argument of the trainer that has no flag here, by its name in transformers' "
+        "TrainingArguments or TRL's SFTConfig or DPOConfig, such as adam_beta2=0.95; repeat the "
+        "flag for more (in a file: a mapping).",
+    )
 
 
 class PolicyData(BadRows):
