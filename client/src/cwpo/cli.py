@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ _VALUES = {
     "datetime": "TIME",
     "dict[str,JsonValue]": "NAME=VALUE",
 }
+# The default of a flag that takes several values.
+_LIST = re.compile(r"(?<=\(default: )\[('[\w-]+'(, )?)+\](?=\)$)")
 # Of a flag that need not be given, and whose text says what happens without it.
 _NO_DEFAULTS = (" (default: None)", " (default: )", " (default: [])", " (default: {})")
 
@@ -54,7 +57,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
     """Help for readers who do not know Python: types are words, and empty defaults are left out."""
 
     def _get_help_string(self, action: Action) -> str | None:
-        told = action.help
+        told = action.help and _LIST.sub(lambda found: found[0][1:-1].replace("'", ""), action.help)
         for nothing in _NO_DEFAULTS:
             told = told and told.removesuffix(nothing)
         return told

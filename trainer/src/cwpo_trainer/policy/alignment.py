@@ -126,6 +126,7 @@ def align(settings: Alignment) -> None:
                 bfloat16=bfloat16,
                 in_4bit=settings.load_in_4bit,
                 adapter_dropout=adapter_dropout,
+                attention=settings.attn_implementation,
             )
 
         policy = loaded(settings.model, _DROPOUT)
@@ -144,7 +145,7 @@ def align(settings: Alignment) -> None:
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
             output.results |= found if name == "train" else named(found, name)
-        train(trainer, output, settings.data, objective)
+        train(trainer, output, settings, objective)
         output.results |= save(
             trainer,
             output.path,

@@ -91,6 +91,7 @@ def fine_tune(settings: FineTuning) -> None:
             bfloat16=process.use_bfloat16(settings.dtype),
             in_4bit=settings.load_in_4bit,
             adapter_dropout=settings.lora_dropout,
+            attention=settings.attn_implementation,
         )
         output.results |= end_turns(policy, tokenizer)
         trainer = PackedSFTTrainer(
@@ -102,7 +103,7 @@ def fine_tune(settings: FineTuning) -> None:
             processing_class=tokenizer,
             peft_config=new_adapter(policy, settings, dropout=settings.lora_dropout),
         )
-        train(trainer, output, settings.data, "SFT")
+        train(trainer, output, settings, "SFT")
         output.results |= save(
             trainer,
             output.path,

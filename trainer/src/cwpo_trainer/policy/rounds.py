@@ -276,7 +276,7 @@ def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:
         "mean_confidence": float(confidences.mean()),
         "drift": None if quantiles is None else drift(compared, quantiles),
         "mean_score": float((columns["score_chosen"] + columns["score_rejected"]).mean() / 2),
-        "steps": len(steps),
+        "steps": steps[-1]["step"],
         "loss": steps[-1]["loss"],
         "reward_margin": steps[-1]["rewards/margins"],
     }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-import yaml
+import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from trl.trainer.sft_config import SFTConfig
 
-from cwpo.errors import ConfigError, mistake_in
+from cwpo.errors import ConfigError, first_line, mistake_in
 from cwpo_trainer.losses import EPSILON, GAMMA
 from cwpo_trainer.settings.policy_training import PolicyStep
 from cwpo_trainer.settings.unused_flags import flag
@@ -26,6 +27,12 @@ _SETTINGS = {
     "gradient_accumulation_steps": "gradient_accumulation",
     "num_train_epochs": "epochs",
     "optim": "optimizer",
+    "lr_scheduler_type": "schedule",
+    "logging_strategy": "logging_steps",
+    "model_init_kwargs": "attn_implementation",
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), "keep_best"
+    ),
     "activation_checkpointing": "gradient_checkpointing",
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), "dtype"),
     **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), "sharding"),
@@ -57,20 +64,17 @@ _REFUSED = {
             *("f_divergence_type", "f_alpha_divergence_coef", "use_weighting", "discopop_tau"),
             "loss_type",
         ),
-        "the model is loaded before TRL's trainer gets it": (
-            *("model_init_kwargs", "trust_remote_code", "use_cache"),
-        ),
+        "the model is loaded before TRL's trainer gets it": (*("trust_remote_code", "use_cache"),),
         "policy and reference are compared without dropout": ("disable_dropout",),
         "no optimiser of --optimizer reads it": ("optim_args", "optim_target_modules"),
         "an evaluation computes nothing but the loss": (
             *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "do_predict"),
             *("eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
-            *("metric_for_best_model", "greater_is_better"),
         ),
         "a run that is resumed would not end as one that was not stopped": (
             *("save_only_model", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
             *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-            *("enable_jit_checkpoint", "save_on_each_node", "load_best_model_at_end"),
+            *("enable_jit_checkpoint", "save_on_each_node"),
         ),
         "processes and devices are those of torchrun and of this machine": (
             *("local_rank", "use_cpu", "accelerator_config", "do_train"),
@@ -78,7 +82,6 @@ _REFUSED = {
         "steps differ in their number of rows": ("ddp_static_graph",),
         "the log is training.jsonl, and a loss of NaN ends the run": (
             *("disable_tqdm", "logging_nan_inf_filter", "include_num_input_tokens_seen"),
-            *("logging_strategy", "logging_steps", "lr_scheduler_type"),
         ),
         "only the finished model is uploaded, to --push-to-hub": (
             *("hub_token", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision"),
@@ -121,15 +124,36 @@ def with_set(
 ) -> Any:
     """The trainer's arguments: ours, and over them those of --set.
 
-    Raises: ConfigError where --set has values that do not go together, or not with this machine.
+    Raises: ConfigError where --set has values that do not go together, or not with this machine or
+        with --schedule.
     """
     try:
-        return config(**{**ours, **arguments})
+        made = config(**{**ours, **arguments})
     except (ValueError, TypeError, ImportError) as error:
         if not arguments:
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"--set {', '.join(arguments)}: {reason}") from error
+    _try_schedule(made)
+    return made
+
+
+def _try_schedule(made: TrainingArguments) -> None:
+    """On one weight, since the trainer makes the schedule only after all else."""
+    name = getattr(made.lr_scheduler_type, "value", made.lr_scheduler_type)
+    try:
+        get_scheduler(
+            name,
+            torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
+            num_warmup_steps=1,
+            num_training_steps=1000,
+            scheduler_specific_kwargs=made.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"--schedule {name}: {first_line(error)}; --set lr_scheduler_kwargs='{{...}}' has its "
+            "constants"
+        ) from error
 
 
 def _problem(
@@ -153,14 +177,14 @@ def _problem(
 
 
 def _of_type(kind: Any, given: str, value: JsonValue) -> JsonValue:
-    """The value as the type of its argument; a text is read as YAML, or else as it is.
+    """The value as the type of its argument; a text is read as JSON, or else as it is.
 
     Raises: ConfigError for a value that is none of the type.
     """
     values: TypeAdapter[JsonValue] = TypeAdapter(kind)
     try:
-        with suppress(ValidationError, yaml.YAMLError):
-            read = yaml.safe_load(value) if isinstance(value, str) else value
+        with suppress(ValidationError, json.JSONDecodeError):
+            read = json.loads(value) if isinstance(value, str) else value
             return values.validate_python(read, strict=True)
         return values.validate_python(value, strict=not isinstance(value, str))
     except ValidationError as error:
