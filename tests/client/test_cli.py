@@ -139,6 +139,7 @@ def test_help_names_values_in_words_and_shows_no_default_of_nothing(command):
     told = cwpo(*command.split(), "--help").stdout
     assert "(default: None)" not in told
     assert "(default: )" not in told
+    assert "(default: {})" not in told
     values = re.findall(r"--[\w-]+ (\w+)", told.partition("options:")[2])
     assert {"TEXT", "INT"} & set(values)
     assert not {"str", "int", "float", "Path", "list", "SecretStr", "datetime"} & set(values)

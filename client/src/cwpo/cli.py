@@ -8,14 +8,16 @@ variables (`CWPO_LIKE_THIS`), and its method `cli_cmd` does the work.
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import re
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -43,16 +45,19 @@ _VALUES = {
     "int": "INT",
     "float": "NUMBER",
     "datetime": "TIME",
+    "dict[str,JsonValue]": "NAME=VALUE",
 }
+# The default of a flag that takes several values.
+_LIST = re.compile(r"(?<=\(default: )\[('[\w-]+'(, )?)+\](?=\)$)")
 # Of a flag that need not be given, and whose text says what happens without it.
-_NO_DEFAULTS = (" (default: None)", " (default: )", " (default: [])")
+_NO_DEFAULTS = (" (default: None)", " (default: )", " (default: [])", " (default: {})")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
     """Help for readers who do not know Python: types are words, and empty defaults are left out."""
 
     def _get_help_string(self, action: Action) -> str | None:
-        told = action.help
+        told = action.help and _LIST.sub(lambda found: found[0][1:-1].replace("'", ""), action.help)
         for nothing in _NO_DEFAULTS:
             told = told and told.removesuffix(nothing)
         return told
@@ -201,6 +206,7 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         source: CliSettingsSource[Any] = CliSettingsSource(
             command, cli_prog_name=program, formatter_class=HelpFormatter
         )
+        arguments = _with_pairs_as_json(command, arguments)
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
         sys.exit("\n".join(f"{program}: {line}" for line in _flag_errors(error)))
@@ -208,6 +214,33 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _with_pairs_as_json(command: type[Command], arguments: list[str]) -> list[str]:
+    """The arguments, with NAME=VALUE of flags that hold a mapping as an object of JSON.
+
+    pydantic-settings takes a comma in VALUE for the end of it, but reads objects as they are.
+    Raises: ConfigError for a value without a name.
+    """
+    fields = command.model_fields.items()
+    mappings = {f"--{name}" for name, field in fields if get_origin(field.annotation) is dict}
+    done: list[str] = []
+    for argument in arguments:
+        flag, equals, pair = argument.partition("=")
+        if flag in mappings and equals:
+            done += [flag, _as_json(flag, pair)]
+        elif done and done[-1] in mappings:
+            done.append(_as_json(done[-1], argument))
+        else:
+            done.append(argument)
+    return done
+
+
+def _as_json(flag: str, pair: str) -> str:
+    name, equals, value = pair.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{flag} {pair}: write NAME=VALUE")
+    return json.dumps({name: value})
 
 
 def _overview(commands: dict[str, EntryPoint]) -> str:

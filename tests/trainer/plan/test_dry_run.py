@@ -144,7 +144,7 @@ def counted_in_trials(folder, settings, step):
         return 0
     policy = load(folder)
     if settings.lora:
-        policy = get_peft_model(policy, lora_config(settings, dropout=0, task="CAUSAL_LM"))
+        policy = get_peft_model(policy, lora_config(settings, policy, dropout=0, task="CAUSAL_LM"))
     has_reference = (
         step == "align"
         and settings.reads_reference

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import LoraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from cwpo.errors import ConfigError
 from cwpo_trainer.settings.mixins import Lora
 
+_ALL = "all-linear"
 
-def lora_config(lora: Lora, *, dropout: float, task: str | None = None) -> LoraConfig | None:
-    """LoRA on all linear layers but the head; None without --lora.
+
+def lora_config(
+    lora: Lora, model: Any, *, dropout: float, task: str | None = None
+) -> LoraConfig | None:
+    """LoRA on the linear layers of --lora-targets, never on the head; None without --lora.
 
     Args:
+        model: what the adapter is for.
         dropout: probability on the adapters' input.
         task: PEFT's name for what the model does; None for a backbone, which does nothing yet.
+    Raises: ConfigError for a target that is no linear layer of the model.
     """
     if not lora.lora:
         return None
@@ -24,7 +33,7 @@ def lora_config(lora: Lora, *, dropout: float, task: str | None = None) -> LoraC
         r=lora.lora_rank,
         lora_alpha=lora.lora_alpha,
         lora_dropout=dropout,
-        target_modules="all-linear",
+        target_modules=_targets(lora.lora_targets, model),
         task_type=task,
     )
 
@@ -44,3 +53,22 @@ def adding_adapters(dropout: float) -> Iterator[None]:
             f"--lora-dropout {dropout:g}: adapters of a mixture of experts have no dropout; give "
             "--lora-dropout 0"
         ) from error
+
+
+def _targets(names: list[str], model: Any) -> str | list[str]:
+    if names == [_ALL]:
+        return _ALL
+    head = model.get_output_embeddings()
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    for target in names:
+        # As PEFT finds them.
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ConfigError(
+                f"--lora-targets {target}: no linear layer has this name; the model has {known}"
+            )
+    return names

@@ -66,7 +66,7 @@ def add_lora(model: Any, lora: LoraDropout) -> None:
     A scalar head, which is new, trains whole; a language model's head is frozen too.
     Raises: ConfigError for a dropout that the adapters cannot have.
     """
-    config = lora_config(lora, dropout=lora.lora_dropout)
+    config = lora_config(lora, model.base_model, dropout=lora.lora_dropout)
     if config is None:
         return
     language_head = model.get_output_embeddings()

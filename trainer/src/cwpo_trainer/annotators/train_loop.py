@@ -18,7 +18,7 @@ from cwpo_trainer.annotators.checkpoints import Checkpoints
 from cwpo_trainer.annotators.objectives import E, Objective
 from cwpo_trainer.annotators.ranks import Ranks
 from cwpo_trainer.annotators.validation import Validation, trainable
-from cwpo_trainer.plan.schedule import warmup_steps
+from cwpo_trainer.plan.schedule import steps_between_checkpoints, warmup_steps
 from cwpo_trainer.run import process
 from cwpo_trainer.run.log import TrainingLog
 from cwpo_trainer.run.termination import Termination, leave_stopped
@@ -81,7 +81,8 @@ class TrainLoop:
     """How every stage of one run trains.
 
     batch_size: examples of a step, over all ranks; schedule: shape in which the learning rate falls
-    after warm-up; save_steps: steps between checkpoints, None for one after SIGTERM alone.
+    after warm-up; save_steps: steps between checkpoints, 0 for one after SIGTERM alone, None for as
+    many as the steps of a stage ask for.
     """
 
     optimisation: Optimisation
@@ -110,6 +111,7 @@ class TrainLoop:
         saved = self.checkpoints.resumed_state(stage.name)
         done = 0 if saved is None else state.load(saved)
         state.model.train()
+        save_every = steps_between_checkpoints(self.save_steps, stage.steps)
         log = TrainingLog(stage.log, stage.name, after=done) if process.is_main() else None
         with log or nullcontext(), Termination() as termination:
             if log is not None:
@@ -126,7 +128,7 @@ class TrainLoop:
                 if log is not None:
                     log.step(step=step, **figures)
                 asked = self.ranks.any_rank(termination.asked and step < stage.steps)
-                if asked or (self.save_steps and step % self.save_steps == 0):
+                if asked or (save_every and step % save_every == 0):
                     number = stage.steps_before + step
                     self.checkpoints.save(stage.name, number, state.save(step))
                 if asked:

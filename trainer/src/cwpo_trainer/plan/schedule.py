@@ -7,6 +7,8 @@ import math
 from cwpo_trainer.run import process
 from cwpo_trainer.settings.policy_training import PolicyTraining
 
+_LEAST_BETWEEN_CHECKPOINTS = 200
+
 
 def processes(world_size: int | None) -> int:
     """Processes that take part, or that are meant to where a run is only planned.
@@ -29,6 +31,14 @@ def total_steps(training: PolicyTraining, rows: int) -> int:
     """
     steps_an_epoch = math.ceil(rows / rows_a_step(training))
     return training.max_steps or math.ceil(steps_an_epoch * training.epochs)
+
+
+def steps_between_checkpoints(asked: int | None, steps: int) -> int:
+    """What --save-steps says, or else a tenth of all steps; 0 for no checkpoints.
+
+    So often a short run saves none: to begin it again costs less.
+    """
+    return max(_LEAST_BETWEEN_CHECKPOINTS, steps // 10) if asked is None else asked
 
 
 def warmup_steps(most: int, steps: int) -> int:

@@ -36,18 +36,25 @@ class Merged(NamedTuple):
 
 
 def going_on(training: T, start: Path) -> T:
-    """The settings of a run; of one that trains an adapter further, with its rank and alpha.
+    """The settings of a run; of one that trains an adapter further, with its rank, alpha, targets.
 
     Args:
         start: folder of the model to start from.
-    Raises: ConfigError for a rank or alpha that was asked for and is another.
+    Raises: ConfigError for one of these that was asked for and is another.
     """
     if not (training.lora and is_adapter(start)):
         return training
     config = read_config(start)
-    own = {"lora_rank": config.r, "lora_alpha": config.lora_alpha}
+    modules = config.target_modules or []
+    own: dict[str, Any] = {
+        "lora_rank": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_targets": [modules] if isinstance(modules, str) else sorted(modules),
+    }
     for name, value in own.items():
         asked = getattr(training, name)
+        if isinstance(asked, list):
+            asked = sorted(asked)
         if name in training.model_fields_set and asked != value:
             raise ConfigError(
                 f"{flag(name)} {asked}: the adapter {training.model}, which is trained further, "
@@ -92,7 +99,7 @@ def new_adapter(policy: Any, lora: Lora, *, dropout: float) -> LoraConfig | None
     """The adapter to add to a policy for training; None where it has one, or without --lora."""
     if isinstance(policy, PeftModel):
         return None
-    return lora_config(lora, dropout=dropout, task="CAUSAL_LM")
+    return lora_config(lora, policy, dropout=dropout, task="CAUSAL_LM")
 
 
 def merge(model: PeftModel, stored: torch.dtype) -> Merged:

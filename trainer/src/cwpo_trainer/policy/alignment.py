@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from pydantic import JsonValue
 from transformers import PreTrainedTokenizerBase
 
 from cwpo.errors import DatasetError
@@ -40,6 +41,7 @@ from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.saving import push, save
+from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import new_run_folder
@@ -61,10 +63,7 @@ def align(settings: Alignment) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    preflight.check_loss(settings)
-    preflight.check_reference(settings, settings)
-    preflight.check_weighting(settings, settings.labels)
-    preflight.check(settings)
+    more = check(settings)
     process.prepare(seed=settings.seed, threads=settings.threads)
     start = resolve(settings.model, weights=not settings.dry_run)
     settings = going_on(settings, start)
@@ -77,11 +76,9 @@ def align(settings: Alignment) -> None:
         training.file.unused.tell(are_listed=False)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
-    # Without effect, where a run of a version without these settings can be resumed.
+    # Without effect on triplets, where a run of a version without this setting can be resumed.
     unused = set() if has_prompt_pairs else {"weight_by"}
-    if settings.confidence_as == "weight":
-        unused |= {"confidence_as"}
-    recorded = settings.model_dump(mode="json", exclude=unused)
+    recorded = settings.model_dump(mode="json", exclude=unused) | {"set": more}
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, training, evaluation)
         output.results |= pairs.results
@@ -92,13 +89,14 @@ def align(settings: Alignment) -> None:
             evaluated = weighted_fitting(evaluation, settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
-        config = ConfidenceDPOConfig(
+        ours = dict(
             **training_arguments(settings, output.path, len(pairs.dataset)),
             **evaluation_arguments(settings),
             **loss_arguments(settings, soft_labels=settings.confidence_as in SOFT_LABELS),
             share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
+        config = with_set(ConfidenceDPOConfig, ours, more)
         bfloat16 = process.use_bfloat16(settings.dtype)
         use = reference_use(settings, lora=settings.lora)
 
@@ -109,6 +107,7 @@ def align(settings: Alignment) -> None:
                 bfloat16=bfloat16,
                 in_4bit=settings.load_in_4bit,
                 adapter_dropout=adapter_dropout,
+                attention=settings.attn_implementation,
             )
 
         policy = loaded(settings.model, _DROPOUT)
@@ -127,7 +126,7 @@ def align(settings: Alignment) -> None:
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
             output.results |= found if name == "train" else named(found, name)
-        train(trainer, output, settings.data, objective)
+        train(trainer, output, settings, objective)
         output.results |= save(
             trainer,
             output.path,
@@ -135,6 +134,18 @@ def align(settings: Alignment) -> None:
             adapter_only=settings.adapter_only,
         )
     push(settings.output, settings.push_to_hub)
+
+
+def check(settings: Alignment) -> dict[str, JsonValue]:
+    """All checks of settings, before any data is read; the arguments that --set gives.
+
+    Raises: ConfigError, CheckpointError or DatasetError for the first setting that cannot be had.
+    """
+    preflight.check_loss(settings)
+    preflight.check_reference(settings, settings)
+    preflight.check_weighting(settings, settings.labels)
+    preflight.check(settings)
+    return set_arguments(settings, ConfidenceDPOConfig)
 
 
 def plan(

@@ -28,7 +28,7 @@ def training_arguments(training: PolicyTraining, folder: Path, rows: int) -> dic
         per_device_eval_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=training.schedule,
         optim=_OPTIMIZERS[training.optimizer],
         warmup_steps=warmup_steps(training.warmup_steps, total_steps(training, rows)),
         weight_decay=training.weight_decay,
@@ -38,11 +38,9 @@ def training_arguments(training: PolicyTraining, folder: Path, rows: int) -> dic
         dataloader_pin_memory=torch.accelerator.is_available(),
         seed=training.seed,
         max_length=None,
-        logging_steps=1,
+        logging_steps=training.logging_steps,
         # With it a loss of NaN would be logged as the mean of the losses before.
         logging_nan_inf_filter=False,
-        save_strategy="steps" if training.save_steps else "no",
-        save_steps=training.save_steps or 1,
         # The one before stays until the next is whole.
         save_total_limit=2,
         run_name=training.output.name,
@@ -51,9 +49,20 @@ def training_arguments(training: PolicyTraining, folder: Path, rows: int) -> dic
 
 
 def evaluation_arguments(evaluation: Evaluation) -> dict[str, Any]:
-    """When SFTConfig and DPOConfig are to evaluate."""
+    """When SFTConfig and DPOConfig are to evaluate, and what follows from it.
+
+    What is best can only be kept if each evaluation is followed by a checkpoint; other checkpoints
+    are those of `trl_training`.
+    """
     when = "steps" if evaluation.eval_steps else "epoch"
-    return {
+    arguments = {
         "eval_strategy": when if evaluation.evaluates else "no",
         "eval_steps": evaluation.eval_steps,
+        "save_strategy": when if evaluation.keep_best else "no",
+        "save_steps": evaluation.eval_steps or 1,
+        "load_best_model_at_end": evaluation.keep_best,
     }
+    if evaluation.keep_best or evaluation.patience:
+        arguments |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    # Such as how many evaluations in a row brought no lower loss.
+    return arguments | {"restore_callback_states_from_checkpoint": evaluation.patience is not None}

@@ -36,6 +36,7 @@ from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
 from cwpo_trainer.policy.saving import push, save
+from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import new_run_folder
@@ -48,6 +49,7 @@ def fine_tune(settings: FineTuning) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     preflight.check(settings)
+    more = set_arguments(settings, SFTConfig)
     process.prepare(seed=settings.seed, threads=settings.threads)
     start = resolve(settings.model, weights=not settings.dry_run)
     settings = going_on(settings, start)
@@ -58,7 +60,7 @@ def fine_tune(settings: FineTuning) -> None:
         training.file.unused.tell(are_listed=False)
         plan(settings, responses).show()
         return
-    recorded = settings.model_dump(mode="json")
+    recorded = settings.model_dump(mode="json") | {"set": more}
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, training, evaluation)
         output.results |= responses.results
@@ -67,11 +69,12 @@ def fine_tune(settings: FineTuning) -> None:
             evaluated = evaluation.fitting(settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
-        config = SFTConfig(
+        ours = dict(
             **training_arguments(settings, output.path, len(responses.dataset)),
             **evaluation_arguments(settings),
             report_to=settings.report_to,
         )
+        config = with_set(SFTConfig, ours, more)
         process.use_one_gpu(config)
         policy = load_for_training(
             settings.model,
@@ -79,6 +82,7 @@ def fine_tune(settings: FineTuning) -> None:
             bfloat16=process.use_bfloat16(settings.dtype),
             in_4bit=settings.load_in_4bit,
             adapter_dropout=settings.lora_dropout,
+            attention=settings.attn_implementation,
         )
         output.results |= end_turns(policy, tokenizer)
         with adding_adapters(settings.lora_dropout):
@@ -91,7 +95,7 @@ def fine_tune(settings: FineTuning) -> None:
                 processing_class=tokenizer,
                 peft_config=new_adapter(policy, settings, dropout=settings.lora_dropout),
             )
-        train(trainer, output, settings.data, "SFT")
+        train(trainer, output, settings, "SFT")
         output.results |= save(
             trainer,
             output.path,

@@ -19,21 +19,31 @@ from cwpo_trainer.policy.adapters import merge, with_adapter
 
 
 def load(
-    folder: Path, *, dtype: torch.dtype | str = torch.float32, quantisation: Any = None
+    folder: Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    quantisation: Any = None,
+    attention: str | None = None,
 ) -> Any:
     """A causal language model, from safetensors and without code of its own.
 
     In one that is an adapter, the base model has the adapter's layers beside its own, unmerged.
+
+    Args:
+        attention: its implementation, as transformers names it; None leaves it to transformers.
     Raises: CheckpointError for a folder that holds none.
     """
     if is_adapter(folder):
-        base = load(base_folder(folder), dtype=dtype, quantisation=quantisation)
+        base = load(
+            base_folder(folder), dtype=dtype, quantisation=quantisation, attention=attention
+        )
         return with_adapter(base, folder).get_base_model()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=quantisation,
+            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
         )
@@ -72,6 +82,7 @@ def load_for_training(
     bfloat16: bool,
     in_4bit: bool = False,
     adapter_dropout: float | None = None,
+    attention: str | None = None,
 ) -> Any:
     """A model to train, or to hold beside it.
 
@@ -83,6 +94,7 @@ def load_for_training(
         in_4bit: quantise the linear layers to 4 bits (NF4).
         adapter_dropout: if the model is an adapter and all else is frozen, train it further, with
             this dropout; None holds it frozen. Where all weights are trained, it is merged.
+        attention: its implementation, as transformers names it.
     """
     dtype = torch.bfloat16 if is_frozen and bfloat16 else torch.float32
     quantisation = None
@@ -94,7 +106,7 @@ def load_for_training(
             bnb_4bit_compute_dtype=dtype,
         )
     folder = resolve(model)
-    loaded = load(base_folder(folder), dtype=dtype, quantisation=quantisation)
+    loaded = load(base_folder(folder), dtype=dtype, quantisation=quantisation, attention=attention)
     if is_adapter(folder):
         dropout = adapter_dropout if is_frozen else None
         adapted = with_adapter(loaded, folder, dropout=dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,13 @@ from cwpo_trainer.settings.policy_training import (
 from cwpo_trainer.weights import WEIGHTS
 
 _REVISION = re.compile(r"[0-9a-f]{12}")
+# Modules and packages of trackers that are not called alike; of kubeflow there is none.
+_OF_TRACKERS: dict[str, dict[str, str]] = {
+    "azure_ml": {"azureml": "azureml-core"},
+    "dagshub": {"dagshub": "dagshub", "mlflow": "mlflow"},
+    "flyte": {"flytekit": "flytekit"},
+    "kubeflow": {},
+}
 
 
 def check(step: PolicyStep) -> None:
@@ -41,6 +49,7 @@ def check(step: PolicyStep) -> None:
     process.expect_world_size(step.world_size)
     _check_launch(step.sharding)
     _check_machine(step.load_in_4bit, step.optimizer, step.sharding)
+    _check_attention(step)
     _check_publication(step)
 
 
@@ -92,8 +101,13 @@ def check_weighting(weighting: Weighting, labels: Labels) -> None:
 def _check_evaluation(evaluation: Evaluation) -> None:
     if evaluation.eval_data is not None and evaluation.eval_fraction:
         raise ConfigError("--eval-data and --eval-fraction: give one of them")
-    if evaluation.eval_steps and not evaluation.evaluates:
-        raise ConfigError("--eval-steps: nothing to evaluate on; give --eval-data too")
+    for flag, is_set in (
+        ("--eval-steps", evaluation.eval_steps),
+        ("--keep-best", evaluation.keep_best),
+        ("--patience", evaluation.patience),
+    ):
+        if is_set and not evaluation.evaluates:
+            raise ConfigError(f"{flag}: nothing to evaluate on; give --eval-data too")
 
 
 def _check_adapter(training: PolicyTraining) -> None:
@@ -149,15 +163,39 @@ def _check_machine(in_4bit: bool, optimizer: OptimizerName, sharding: ShardingNa
             _need(package, flag)
 
 
+def _check_attention(training: PolicyTraining) -> None:
+    if training.attn_implementation != "flash_attention_2":
+        return
+    flag = "--attn-implementation flash_attention_2"
+    _need_cuda(flag)
+    _need("flash_attn", flag)
+    if not process.use_bfloat16(training.dtype):
+        raise ConfigError(f"{flag}: computes in bfloat16 only; use --dtype bfloat16")
+
+
 def _check_publication(publication: Publication) -> None:
-    if publication.report_to != "none":
-        _need(publication.report_to, f"--report-to {publication.report_to}")
+    if publication.report_to != ["none"]:
+        _check_trackers(publication.report_to)
     if not process.is_main():
         return
-    if publication.report_to == "wandb":
+    if "wandb" in publication.report_to:
         _check_wandb()
     if publication.push_to_hub is not None:
         _check_hub(publication.push_to_hub)
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    for tracker in trackers:
+        flag = f"--report-to {tracker}"
+        if tracker not in known:
+            raise ConfigError(f"{flag}: transformers knows {', '.join(known)}")
+        for module, package in _OF_TRACKERS.get(tracker, {tracker: tracker}).items():
+            _need(module, flag, package)
+    if "comet_ml" in trackers and not integration_utils.is_comet_available():
+        raise ConfigError("--report-to comet_ml: comet has no API key; set COMET_API_KEY")
 
 
 def _need_cuda(flag: str) -> None:
@@ -167,9 +205,9 @@ def _need_cuda(flag: str) -> None:
         raise ConfigError(f"{flag}: needs a CUDA GPU, and torch sees none here")
 
 
-def _need(package: str, flag: str) -> None:
-    if find_spec(package) is None:
-        raise ConfigError(f"{flag}: the package is missing; `pip install {package}`")
+def _need(module: str, flag: str, package: str | None = None) -> None:
+    if find_spec(module) is None:
+        raise ConfigError(f"{flag}: the package is missing; `pip install {package or module}`")
 
 
 def _check_annotator(data: Path, wanted: str) -> None:

@@ -29,8 +29,7 @@ from cwpo_annotator.checkpoint import resolve
 from cwpo_annotator.confidence import confidence, drift
 from cwpo_trainer.data.prompts import prompts_of_round, read_prompts
 from cwpo_trainer.data.unused_rows import UnusedRows
-from cwpo_trainer.policy import preflight
-from cwpo_trainer.policy.alignment import align
+from cwpo_trainer.policy.alignment import align, check
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling, distinct_answers
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import LOG_NAME, ROUNDS_NAME, read_lines
@@ -189,10 +188,7 @@ def _check(one: Alignment, file: Path | None, reference: Literal["first", "round
             raise ConfigError(f"--align {file}: {name} is not for online rounds")
     if reference == "first" and not one.reads_reference:
         raise ConfigError(f"--reference first: {one.loss} has no reference; say --reference round")
-    preflight.check_loss(one)
-    preflight.check_reference(one, one)
-    preflight.check_weighting(one, one.labels)
-    preflight.check(one)
+    check(one)
 
 
 def _inputs(settings: OnlineRounds, annotator_revision: str) -> dict[str, Any]:
@@ -280,7 +276,7 @@ def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:
         "mean_confidence": float(confidences.mean()),
         "drift": None if quantiles is None else drift(compared, quantiles),
         "mean_score": float((columns["score_chosen"] + columns["score_rejected"]).mean() / 2),
-        "steps": len(steps),
+        "steps": steps[-1]["step"],
         "loss": steps[-1]["loss"],
         "reward_margin": steps[-1]["rewards/margins"],
     }

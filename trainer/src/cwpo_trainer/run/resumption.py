@@ -26,6 +26,7 @@ _WITHOUT_EFFECT = {
     "threads",
     "world_size",
     "save_steps",
+    "logging_steps",
     "report_to",
     "share_prompts",
     "push_to_hub",
@@ -35,7 +36,15 @@ _WITHOUT_EFFECT = {
 }
 
 # Settings that runs of earlier versions do not name, with the values that they had.
-_ADDED = {"max_grad_norm": 1.0}
+_ADDED: dict[str, JsonValue] = {
+    "max_grad_norm": 1.0,
+    "set": {},
+    "schedule": "cosine",
+    "attn_implementation": None,
+    "lora_targets": ["all-linear"],
+    "keep_best": False,
+    "confidence_as": "weight",
+}
 
 
 def checkpoint_to_resume(output: RunFolder, data: str | Path) -> Path | None:

@@ -50,8 +50,15 @@ class SaveOnTermination(TrainerCallback):
         """Let all processes save after the same step."""
         if state.global_step < state.max_steps and self._any_asked(args.device):
             self.stopped = True
+            control.should_log = True
             control.should_save = True
             control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the evaluation of an epoch that was broken off to the run that resumes it."""
+        if self.stopped and state.epoch % 1:
+            control.should_evaluate = False
+            control.should_save = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Listen no more."""

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
 
 from cwpo_trainer.settings.unused_flags import refuse_if_set
 
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "paged_adamw_32bit"]
 ShardingName = Literal["none", "fsdp2", "zero3"]
+
+
+def _split(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+# In a file also a list; in the environment as on the command line.
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split), Field(min_length=1)]
 
 Epochs = Annotated[float, Field(gt=0, description="Passes over the pairs.")]
 LearningRate = Annotated[
@@ -52,8 +61,9 @@ class Training(Configurable):
     )
     save_steps: int | None = Field(
         None,
-        ge=1,
-        description="Steps between checkpoints; by default a checkpoint is saved only on SIGTERM.",
+        ge=0,
+        description="Steps between checkpoints, of which the last two are kept until the end of "
+        "the run; by default a tenth of all steps, but at least 200. 0 saves one only on SIGTERM.",
     )
     resume: bool = Field(
         False,
@@ -105,10 +115,16 @@ class Lora(Settings):
         16, ge=1, description="Scale of LoRA: its output is multiplied by alpha / rank."
     )
 
+    lora_targets: Names = Field(
+        ["all-linear"],
+        description="Linear layers that get an adapter, by the names of their modules, such as "
+        "q_proj,v_proj; `all-linear` is all of them but the head.",
+    )
+
     @model_validator(mode="after")
     def _lora_is_on(self) -> Self:
         if not self.lora:
-            refuse_if_set(self, ("lora_rank", "lora_alpha"), "needs --lora")
+            refuse_if_set(self, ("lora_rank", "lora_alpha", "lora_targets"), "needs --lora")
         return self
 
 
@@ -168,6 +184,17 @@ class Evaluation(Settings):
     eval_steps: int | None = Field(
         None, ge=1, description="Steps between evaluations; one after each epoch by default."
     )
+    keep_best: bool = Field(
+        False,
+        description="Keep the weights with the lowest evaluation loss rather than the last ones; "
+        "each evaluation saves a checkpoint.",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluations without a lower loss after which training stops early; by default "
+        "it does not stop early.",
+    )
 
     @property
     def evaluates(self) -> bool:
@@ -208,10 +235,10 @@ class Sharding(Settings):
 class Publication(Settings):
     """Where a training is followed, and where its result goes."""
 
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
-        "none",
-        description="Experiment tracker to log to besides training.jsonl; the run is named after "
-        "--output.",
+    report_to: Names = Field(
+        ["none"],
+        description="Experiment trackers to log to besides training.jsonl, of those that "
+        "transformers knows, such as tensorboard,wandb; the run is named after --output.",
     )
     push_to_hub: str | None = Field(
         None,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, JsonValue, create_model, model_validator
 
 from cwpo_trainer.constants import HasConstants, names_by_constant
 from cwpo_trainer.losses import LOSSES, LossName
@@ -32,6 +32,18 @@ from cwpo_trainer.weights import WEIGHTS, WeightName
 
 Labels = Literal["annotator", "human"]
 WeightBy = Literal["prompt", "pair"]
+ScheduleName = Literal[
+    "cosine",
+    "linear",
+    "constant",
+    "constant_with_warmup",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+AttentionName = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 S = TypeVar("S", bound=Settings)
 
 
@@ -59,6 +71,41 @@ class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
         4, ge=1, description="Forward passes whose gradients are summed for one optimiser step."
     )
     weight_decay: WeightDecay = 0.05
+    schedule: ScheduleName = Field(
+        "cosine",
+        description="Course of the learning rate, as transformers names it: `cosine` and `linear` "
+        "fall to 0 after warm-up, `constant` has no warm-up; --set lr_scheduler_kwargs=... has the "
+        "constants of the others.",
+    )
+    logging_steps: int = Field(
+        1,
+        ge=1,
+        description="Steps between lines of training.jsonl, which are means over these steps; "
+        "evaluations and the end have a line in any case.",
+    )
+    attn_implementation: AttentionName | None = Field(
+        None,
+        description="Attention of policy and reference, as transformers names it; its choice by "
+        "default. Needs --no-share-prompts, since rows of texts have an attention of their own.",
+    )
+    set: dict[str, JsonValue] = Field(
+        {},
+        description="Argument of the trainer that has no flag here, by its name in transformers' "
+        "TrainingArguments or TRL's SFTConfig or DPOConfig, such as adam_beta2=0.95; repeat the "
+        "flag for more (in a file: a mapping).",
+    )
+
+    @model_validator(mode="after")
+    def _run_has_what_is_set(self) -> Self:
+        if self.schedule == "constant":
+            reason = "has no effect with --schedule constant; use constant_with_warmup"
+            refuse_if_set(self, ("warmup_steps",), reason)
+        if self.share_prompts and self.attn_implementation is not None:
+            raise ValueError(
+                "--attn-implementation has no effect on rows of texts, which have an attention of "
+                "their own; add --no-share-prompts"
+            )
+        return self
 
 
 class PolicyData(BadRows):
