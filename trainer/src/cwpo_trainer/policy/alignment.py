@@ -16,9 +16,11 @@ from datasets import Dataset
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
+from cwpo_trainer.cards.policy_card import write_policy_cards
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
     Preferences,
+    annotator_results,
     read_human,
     read_weighted,
     read_with_evaluation,
@@ -98,6 +100,7 @@ def align(settings: Alignment) -> None:
     recorded = settings.model_dump(mode="json", exclude=unused)
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
+        output.results |= annotator_results(settings.data, settings.labels)
         tokenizer = load_tokenizer(start)
         formatter = Formatter(tokenizer)
         pairs = tokenised(preferences, formatter, settings.max_length)
@@ -151,6 +154,7 @@ def align(settings: Alignment) -> None:
             adapts=settings.model if settings.lora else None,
             adapter_only=settings.adapter_only,
         )
+        write_policy_cards(output)
     push(settings.output, settings.push_to_hub)
 
 

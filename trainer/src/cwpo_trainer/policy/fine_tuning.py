@@ -15,10 +15,12 @@ from trl.trainer.sft_config import SFTConfig
 
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_trainer import weights
+from cwpo_trainer.cards.policy_card import write_policy_cards
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import (
     Preferences,
     WeightedPair,
+    annotator_results,
     read_human,
     read_weighted,
     read_with_evaluation,
@@ -67,6 +69,7 @@ def fine_tune(settings: FineTuning) -> None:
     recorded = settings.model_dump(mode="json")
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, preferences, evaluation)
+        output.results |= annotator_results(settings.data, settings.labels)
         tokenizer = load_tokenizer(start)
         formatter = Formatter(tokenizer)
         responses = tokenised(preferences.pairs, formatter, settings.max_length)
@@ -106,6 +109,7 @@ def fine_tune(settings: FineTuning) -> None:
             adapts=settings.model if settings.lora else None,
             adapter_only=settings.adapter_only,
         )
+        write_policy_cards(output)
     push(settings.output, settings.push_to_hub)
 
 
