@@ -36,7 +36,7 @@ from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOConfig, ConfidenceDP
 from cwpo_trainer.policy.dataset import Fitting, fitting, named
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
-from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
+from cwpo_trainer.policy.loading import load_for_training, load_reference, load_tokenizer
 from cwpo_trainer.policy.saving import push, save
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
@@ -119,25 +119,11 @@ def align(settings: Alignment) -> None:
             share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
-        bfloat16 = process.use_bfloat16(settings.dtype)
-        use = reference_use(settings, lora=settings.lora)
-
-        def loaded(model: str, adapter_dropout: float | None = None) -> Any:
-            return load_for_training(
-                model,
-                is_frozen=settings.lora,
-                bfloat16=bfloat16,
-                in_4bit=settings.load_in_4bit,
-                adapter_dropout=adapter_dropout,
-            )
-
-        policy = loaded(settings.model, _DROPOUT)
+        policy, reference = _models(settings)
         output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
             model=policy,
-            ref_model=loaded(settings.reference or settings.model)
-            if use is not None and use.is_second_model
-            else None,
+            ref_model=reference,
             args=config,
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
@@ -189,6 +175,26 @@ def plan(
         ],
         reference=reference,
     )
+
+
+def _models(settings: Alignment) -> tuple[Any, Any | None]:
+    """The policy, and the reference if it is a second model."""
+    bfloat16 = process.use_bfloat16(settings.dtype)
+    loaded = partial(
+        load_for_training,
+        is_frozen=settings.lora,
+        bfloat16=bfloat16,
+        in_4bit=settings.load_in_4bit,
+    )
+    policy = loaded(settings.model, adapter_dropout=_DROPOUT)
+    use = reference_use(settings, lora=settings.lora)
+    if use is None or not use.is_second_model:
+        return policy, None
+    named = settings.reference or settings.model
+    if settings.lora:
+        return policy, loaded(named)
+    is_sharded = settings.sharding != "none"
+    return policy, load_reference(named, bfloat16=bfloat16, is_sharded=is_sharded)
 
 
 def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
