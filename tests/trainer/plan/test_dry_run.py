@@ -19,7 +19,12 @@ from cwpo_trainer.lora import lora_config
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Method, Shape
 from cwpo_trainer.policy import alignment, fine_tuning
-from cwpo_trainer.policy.loading import load, load_tokenizer
+from cwpo_trainer.policy.loading import (
+    load,
+    load_for_training,
+    load_reference,
+    load_tokenizer,
+)
 from cwpo_trainer.policy.packed_model import read_packed
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import read_lines
@@ -211,6 +216,39 @@ def test_on_a_cpu_the_process_counts_and_numbers_are_those_that_it_computes_with
     assert auto.memory().process == 0
     # Python with torch alone has that many.
     assert 100e6 < auto.memory(on_cpu=True).process <= psutil.Process().memory_info().rss * 1.1
+
+
+@pytest.mark.parametrize("model", ["llama", "opt"])
+@pytest.mark.parametrize("more", [{}, {"sharding": "fsdp2"}, {"lora": True, "reference": ""}])
+def test_main_memory_is_what_the_loaded_models_hold(
+    model, more, models, data, tmp_path, monkeypatch, capsys
+):
+    folder = str(models / model)
+    settings = Alignment(
+        model=folder,
+        data=data,
+        output=tmp_path / "out",
+        world_size=16,
+        **more | ({"reference": folder} if "reference" in more else {}),
+    )
+    policy = load_for_training(folder, is_frozen=settings.lora, bfloat16=True)
+    if settings.lora:
+        reference = load_for_training(folder, is_frozen=True, bfloat16=True)
+    else:
+        is_sharded = settings.sharding != "none"
+        reference = load_reference(folder, bfloat16=True, is_sharded=is_sharded)
+    held = [sum(weight.nbytes for weight in each.parameters()) for each in (policy, reference)]
+    plan = plan_alignment(settings)
+    # Biases are not counted apart.
+    assert plan.loaded == pytest.approx(held, rel=0.01)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    plan = plan_alignment(settings)
+    plan.show()
+    said = " ".join(capsys.readouterr().out.split())
+    needed, count = re.search(
+        r"main memory ([\d.e-]+) GiB .* node of (\d+) processes", said
+    ).groups()
+    assert (float(needed), count) == (pytest.approx(4 * sum(held) / 2**30, rel=0.01), "4")
 
 
 def test_more_devices_or_fewer_trained_weights_need_less(models, tmp_path):

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from huggingface_hub import ModelCard
 
 from ..samples import weighted, write_lines
 
@@ -22,6 +23,7 @@ class Hub(BaseHTTPRequestHandler):
 
     created: list[dict]
     files: dict[str, bytes]
+    mistakes: list[dict[str, str]]
 
     def do_GET(self):
         self.answer({"name": "owner", "auth": {}})
@@ -32,6 +34,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.endswith("/repos/create"):
             self.created.append(json.loads(body))
             self.answer({"url": f"http://{self.headers['Host']}/{REPOSITORY}"})
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": Hub.mistakes, "warnings": []}, 400 if Hub.mistakes else 200)
         elif "/preupload/" in self.path:
             names = [file["path"] for file in json.loads(body)["files"]]
             self.answer(
@@ -55,9 +59,9 @@ class Hub(BaseHTTPRequestHandler):
                 }
             )
 
-    def answer(self, value):
+    def answer(self, value, status=200):
         body = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -69,12 +73,24 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    Hub.created, Hub.files = [], {}
+    Hub.created, Hub.files, Hub.mistakes = [], {}, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+def with_hub(hub, *words):
+    """A Python of its own, since where the Hub is gets read when its library is imported."""
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -86,21 +102,8 @@ def test_the_finished_model_is_uploaded(more, weights, hub, tiny_causal, tmp_pat
     output = tmp_path / "cw-dpo"
     data = write_lines(tmp_path / "weighted.jsonl", weighted(8))
     flags = ("--model", tiny_causal, "--data", data, "--output", output, "--threads", 1)
-    # Where the Hub is gets read once, when its library is imported.
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_TOKEN": "hf_test",
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "127.0.0.1",
-    }
     words = map(str, (*flags, *more, "--max-steps", 1, "--push-to-hub", REPOSITORY))
-    done = subprocess.run(
-        [sys.executable, "-m", "cwpo_trainer.align", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = with_hub(hub, "-m", "cwpo_trainer.align", *words)
     assert done.returncode == 0, done.stderr
     (created,) = Hub.created
     assert (created["name"], created["organization"]) == ("cw-dpo", "owner")
@@ -108,6 +111,31 @@ def test_the_finished_model_is_uploaded(more, weights, hub, tiny_causal, tmp_pat
     written = {path.name: path.read_bytes() for path in output.iterdir()}
     assert Hub.files == written
     assert weights in written
+    card = ModelCard(Hub.files["README.md"].decode())
+    assert {"cwpo", "trl", "cw-dpo"} <= {*card.data.tags}
+    # The repository is what its code loads.
+    assert f'from_pretrained("{REPOSITORY}"' in card.text
+    assert str(tmp_path) not in str(card)
     # An adapter without its base model is of no use to others.
     assert ("base model is the folder" in done.stderr) == bool(more)
     assert not [name for name in written if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+@pytest.mark.slow
+def test_a_card_that_the_hub_refuses_is_named(hub, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mine\n---\n# A policy\n")
+    Hub.mistakes = [{"message": '"license" must be one of the known ones'}]
+    code = (
+        "from pathlib import Path\n"
+        "from cwpo.errors import CwpoError\n"
+        "from cwpo_trainer.policy.saving import push\n"
+        "try:\n"
+        f"    push(Path({str(tmp_path)!r}), {REPOSITORY!r})\n"
+        "except CwpoError as error:\n"
+        "    print(error)\n"
+    )
+    done = with_hub(hub, "-c", code)
+    assert '"license" must be one of the known ones' in done.stdout, done.stderr
+    assert "is complete, but the upload" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not Hub.files

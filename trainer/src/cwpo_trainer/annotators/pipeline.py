@@ -33,6 +33,7 @@ from cwpo_trainer.annotators.ranks import connected_ranks
 from cwpo_trainer.annotators.stages import AnnotatorStages
 from cwpo_trainer.annotators.train_loop import TrainLoop
 from cwpo_trainer.annotators.validation import Validation
+from cwpo_trainer.cards.annotator_card import write_annotator_card
 from cwpo_trainer.data.labelled import LabelledPair, fingerprint, prompt_key, read_pairs
 from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.data.splits import Split, sample, split, validation_split, write_splits
@@ -112,6 +113,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
             }
             if parts.held_out:
                 _measure_held_out(output, card, parts.held_out)
+            write_annotator_card(output, card)
 
 
 def _parts(data: AnnotatorData, unused: UnusedRows, *, seed: int) -> Split:

@@ -125,6 +125,13 @@ def _looks_like_hub_id(source: str) -> bool:
     return len(parts) >= 2 and all(parts) and parts[0] not in (".", "..", "~")
 
 
+def hub_dataset(source: str) -> str | None:
+    """The Hub id, owner/name, of a source as of `read_pairs`; None of a file or folder."""
+    if Path(source).exists() or not _looks_like_hub_id(source):
+        return None
+    return "/".join(source.partition("@")[0].split("/")[:2])
+
+
 def _hub_rows(source: str) -> Iterator[NumberedRow]:
     from datasets import load_dataset
 

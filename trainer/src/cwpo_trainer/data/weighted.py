@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from cwpo.datasets.folder import dataset_files
 from cwpo.datasets.triplets import file_format
@@ -127,6 +128,16 @@ def read_annotator(path: Path) -> ModelRef | None:
         return annotator_of(pq.read_schema(file))
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{file}: not a readable Parquet file: {error}") from error
+
+
+def annotator_results(path: Path, labels: str) -> dict[str, JsonValue]:
+    """For run.json: name and revision of the annotator that labelled the pairs, where known.
+
+    Args:
+        labels: what --labels says; people have no revision.
+    """
+    annotator = read_annotator(path) if labels == "annotator" else None
+    return {} if annotator is None else {"annotator": annotator.model_dump()}
 
 
 def evaluation_rows(prompts: Sequence[Prompt], fraction: float, *, seed: int) -> NDArray[np.bool_]:

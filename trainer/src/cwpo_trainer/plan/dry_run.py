@@ -17,7 +17,7 @@ from cwpo_annotator.backends.torch.rows.packing import LEAST_SHARED
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Device, Method, Shape
 from cwpo_trainer.plan.row_sizes import filled, row_tokens
-from cwpo_trainer.plan.schedule import processes, rows_a_step, total_steps
+from cwpo_trainer.plan.schedule import processes, processes_a_node, rows_a_step, total_steps
 from cwpo_trainer.run import process
 from cwpo_trainer.settings.policy_training import PolicyTraining
 
@@ -81,6 +81,8 @@ class Plan:
         self.one_row = training.sharding == "fsdp2"
         self.processes = processes(training.world_size)
         self.sharded_over = self.processes if training.sharding != "none" else 1
+        self.is_loaded_in_parts = training.sharding == "zero3"
+        self.node_processes = processes_a_node(self.processes)
         self.batch_size = training.batch_size
         self.rows_a_step = rows_a_step(training)
         self.steps = total_steps(training, len(lengths))
@@ -175,6 +177,19 @@ class Plan:
         texts = self.lengths.shape[1]
         return float(texts * of_batch.sum()), float(texts * (of_batch**2).sum())
 
+    @property
+    def loaded(self) -> tuple[float, float]:
+        """Bytes of policy and reference that each process loads into main memory.
+
+        Under ZeRO-3 a process keeps its share of them.
+        """
+        share = 1 / self.processes if self.is_loaded_in_parts else 1
+        reference = estimate.loaded_reference(
+            self.shape, self.method, is_sharded=self.sharded_over > 1
+        )
+        policy = estimate.loaded_policy(self.shape, self.method)
+        return share * policy, share * reference if self._holds_reference else 0
+
     def hours(self, device: Device) -> float:
         """On as many such devices as there are processes."""
         per_second = device.tflops * 1e12 * estimate.UTILISATION * self.processes
@@ -214,6 +229,11 @@ class Plan:
             for name, held in asdict(memory).items()
             if held
         )
+        policy, reference = self.loaded
+        whose = f"the policy, {policy / _GIB:.3g} GiB"
+        if reference:
+            whose += f", and the reference, {reference / _GIB:.3g} GiB"
+        host = self.node_processes * (policy + reference) / _GIB
         hours, rate = self.hours_here()
         kind = "CPU" if on_cpu else "GPU"
         batch = f"{self.batch_size} x {self.method.accumulation} x {self.processes}"
@@ -230,6 +250,11 @@ class Plan:
                 f"{self.tokens:,.0f} tokens in all",
             ),
             ("memory", f"{memory.total / _GIB:.3g} GiB on a {kind} at the peak ({parts})"),
+            (
+                "main memory",
+                f"{host:.3g} GiB at the start on a node of {self.node_processes} processes: "
+                f"each loads {whose}",
+            ),
             (
                 "here",
                 f"{_time(hours)} on this {kind}, at {estimate.UTILISATION:.0%} of the "

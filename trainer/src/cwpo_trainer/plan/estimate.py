@@ -12,7 +12,8 @@ states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
     adapters       4 T            LoRA: r (in + out) of each linear layer except the head
     gradients      4 T / N
     optimiser      8 T / N        the two moments of AdamW
-    reference      w P / N        if a second model is held
+    reference      w P / N        if a second model is held; in bfloat16 w is 2 if it is sharded, or
+                                  for the weights of linear layers, without a tied head
     activations    a t L          a = 2 c (outputs of a layer's linear layers) + 18 h, 12 h under
                                   LoRA, 40 h where autocast casts, read by the backward pass; with
                                   checkpointing t h c (L + 1)
@@ -84,7 +85,7 @@ class Shape:
 
     linear_parameters: of all linear layers, the head with them; layer_outputs: outputs of all
     linear layers of one block; lora_sides: inputs + outputs of all linear layers but the head, over
-    the whole model.
+    the whole model; is_tied: the head has the weights of the embedding.
     """
 
     parameters: int
@@ -94,6 +95,7 @@ class Shape:
     width: int
     layer_outputs: int
     lora_sides: int
+    is_tied: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Shape:
@@ -118,6 +120,7 @@ class Shape:
             width=text.hidden_size,
             layer_outputs=sum(m.out_features for m in linears) // text.num_hidden_layers,
             lora_sides=sum(m.in_features + m.out_features for m in linears),
+            is_tied=head.weight is model.get_input_embeddings().weight,
         )
 
 
@@ -179,13 +182,12 @@ def memory(
     """
     number = 2 if method.bfloat16 else 4
     frozen = method.lora_rank is not None
-    of_weight = 2 if frozen and method.bfloat16 else 4
-    weights = float(of_weight * shape.parameters)
-    if method.in_4bit:
-        weights -= (of_weight - _FOUR_BITS) * shape.linear_parameters
+    of_weight = _bytes_of_weight(method)
+    weights = loaded_policy(shape, method)
     trained = shape.parameters if method.lora_rank is None else method.lora_rank * shape.lora_sides
     share = 1 / sharded_over
     is_sharded = sharded_over > 1
+    reference = loaded_reference(shape, method, is_sharded=is_sharded)
     copied = 2 * shape.linear_parameters if method.bfloat16 and of_weight == 4 else 0
     # In float32: norms, and what is added up past the layers; autocast keeps its casts of it, too.
     between = 10 if copied else 3 if frozen else 4.5
@@ -203,12 +205,35 @@ def memory(
         adapters=4 * trained * share if frozen else 0,
         gradients=gradients,
         optimiser=8 * trained * share,
-        reference=weights * share if with_reference else 0,
+        reference=reference * share if with_reference else 0,
         activations=kept,
         working=of_layer,
         loss=_loss_bytes(shape, method, scored, number, "cpu" if on_cpu else "cuda"),
         process=psutil.Process().memory_info().rss if on_cpu else 0,
     )
+
+
+def loaded_policy(shape: Shape, method: Method) -> float:
+    """Bytes of the policy's weights as they are loaded, and trained."""
+    of_weight = _bytes_of_weight(method)
+    weights = float(of_weight * shape.parameters)
+    if method.in_4bit:
+        weights -= (of_weight - _FOUR_BITS) * shape.linear_parameters
+    return weights
+
+
+def loaded_reference(shape: Shape, method: Method, *, is_sharded: bool) -> float:
+    """Bytes of the weights of a reference that is a second model, as they are loaded."""
+    if method.lora_rank is not None or not method.bfloat16:
+        return loaded_policy(shape, method)
+    if is_sharded:
+        return 2.0 * shape.parameters
+    in_bfloat16 = shape.linear_parameters - (shape.head_parameters if shape.is_tied else 0)
+    return 4.0 * shape.parameters - 2.0 * in_bfloat16
+
+
+def _bytes_of_weight(method: Method) -> int:
+    return 2 if method.lora_rank is not None and method.bfloat16 else 4
 
 
 def _loss_bytes(shape: Shape, method: Method, scored: int, number: int, device_type: str) -> float:

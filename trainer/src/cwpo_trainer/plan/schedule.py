@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from cwpo_trainer.run import process
 from cwpo_trainer.settings.policy_training import PolicyTraining
@@ -17,6 +18,11 @@ def processes(world_size: int | None) -> int:
         world_size: what --world-size says.
     """
     return world_size or process.world_size()
+
+
+def processes_a_node(processes: int) -> int:
+    """Processes on each node: as torchrun says, or else at most the 8 of a node of 8 GPUs."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", min(processes, 8)))
 
 
 def rows_a_step(training: PolicyTraining) -> int:

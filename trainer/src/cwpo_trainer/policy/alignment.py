@@ -19,7 +19,8 @@ from cwpo.errors import DatasetError
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
-from cwpo_trainer.data.weighted import PairFile, WeightedPair, weights_of
+from cwpo_trainer.cards.policy_card import write_policy_cards
+from cwpo_trainer.data.weighted import PairFile, WeightedPair, annotator_results, weights_of
 from cwpo_trainer.losses import EPSILON, LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
 from cwpo_trainer.policy import preflight
@@ -39,7 +40,7 @@ from cwpo_trainer.policy.dataset import (
 )
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
-from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
+from cwpo_trainer.policy.loading import load_for_training, load_reference, load_tokenizer
 from cwpo_trainer.policy.saving import push, save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
@@ -81,6 +82,7 @@ def align(settings: Alignment) -> None:
     recorded = settings.model_dump(mode="json", exclude=unused) | {"set": more}
     with new_run_folder("align", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, training, evaluation)
+        output.results |= annotator_results(settings.data, settings.labels)
         output.results |= pairs.results
         if has_prompt_pairs:
             output.results["weight_by"] = settings.weight_by
@@ -97,26 +99,11 @@ def align(settings: Alignment) -> None:
             report_to=settings.report_to,
         )
         config = with_set(ConfidenceDPOConfig, ours, more)
-        bfloat16 = process.use_bfloat16(settings.dtype)
-        use = reference_use(settings, lora=settings.lora)
-
-        def loaded(model: str, adapter_dropout: float | None = None) -> Any:
-            return load_for_training(
-                model,
-                is_frozen=settings.lora,
-                bfloat16=bfloat16,
-                in_4bit=settings.load_in_4bit,
-                adapter_dropout=adapter_dropout,
-                attention=settings.attn_implementation,
-            )
-
-        policy = loaded(settings.model, _DROPOUT)
+        policy, reference = _models(settings)
         output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
             model=policy,
-            ref_model=loaded(settings.reference or settings.model)
-            if use is not None and use.is_second_model
-            else None,
+            ref_model=reference,
             args=config,
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
@@ -133,6 +120,7 @@ def align(settings: Alignment) -> None:
             adapts=settings.model if settings.lora else None,
             adapter_only=settings.adapter_only,
         )
+        write_policy_cards(output)
     push(settings.output, settings.push_to_hub)
 
 
@@ -180,6 +168,32 @@ def plan(
             ),
         ],
         reference=reference,
+    )
+
+
+def _models(settings: Alignment) -> tuple[Any, Any | None]:
+    """The policy, and the reference if it is a second model."""
+    bfloat16 = process.use_bfloat16(settings.dtype)
+    loaded = partial(
+        load_for_training,
+        is_frozen=settings.lora,
+        bfloat16=bfloat16,
+        in_4bit=settings.load_in_4bit,
+        attention=settings.attn_implementation,
+    )
+    policy = loaded(settings.model, adapter_dropout=_DROPOUT)
+    use = reference_use(settings, lora=settings.lora)
+    if use is None or not use.is_second_model:
+        return policy, None
+    named = settings.reference or settings.model
+    if settings.lora:
+        return policy, loaded(named)
+    is_sharded = settings.sharding != "none"
+    return policy, load_reference(
+        named,
+        bfloat16=bfloat16,
+        is_sharded=is_sharded,
+        attention=settings.attn_implementation,
     )
 
 

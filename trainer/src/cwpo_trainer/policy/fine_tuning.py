@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 
 from cwpo_annotator.checkpoint import base_folder, resolve
-from cwpo_trainer.data.weighted import PairFile, WeightedPair
+from cwpo_trainer.cards.policy_card import write_policy_cards
+from cwpo_trainer.data.weighted import PairFile, WeightedPair, annotator_results
 from cwpo_trainer.lora import adding_adapters
 from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.policy import preflight
@@ -63,6 +64,7 @@ def fine_tune(settings: FineTuning) -> None:
     recorded = settings.model_dump(mode="json") | {"set": more}
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, training, evaluation)
+        output.results |= annotator_results(settings.data, settings.labels)
         output.results |= responses.results
         evaluated = None
         if evaluation is not None:
@@ -102,6 +104,7 @@ def fine_tune(settings: FineTuning) -> None:
             adapts=settings.model if settings.lora else None,
             adapter_only=settings.adapter_only,
         )
+        write_policy_cards(output)
     push(settings.output, settings.push_to_hub)
 
 

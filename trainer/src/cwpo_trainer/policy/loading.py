@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -116,6 +117,41 @@ def load_for_training(
             loaded = adapted if dropout is not None else adapted.get_base_model()
     _keep_weights_differentiable(loaded)
     return loaded
+
+
+def load_reference(
+    model: str, *, bfloat16: bool, is_sharded: bool, attention: str | None = None
+) -> Any:
+    """A model to hold beside a policy all of whose weights are trained, in float32.
+
+    Where training computes in bfloat16, the weights that are only read in it are held in it. What
+    the model computes is what the policy, at the start, computes.
+
+    Args:
+        model: folder or Hub id.
+        bfloat16: whether training computes in it.
+        is_sharded: FSDP2 and ZeRO-3 compute with all weights in bfloat16; autocast does so with
+            those of linear layers.
+        attention: its implementation, as transformers names it.
+    """
+    folder = resolve(model)
+    if not bfloat16 or is_adapter(folder):
+        loaded = load_for_training(model, is_frozen=False, bfloat16=bfloat16, attention=attention)
+    else:
+        stored = torch.bfloat16 if is_sharded else "auto"
+        loaded = load(folder, dtype=stored, attention=attention)
+    if bfloat16:
+        _hold_in_bfloat16(loaded, is_sharded=is_sharded)
+    return loaded
+
+
+def _hold_in_bfloat16(model: Any, *, is_sharded: bool) -> None:
+    others = [each for each in model.modules() if not isinstance(each, nn.Linear)]
+    # Those of a head that is tied to the embedding among them.
+    elsewhere = {id(weight) for each in others for weight in each.parameters(recurse=False)}
+    for weight in model.parameters():
+        in_float32 = id(weight) in elsewhere and not is_sharded
+        weight.data = weight.data.to(torch.float32 if in_float32 else torch.bfloat16)
 
 
 def _keep_weights_differentiable(model: Any) -> None:

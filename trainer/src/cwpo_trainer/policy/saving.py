@@ -21,7 +21,7 @@ from cwpo_trainer.policy.adapters import merge, name_base, with_adapter
 from cwpo_trainer.policy.loading import load
 from cwpo_trainer.policy.trl_training import part_ways
 from cwpo_trainer.run import process
-from cwpo_trainer.run.folder import ADAPTER_FOLDER
+from cwpo_trainer.run.folder import ADAPTER_FOLDER, README_NAME
 
 # More of an update than that is worth a warning.
 _LOST = 0.1
@@ -72,7 +72,7 @@ def _write(trainer: Any, folder: Path) -> None:
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if is_adapter(folder):
             # PEFT's empty form of a model card, and the adapter of the reference model.
-            (folder / "README.md").unlink(missing_ok=True)
+            (folder / README_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder / "ref", ignore_errors=True)
 
 
@@ -107,8 +107,11 @@ def push(folder: Path, repository: str | None) -> None:
         hub.upload_folder(
             repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}"
         )
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        # The mistakes in a card that the Hub refuses follow in further lines.
+        is_refused = isinstance(error, ValueError)
+        reason = " ".join(str(error).split()) if is_refused else first_line(error)
         raise CwpoError(
-            f"{folder} is complete, but the upload to the Hub failed: {first_line(error)}; "
+            f"{folder} is complete, but the upload to the Hub failed: {reason}; "
             f"upload it with `hf upload {repository} {folder}`"
         ) from error

@@ -21,6 +21,7 @@ from cwpo.errors import ConfigError, DatasetError, mistake_in
 from cwpo_trainer.run import process
 
 RECORD_NAME = "run.json"
+README_NAME = "README.md"
 LOG_NAME = "training.jsonl"
 SFT_LOG_NAME = "sft.jsonl"
 SAMPLES_NAME = "samples.jsonl"
@@ -65,16 +66,19 @@ class RunFolder:
         self.results: dict[str, JsonValue] = {}
         self._started = datetime.now(UTC)
 
-    def write_record(self) -> None:
-        """Write run.json."""
-        record = RunRecord(
+    def record(self) -> RunRecord:
+        """What run.json would say now."""
+        return RunRecord(
             kind=self.kind,
             settings=self.settings,
             results=self.results,
             started_at=self._started,
             seconds=round((datetime.now(UTC) - self._started).total_seconds(), 1),
         )
-        (self.path / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n")
+
+    def write_record(self) -> None:
+        """Write run.json."""
+        (self.path / RECORD_NAME).write_text(self.record().model_dump_json(indent=2) + "\n")
 
 
 @contextmanager

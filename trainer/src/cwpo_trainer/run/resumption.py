@@ -90,12 +90,18 @@ def note_start(folder: Path, inputs: Mapping[str, JsonValue]) -> None:
     (folder / _STARTED_NAME).write_text(json.dumps(inputs, indent=2) + "\n")
 
 
+def started_with(folder: Path) -> dict[str, JsonValue]:
+    """The inputs that the run in the folder started with."""
+    inputs: dict[str, JsonValue] = json.loads((folder / _STARTED_NAME).read_text())
+    return inputs
+
+
 def check_start(folder: Path, inputs: Mapping[str, JsonValue]) -> None:
     """Compare the inputs of a run with those recorded at its start.
 
     Raises: ConfigError naming the first input that differs.
     """
-    before = _ADDED | json.loads((folder / _STARTED_NAME).read_text())
+    before = _ADDED | started_with(folder)
     for name, value in inputs.items():
         if before.get(name) != value:
             raise ConfigError(
