@@ -194,7 +194,7 @@ def _check_trackers(trackers: Sequence[str]) -> None:
             raise ConfigError(f"{flag}: transformers knows {', '.join(known)}")
         for module, package in _OF_TRACKERS.get(tracker, {tracker: tracker}).items():
             _need(module, flag, package)
-    if "comet_ml" in trackers and not integration_utils.is_comet_available():
+    if "comet_ml" in trackers and not integration_utils.is_comet_available():  # type: ignore[no-untyped-call]
         raise ConfigError("--report-to comet_ml: comet has no API key; set COMET_API_KEY")
 
 

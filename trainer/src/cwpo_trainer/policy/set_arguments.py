@@ -147,7 +147,7 @@ def _try_schedule(made: TrainingArguments) -> None:
             torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=1,
             num_training_steps=1000,
-            scheduler_specific_kwargs=made.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=made.lr_scheduler_kwargs,  # type: ignore[arg-type]
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(
