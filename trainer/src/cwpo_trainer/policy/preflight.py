@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from cwpo.errors import ConfigError, first_line
 from cwpo_annotator.checkpoint import resolve, revisions
@@ -195,8 +194,7 @@ def _check_trackers(trackers: Sequence[str]) -> None:
             raise ConfigError(f"{flag}: transformers knows {', '.join(known)}")
         for module, package in _OF_TRACKERS.get(tracker, {tracker: tracker}).items():
             _need(module, flag, package)
-    has_comet: Any = integration_utils.is_comet_available
-    if "comet_ml" in trackers and not has_comet():
+    if "comet_ml" in trackers and not integration_utils.is_comet_available():  # type: ignore[no-untyped-call]
         raise ConfigError("--report-to comet_ml: comet has no API key; set COMET_API_KEY")
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -147,7 +147,7 @@ def _try_schedule(made: TrainingArguments) -> None:
             torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]),
             num_warmup_steps=1,
             num_training_steps=1000,
-            scheduler_specific_kwargs=cast("dict[str, Any] | None", made.lr_scheduler_kwargs),
+            scheduler_specific_kwargs=made.lr_scheduler_kwargs,  # type: ignore[arg-type]
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(
