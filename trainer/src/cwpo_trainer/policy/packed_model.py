@@ -99,7 +99,7 @@ def _problem(model: Any) -> str | None:
 def _probe(model: Any) -> Iterator[list[int]]:
     """Random texts, of which each two begin alike."""
     draw = np.random.default_rng(0)
-    known = model.get_input_embeddings().num_embeddings
+    known = model.get_input_embeddings().weight.shape[0]
     for _ in range(_PROBES):
         prompt = draw.integers(known, size=_SHARED).tolist()
         for own in _OWN:

@@ -131,7 +131,7 @@ def compile_layers(model: Any) -> None:
 def _probe(model: Any) -> tuple[list[list[int]], Row]:
     """Short texts, of which each two begin alike, and the row that they make."""
     draw = np.random.default_rng(0)
-    known = model.get_input_embeddings().num_embeddings
+    known = model.get_input_embeddings().weight.shape[0]
     texts = []
     for _ in range(_PROBES):
         prompt = draw.integers(known, size=_SHARED).tolist()
