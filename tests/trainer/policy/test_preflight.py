@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
@@ -115,6 +116,13 @@ def test_what_cannot_be_had_is_refused_at_once(more, message, flags, failure, mo
     assert message in failure(Align, *unreadable, *more)
 
 
+def test_an_output_that_exists_is_refused_before_data_is_read(flags, output, failure):
+    output.mkdir()
+    unreadable = (*flags[:3], "unread.jsonl", *flags[4:])
+    for kind in (Align, Sft):
+        assert "exists already" in failure(kind, *unreadable)
+
+
 def test_a_plain_run_uses_one_of_several_gpus_and_says_so(tmp_path, capsys):
     config = TrainingArguments(tmp_path, per_device_train_batch_size=3, use_cpu=True)
     process.use_one_gpu(config)
@@ -151,6 +159,14 @@ def test_a_dataset_of_another_annotator_is_refused(
             assert f"older at revision 0123456789ab, not by {tiny_annotator}" in message
 
 
+@pytest.fixture
+def no_weights(tiny_causal, tmp_path):
+    """A model of which there is only what data is read with."""
+    folder = tmp_path / "without-weights"
+    shutil.copytree(tiny_causal, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -159,17 +175,17 @@ def test_a_dataset_of_another_annotator_is_refused(
         ({"chosen": " "}, "row 2: response_a is empty; 1 of 4 rows"),
     ],
 )
-def test_a_bad_row_is_named(change, message, flags, tmp_path, failure):
+def test_a_bad_row_is_named(change, message, flags, no_weights, tmp_path, failure):
     rows = weighted(4)
     rows[1] |= change
     write_lines(tmp_path / "weighted.jsonl", rows)
-    assert message in failure(Align, *flags, "--model", "not-even-looked-for")
+    assert message in failure(Align, *flags, "--model", no_weights)
 
 
-def test_one_confidence_for_all_is_refused(flags, tmp_path, command, failure):
+def test_one_confidence_for_all_is_refused(flags, no_weights, tmp_path, command, failure):
     rows = [row | {"confidence": 0.5} for row in weighted(4)]
     write_lines(tmp_path / "weighted.jsonl", rows)
-    message = failure(Align, *flags, "--model", "not-even-looked-for")
+    message = failure(Align, *flags, "--model", no_weights)
     assert "all 4 pairs have the same confidence, 0.5" in message
     command(Align, *flags, "--weight", "none", "--max-steps", 1)
 

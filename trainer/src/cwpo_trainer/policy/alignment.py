@@ -45,7 +45,7 @@ from cwpo_trainer.policy.saving import push, save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
-from cwpo_trainer.run.folder import new_run_folder
+from cwpo_trainer.run.folder import check_output, new_run_folder
 from cwpo_trainer.settings.policy_training import (
     Alignment,
     PairLoss,
@@ -65,8 +65,10 @@ def align(settings: Alignment) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     more = check(settings)
+    if not settings.dry_run:
+        check_output(settings.output, resume=settings.resume)
     process.prepare(seed=settings.seed, threads=settings.threads)
-    start = resolve(settings.model, weights=not settings.dry_run)
+    start = resolve(settings.model, weights=False)
     settings = going_on(settings, start)
     tokenizer = load_tokenizer(start)
     training, evaluation = weighted_parts(settings, tokenizer)
@@ -77,6 +79,8 @@ def align(settings: Alignment) -> None:
         training.file.unused.tell(are_listed=False)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
         return
+    # Downloaded only now, for data that can be used.
+    resolve(settings.model)
     # Without effect on triplets, where a run of a version without this setting can be resumed.
     unused = set() if has_prompt_pairs else {"weight_by"}
     recorded = settings.model_dump(mode="json", exclude=unused) | {"set": more}

@@ -40,7 +40,7 @@ from cwpo_trainer.policy.saving import push, save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process
-from cwpo_trainer.run.folder import new_run_folder
+from cwpo_trainer.run.folder import check_output, new_run_folder
 from cwpo_trainer.settings.policy_training import FineTuning, PolicyTraining
 
 
@@ -51,8 +51,10 @@ def fine_tune(settings: FineTuning) -> None:
     """
     preflight.check(settings)
     more = set_arguments(settings, SFTConfig)
+    if not settings.dry_run:
+        check_output(settings.output, resume=settings.resume)
     process.prepare(seed=settings.seed, threads=settings.threads)
-    start = resolve(settings.model, weights=not settings.dry_run)
+    start = resolve(settings.model, weights=False)
     settings = going_on(settings, start)
     tokenizer = load_tokenizer(start)
     training, evaluation = response_parts(settings, tokenizer)
@@ -61,6 +63,8 @@ def fine_tune(settings: FineTuning) -> None:
         training.file.unused.tell(are_listed=False)
         plan(settings, responses).show()
         return
+    # Downloaded only now, for data that can be used.
+    resolve(settings.model)
     recorded = settings.model_dump(mode="json") | {"set": more}
     with new_run_folder("sft", settings.output, recorded, resume=settings.resume) as output:
         report_unused(output, training, evaluation)

@@ -95,15 +95,8 @@ def new_run_folder(
     Raises: ConfigError, before any work, where the folder exists already, or a run could be resumed
         and is not.
     """
-    if path.exists():
-        raise ConfigError(f"{path} exists already: remove it, or choose another --output")
-    partial = path.with_name(f".{path.name}.partial")
-    resumed = last_checkpoint(partial) is not None
-    if resumed and not resume:
-        raise ConfigError(
-            f"{partial} holds the checkpoints of an interrupted run: continue with --resume, or "
-            "remove it to start anew"
-        )
+    resumed = check_output(path, resume=resume)
+    partial = _partial(path)
     if process.is_main() and not resumed:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -117,6 +110,27 @@ def new_run_folder(
     finally:
         if process.is_main() and last_checkpoint(partial) is None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(path: Path, *, resume: bool) -> bool:
+    """Check, before data is read, that a run may become this folder.
+
+    Returns: whether it goes on from a checkpoint. Raises: ConfigError as `new_run_folder` does.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} exists already: remove it, or choose another --output")
+    partial = _partial(path)
+    has_checkpoint = last_checkpoint(partial) is not None
+    if has_checkpoint and not resume:
+        raise ConfigError(
+            f"{partial} holds the checkpoints of an interrupted run: continue with --resume, or "
+            "remove it to start anew"
+        )
+    return has_checkpoint
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
