@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -271,13 +272,14 @@ def test_a_folder_without_weights_is_one_line(tiny_causal, data, tmp_path, failu
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "weighted.jsonl"]
 
 
-def test_a_dataset_without_confidence_is_refused_before_anything(tmp_path, failure):
+def test_a_dataset_without_confidence_is_refused_before_anything(tiny_causal, tmp_path, failure):
     rows = weighted(4)
     del rows[2]["confidence"]
     source = write_lines(tmp_path / "weighted.jsonl", rows)
-    flags = ("--model", tmp_path / "nowhere", "--data", source, "--output", tmp_path / "out")
-    message = failure(Align, *flags)
-    assert "row 3: confidence is missing" in message
+    for part in shutil.copytree(tiny_causal, tmp_path / "model").glob("*.safetensors"):
+        part.unlink()
+    flags = ("--model", tmp_path / "model", "--data", source, "--output", tmp_path / "out")
+    assert "row 3: confidence is missing" in failure(Align, *flags)
 
 
 def test_an_existing_output_is_not_overwritten(tiny_causal, data, tmp_path, failure):
