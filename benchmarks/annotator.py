@@ -5,10 +5,11 @@ through all contestants in turn, and medians are reported.
 
     CWPO_DATA_DIR=FOLDER python benchmarks/annotator.py
 
-Contestants: cwpo; Hugging Face in length-sorted batches at the batch size that is best for it;
-pipeline("text-classification"); vLLM with prefix caching and infinity-emb, where CWPO_VLLM_PYTHON
-and CWPO_INFINITY_PYTHON name the interpreters of their environments; on a CPU also cwpo in int8,
-beside those in float32. What a contestant's scores differ by from Hugging Face's is recorded.
+Contestants: cwpo; cwpo as a job of `cwpo up`, from the upload to the download; Hugging Face in
+length-sorted batches at the batch size that is best for it; pipeline("text-classification"); vLLM
+with prefix caching and infinity-emb, where CWPO_VLLM_PYTHON and CWPO_INFINITY_PYTHON name the
+interpreters of their environments; on a CPU also cwpo in int8, beside those in float32. What a
+contestant's scores differ by from Hugging Face's is recorded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 import measurement
 import numpy as np
 import torch
-from contestants import hugging_face, infinity, vllm
+from contestants import hugging_face, infinity, job, vllm
 from flops import matrix_ceilings, rows_of, utilisation
 from measurement import RESULTS, timed
 from numpy.typing import NDArray
@@ -134,6 +135,11 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
             hugging_face.length_sorted(model, pairs, size)
         )
     with ExitStack() as stack:
+        field["cwpo, as a job"] = by_job(
+            stack.enter_context(
+                job.started(checkpoint, dtype=dtype, threads=torch.get_num_threads())
+            )
+        )
         if dtype == "float32" and device == "cpu":
             rounded = ScalarHeadBackend(checkpoint, pad_token_id=pad, dtype="int8")
             field["cwpo, int8"] = lambda _, pairs: rounded.score_pairs(pairs).values
@@ -150,6 +156,10 @@ def contestants(checkpoint: Path, dtype: str) -> Iterator[tuple[Annotator, dict[
                 score([as_query(pair, tokenizer.decode) for pair in pairs]), np.float32
             )
         yield annotator, field
+
+
+def by_job(scores: Callable[[list[Triplet]], NDArray[np.float32]]) -> Contestant:
+    return lambda triplets, _: scores(triplets)
 
 
 def scores_of(annotations: list[Annotation]) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from statistics import median
 import jobs
 import measurement
 import redis
+import servers
 
 from cwpo import Client
 from cwpo.types import FINAL_STATES
@@ -53,7 +54,7 @@ def compare(path: Path, workers: int, repeats: int) -> Comparison:
     """The small job alone, and beside the large one."""
     with (
         tempfile.TemporaryDirectory(dir=path.parent) as folder,
-        jobs.running(folder, workers) as (url, _),
+        servers.up(folder, "--backend", "null", "--workers", str(workers)) as (url, _),
         Client(url) as client,
     ):
         file_id = client.files.upload(path).id

@@ -11,15 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -28,12 +25,12 @@ from typing import get_args
 
 import measurement
 import psutil
+import servers
 
 from cwpo import Client
 from cwpo.datasets.triplets import NumberedTriplet, read_triplets
 from cwpo.types import FINAL_STATES, Merge
 from cwpo_annotator import Annotator
-from cwpo_service.server import listen
 
 RESULTS = measurement.RESULTS / "jobs.json"
 SAMPLE_SECONDS = 0.25
@@ -160,32 +157,11 @@ def bare_loop(path: Path) -> dict[str, float]:
     return {"seconds": round(seconds, 2), "rows_per_second": round(rows / seconds)}
 
 
-@contextmanager
-def running(folder: str, workers: int) -> Iterator[tuple[str, int]]:
-    """`cwpo up` over a folder: its url, and the id of its process."""
-    with listen("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "cwpo", "up", "--backend", "null"),
-            *("--port", str(port), "--workers", str(workers), "--data-dir", folder),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"cwpo up")
-        yield f"http://127.0.0.1:{port}", process.pid
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-
-
 def measure(rows: int, files: int, workers: int, merge: Merge) -> Run:
     """One job in a fresh data folder, from the first byte uploaded to its last state."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(folder, workers) as (url, pid),
+        servers.up(folder, "--backend", "null", "--workers", str(workers)) as (url, pid),
     ):
         sampler = Sampler(pid)
         sampler.start()

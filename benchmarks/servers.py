@@ -1,7 +1,8 @@
-"""The servers that the service's benchmark asks, each in a process of its own."""
+"""The servers that benchmarks ask, each in a process of its own."""
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import httpx2
 import psutil
+
+from cwpo_service.server import listen
 
 HERE = Path(__file__).parent
 
@@ -50,3 +53,24 @@ def plain() -> AbstractContextManager[tuple[int, psutil.Process]]:
 def ours() -> AbstractContextManager[tuple[int, psutil.Process]]:
     """The service with the null backend."""
     return server("-m", "cwpo", "serve", "--backend", "null", "--port", "PORT")
+
+
+@contextmanager
+def up(folder: str | Path, *arguments: str) -> Iterator[tuple[str, int]]:
+    """`cwpo up ARGUMENTS` over a folder, on a free port: its URL, and the id of its process."""
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cwpo", "up", *arguments),
+            *("--port", str(port), "--data-dir", str(folder)),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"cwpo up")
+        yield f"http://127.0.0.1:{port}", process.pid
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()

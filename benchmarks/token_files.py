@@ -1,8 +1,9 @@
-"""What millions of pairs cost before the first step: time and memory of a first and of a later run.
+"""What millions of pairs cost before the first step: of a run that tokenises them, and resumed.
 
-Short pairs of random words, with the tokenizer of SmolLM2 and a model of two small layers, so that
-what is measured is the data. Each run is a process of its own, and ends after one step; its memory
-is VmHWM of Linux.
+Short pairs of random words, with the tokenizer of SmolLM2 without its chat template and a model of
+two small layers, so that what is measured is the data. Each run is a process of its own, which is
+stopped by SIGTERM after its first step, and leaves a checkpoint; the second one resumes from it.
+Its memory is VmHWM of Linux.
 
 Example:
     python benchmarks/token_files.py --pairs 10000000
@@ -25,15 +26,12 @@ import measurement
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cwpo_trainer.run.termination import EXIT_CODE
+
 RESULTS = measurement.RESULTS / "token_files.json"
 _WRITTEN_AT_ONCE = 100_000
-# Runs `cwpo` with its arguments, and prints the KiB that were resident at most.
-_AND_TELL_THE_PEAK = """
-import re, sys
-from cwpo.cli import main
-main()
-print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-"""
+# Between two looks at the log of a run.
+_POLL_SECONDS = 0.05
 
 
 def main() -> None:
@@ -44,7 +42,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data, model = write_pairs(Path(folder), options.pairs), small_model(Path(folder))
-        figures = {run: measured(Path(folder), run, model, data) for run in ("first", "later")}
+        command = align(model, data, Path(folder) / "run")
+        figures = {
+            "first": first_step(command, Path(folder)),
+            "resumed": first_step([*command, "--resume"], Path(folder)),
+        }
         megabytes = (
             sum(path.stat().st_size for path in Path(folder, "cache").rglob("*.arrow")) / 1e6
         )
@@ -104,11 +106,12 @@ def write_pairs(folder: Path, count: int) -> Path:
 
 
 def small_model(folder: Path) -> Path:
-    """Two layers with the tokenizer of SmolLM2."""
+    """Two layers with the tokenizer of SmolLM2, without its template."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
     tokenizer = AutoTokenizer.from_pretrained(measurement.backbone("smollm2"))
+    tokenizer.chat_template = None
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -126,23 +129,31 @@ def small_model(folder: Path) -> Path:
     return model
 
 
-def measured(folder: Path, run: str, model: Path, data: Path) -> dict[str, Any]:
-    """Seconds from the start of `cwpo align` to its end after a step, and MB at the peak."""
-    output = folder / run
-    flags = ("--model", model, "--data", data, "--output", output, "--max-steps", 1)
-    flags = (*flags, "--batch-size", 8, "--gradient-accumulation", 1)
+def align(model: Path, data: Path, output: Path) -> list[str]:
+    """The command of a run that logs each of its steps."""
+    flags = ("--model", model, "--data", data, "--output", output, "--logging-steps", 1)
+    flags = (*flags, "--batch-size", 8, "--gradient-accumulation", 1, "--save-steps", 0)
+    return [sys.executable, "-m", "cwpo", "align", *map(str, flags)]
+
+
+def first_step(command: list[str], folder: Path) -> dict[str, Any]:
+    """Seconds until the run has done a step, and MB at the peak; it is stopped after that."""
+    log = folder / ".run.partial" / "training.jsonl"
+    before = lines(log)
     begun = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", _AND_TELL_THE_PEAK, "align", *map(str, flags)],
-        env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
+    run = subprocess.Popen(command, env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")})
+    while lines(log) == before and run.poll() is None:
+        time.sleep(_POLL_SECONDS)
     seconds = time.perf_counter() - begun
-    (pairs,) = re.findall(r'"pairs": (\d+)', (output / "run.json").read_text())
-    peak = int(done.stdout.split()[-1]) * 1024 / 1e6
-    return {"pairs": int(pairs), "seconds": round(seconds, 1), "peak_mb": round(peak)}
+    (peak,) = re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{run.pid}/status").read_text())
+    run.terminate()
+    if run.wait() != EXIT_CODE:
+        sys.exit(f"the run ended with {run.returncode} rather than with a checkpoint")
+    return {"seconds": round(seconds, 1), "peak_mb": round(int(peak) * 1024 / 1e6)}
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def test_the_overview_lists_the_commands_of_all_installed_distributions():
         "align",
         "evaluate",
         "report",
+        "push",
     } <= set(commands())
 
 

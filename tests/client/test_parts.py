@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cwpo import Client
+from cwpo.datasets.folder import dataset_files
 from cwpo.errors import ConnectionFailedError, DamagedDownloadError, DatasetError
 from harness import TIMEOUT, House, furnished
 
@@ -145,6 +146,8 @@ def test_a_second_run_gets_only_what_the_first_has_not(use, relay, job_id, tmp_p
     with pytest.raises(ConnectionFailedError):
         use(relay.url, lambda client: client.jobs.download_parts(job_id, folder), max_retries=0)
     assert not (folder / "dataset.json").exists()
+    with pytest.raises(DatasetError, match="repeat `cwpo jobs download"):
+        dataset_files(folder)
     relay.cuts.clear()
     use(relay.url, lambda client: client.jobs.download_parts(job_id, folder))
     assert rows_in(folder) == House.expected(House.rows(ROWS))

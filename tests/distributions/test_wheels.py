@@ -26,7 +26,9 @@ COMMANDS = {
     "cwpo_annotator": {"quantize"},
     "cwpo_worker": {"worker"},
     "cwpo_service": {"serve", "up"},
-    "cwpo_trainer": {"train-annotator", "sft", "align", "online", "evaluate", "report"},
+    "cwpo_trainer": {
+        *("train-annotator", "sft", "align", "online", "evaluate", "report", "push"),
+    },
 }
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from http.server import ThreadingHTTPServer
+from threading import Thread
+
 import pytest
 
 from cwpo import cli
+
+from .hub import Hub
 
 
 @pytest.fixture
@@ -27,3 +32,13 @@ def failure(command):
         return message
 
     return run
+
+
+@pytest.fixture
+def hub():
+    Hub.created, Hub.files, Hub.mistakes = [], {}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()

@@ -5,11 +5,12 @@ import math
 from hashlib import sha256
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from cwpo.datasets.weighted import weighted_row, weighted_writer
+from cwpo.datasets.weighted import weighted_row, weighted_schema, weighted_writer
 from cwpo.errors import DatasetError
-from cwpo.types import Annotation, Message, Triplet
+from cwpo.types import Annotation, Message, ModelRef, Triplet
 from cwpo_trainer.data.labelled import read_pairs
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import read_annotator, read_weighted, weights_of
@@ -136,7 +137,7 @@ def test_a_folder_of_parts_is_read_as_one_dataset(tmp_path):
     [
         (lambda folder: (folder / "part-00000001.parquet").unlink(), "part-00000001.* is missing"),
         (lambda folder: (folder / "part-00000000.parquet").write_bytes(b"x"), "part-00000000"),
-        (lambda folder: (folder / "dataset.json").unlink(), r"no dataset\.json"),
+        (lambda folder: (folder / "dataset.incomplete").touch(), "download was interrupted"),
         (lambda folder: (folder / "dataset.json").write_text("{}"), "dataset.json: .*Field"),
     ],
 )
@@ -145,6 +146,29 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path, spoil, message):
     spoil(folder)
     with pytest.raises(DatasetError, match=message):
         [*read_weighted(folder)]
+
+
+def test_a_folder_of_parquet_files_is_read_in_the_order_of_their_names(tmp_path):
+    for name, confidence in (("b", 0.25), ("a", 0.5)):
+        written(tmp_path / f"{name}.parquet", confidences=(confidence,))
+    (tmp_path / "notes.jsonl").write_text("not a pair\n")
+    assert [pair.confidence for pair in read_weighted(tmp_path)] == [0.5, 0.25]
+    assert len(read_pairs(str(tmp_path))) == 2
+
+
+def test_a_folder_without_parquet_files_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"holds no \.parquet file"):
+        [*read_weighted(tmp_path)]
+
+
+def test_files_of_two_annotators_are_refused(tmp_path):
+    for revision in ("1", "2"):
+        model = ModelRef(name="annotator", revision=revision)
+        says = weighted_schema(chat=False, calibrated=False, model=model).metadata
+        file = written(tmp_path / f"{revision}.parquet", confidences=(0.5,))
+        pq.write_table(pq.read_table(file).replace_schema_metadata(says), file)
+    with pytest.raises(DatasetError, match=r"1\.parquet and 2\.parquet are not of one annotator"):
+        read_annotator(tmp_path)
 
 
 def of_lists(path, *prompt_pairs, confidence=0.5, **changes):

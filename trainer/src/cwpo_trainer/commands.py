@@ -1,4 +1,4 @@
-"""`cwpo train-annotator`, `sft`, `align`, `online`, `evaluate` and `report`."""
+"""`cwpo train-annotator`, `sft`, `align`, `online`, `evaluate`, `report` and `push`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
 from cwpo_trainer.settings.online_rounds import OnlineRounds
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
+from cwpo_trainer.settings.publication import AnnotatorPublication, DatasetPublication
 
 
 class TrainAnnotator(AnnotatorTraining, Command):
@@ -165,3 +166,46 @@ class Report(Command):
         from cwpo_trainer.report.page import write_report
 
         print(write_report(self.run, self.weighted))
+
+
+class PushAnnotator(AnnotatorPublication, Command):
+    """Upload an annotator to the Hub, with its card.
+
+    Example:
+        cwpo push annotator runs/annotator owner/annotator
+    """
+
+    def cli_cmd(self) -> None:
+        """Upload."""
+        from cwpo_trainer.publication import push_annotator
+
+        push_annotator(self)
+
+
+class PushDataset(DatasetPublication, Command):
+    """Upload a weighted dataset to the Hub, with a card.
+
+    The card names the annotator, and has a histogram of confidence.
+
+    Example:
+        cwpo push dataset weighted.parquet owner/weighted --license cc-by-4.0
+    """
+
+    def cli_cmd(self) -> None:
+        """Upload."""
+        from cwpo_trainer.publication import push_dataset
+
+        push_dataset(self)
+
+
+class Push(Command):
+    """Upload annotators and weighted datasets to the Hugging Face Hub, as private repositories.
+
+    Policies are uploaded by `--push-to-hub` of `cwpo sft` and `cwpo align`.
+
+    Example:
+        cwpo push dataset weighted.parquet owner/weighted --license cc-by-4.0
+    """
+
+    annotator: CliSubCommand[PushAnnotator]
+    dataset: CliSubCommand[PushDataset]

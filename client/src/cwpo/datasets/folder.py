@@ -1,7 +1,7 @@
-"""The weighted dataset as a folder: Parquet files, and a manifest that lists them in order.
+"""The weighted dataset as a folder: Parquet files, in the order of their names.
 
-The files are named so that this is also the order of their names: whatever reads the folder's
-`*.parquet` reads the dataset.
+A downloaded job has a manifest besides, which lists them. They are named so that whatever reads the
+folder's `*.parquet` reads the dataset.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from cwpo.partial_file import ResumableFile, partial_file
 from cwpo.types import DatasetPart, DatasetParts
 
 MANIFEST = "dataset.json"
+# Stands in the folder of a download until all parts are there.
+_INCOMPLETE = "dataset.incomplete"
 
 
 def dataset_files(path: Path) -> list[Path]:
     """The files of a weighted dataset in the order of its rows: the file, or those in the folder.
 
-    Raises: DatasetError for a folder without manifest, or that lacks a part or has it in another
-        size.
+    Raises: DatasetError for a folder without Parquet files, or a downloaded job that lacks a part
+        or has it in another size.
     """
     if not path.is_dir():
         return [path]
-    files = []
-    for part in _manifest(path).parts:
-        file = path / part.name
-        if not file.is_file() or file.stat().st_size != part.bytes:
-            raise DatasetError(
-                f"{path}: {part.name} is missing or has not {part.bytes:,} bytes: download the "
-                "job to this folder again, which gets what is missing"
-            )
-        files.append(file)
+    if (path / _INCOMPLETE).exists():
+        raise DatasetError(
+            f"{path}: its download was interrupted: repeat `cwpo jobs download ID -o {path}`, "
+            "which gets what is missing"
+        )
+    files = _listed(path) if (path / MANIFEST).exists() else sorted(path.glob("*.parquet"))
     if not files:
-        raise DatasetError(f"{path}: holds no pairs")
+        raise DatasetError(f"{path}: holds no .parquet file")
     return files
 
 
@@ -61,8 +60,10 @@ class DatasetFolder:
                 f"{path}: {min(foreign)} does not belong to this dataset: name a new folder"
             )
         manifest = path / MANIFEST
-        if manifest.is_file() and manifest.read_text() != self._manifest:
-            manifest.unlink()
+        if manifest.is_file() and manifest.read_text() == self._manifest:
+            return
+        (path / _INCOMPLETE).touch()
+        manifest.unlink(missing_ok=True)
 
     def file(self, part: DatasetPart) -> ResumableFile:
         """The file of a part."""
@@ -72,17 +73,22 @@ class DatasetFolder:
         """Write the manifest, and return the folder. All files have to be there."""
         with partial_file(self._path / MANIFEST) as out:
             out.write(self._manifest.encode())
+        (self._path / _INCOMPLETE).unlink(missing_ok=True)
         return self._path
 
 
-def _manifest(folder: Path) -> DatasetParts:
+def _listed(folder: Path) -> list[Path]:
+    """The parts that the manifest lists."""
     path = folder / MANIFEST
     try:
-        return DatasetParts.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DatasetError(
-            f"{folder}: holds no {MANIFEST}, which `cwpo jobs download ID -o {folder}` writes when "
-            "all parts are there"
-        ) from None
+        parts = DatasetParts.model_validate_json(path.read_bytes()).parts
     except ValidationError as error:
         raise DatasetError(f"{path}: {mistake_in(error)}") from error
+    for part in parts:
+        file = folder / part.name
+        if not file.is_file() or file.stat().st_size != part.bytes:
+            raise DatasetError(
+                f"{folder}: {part.name} is missing or has not {part.bytes:,} bytes: download the "
+                "job to this folder again, which gets what is missing"
+            )
+    return [folder / part.name for part in parts]

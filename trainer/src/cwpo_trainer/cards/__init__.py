@@ -1,1 +1,1 @@
-"""Model cards: the README.md of a trained model, made from what its run recorded."""
+"""The cards of models and datasets: a README.md, made from what is known of them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from cwpo_trainer.cards.origin import Origin
@@ -19,7 +19,12 @@ _REJECTED, _TIES, _TOO_LONG = "rejected", "ties", "pairs_too_long"
 
 
 def write_model_card(folder: Path, template: str, metadata: ModelCardData, **values: Any) -> None:
-    """Write README.md into the folder of a model.
+    """Write README.md into the folder of a model; see `rendered`."""
+    ModelCard(rendered(template, metadata, **values)).save(folder / README_NAME)
+
+
+def rendered(template: str, metadata: ModelCardData | DatasetCardData, **values: Any) -> str:
+    """A card as text.
 
     Args:
         template: name of a file in cards/templates.
@@ -35,7 +40,7 @@ def write_model_card(folder: Path, template: str, metadata: ModelCardData, **val
     )
     environment.filters["table"] = _table
     text = environment.get_template(template).render(metadata=metadata, **values)
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / README_NAME)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{text}"
 
 
 def origin_fields(origin: Origin, relation: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from cwpo.datasets.folder import MANIFEST
 from cwpo.errors import DatasetError, first_line
 from cwpo.types import Prompt, Triplet
 from cwpo_annotator.encoding import transcript
@@ -44,13 +43,13 @@ def labelled_pairs(source: str, unused: UnusedRows | None = None) -> Iterator[La
     """The labelled pairs of a file or Hub dataset, in order, without bad rows and ties.
 
     Args:
-        source: a .jsonl, .jsonl.gz or .parquet file, a folder of parts that a job was downloaded
-            to, or a Hub id `owner/name[/folder][@split]`.
+        source: a .jsonl, .jsonl.gz or .parquet file, a folder of Parquet files, or a Hub id
+            `owner/name[/folder][@split]`.
         unused: takes the rows that are left out; without it, a bad row is an error.
     Raises: DatasetError for a source that cannot be read, or naming the first of too many bad rows.
     """
     path = Path(source)
-    if path.is_file() or (path / MANIFEST).is_file():
+    if path.exists():
         return pairs_of(file_rows(path), source, unused)
     if _looks_like_hub_id(source):
         return pairs_of(_hub_rows(source), source, unused)

@@ -24,8 +24,8 @@ COUNTED_AT_ONCE = 10_000
 def file_rows(path: Path) -> Iterator[NumberedRow]:
     """The rows of a .jsonl, .jsonl.gz or .parquet file, in order, with progress for many.
 
-    The rows of a folder of parts are numbered through all of them.
-    Raises: DatasetError where the file cannot be read, or the folder lacks a part.
+    The rows of a folder of Parquet files are numbered through all of them.
+    Raises: DatasetError where the file cannot be read; see `dataset_files` for a folder.
     """
     rows = rows_through(map(_rows, dataset_files(path)))
     yield from counted(rows, COUNTED_AT_ONCE, work=f"read {path.name}", unit="rows")

@@ -85,7 +85,7 @@ def read_weighted(
     """The pairs of a weighted dataset, in order, without bad rows and ties.
 
     Args:
-        path: Parquet, JSONL or JSONL.gz, or a folder of parts.
+        path: Parquet, JSONL or JSONL.gz, or a folder of Parquet files.
         unused: takes the rows that are left out; without it, a bad row is an error.
         calibrated: take `calibrated_confidence` rather than `confidence`.
     Raises: DatasetError for a file that cannot be read; at its end naming the first of too many bad
@@ -119,9 +119,22 @@ def read_human(path: Path, unused: UnusedRows) -> Iterator[WeightedPair]:
 
 
 def read_annotator(path: Path) -> ModelRef | None:
-    """The annotator that wrote a weighted dataset; None where the file does not say (JSONL)."""
-    # All parts of a folder are of one annotator.
-    file = dataset_files(path)[0]
+    """The annotator that wrote a weighted dataset; None where the file does not say (JSONL).
+
+    Raises: DatasetError for a folder whose files are not all of one annotator.
+    """
+    first, *others = files = dataset_files(path)
+    annotator, *rest = [_annotator_of(file) for file in files]
+    for file, other in zip(others, rest, strict=True):
+        if other != annotator:
+            raise DatasetError(
+                f"{path}: {first.name} and {file.name} are not of one annotator, and their "
+                "confidences do not compare: train on one of them"
+            )
+    return annotator
+
+
+def _annotator_of(file: Path) -> ModelRef | None:
     if file_format(file) != "parquet":
         return None
     try:

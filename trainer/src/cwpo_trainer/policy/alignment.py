@@ -21,6 +21,7 @@ from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
 from cwpo_trainer.cards.policy_card import write_policy_cards
 from cwpo_trainer.data.weighted import PairFile, WeightedPair, annotator_results, weights_of
+from cwpo_trainer.hub import push
 from cwpo_trainer.losses import EPSILON, LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
 from cwpo_trainer.policy import preflight
@@ -41,7 +42,7 @@ from cwpo_trainer.policy.dataset import (
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load_for_training, load_reference, load_tokenizer
-from cwpo_trainer.policy.saving import push, save
+from cwpo_trainer.policy.saving import save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process

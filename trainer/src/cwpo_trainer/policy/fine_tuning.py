@@ -16,6 +16,7 @@ from trl.trainer.sft_config import SFTConfig
 from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_trainer.cards.policy_card import write_policy_cards
 from cwpo_trainer.data.weighted import PairFile, WeightedPair, annotator_results
+from cwpo_trainer.hub import push
 from cwpo_trainer.lora import adding_adapters
 from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.policy import preflight
@@ -36,7 +37,7 @@ from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
 from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
-from cwpo_trainer.policy.saving import push, save
+from cwpo_trainer.policy.saving import save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
 from cwpo_trainer.run import process

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cwpo.errors import ConfigError, first_line
 from cwpo_annotator.checkpoint import resolve, revisions
+from cwpo_trainer import hub
 from cwpo_trainer.data.weighted import read_annotator
 from cwpo_trainer.policy import reference_cache
 from cwpo_trainer.run import process
@@ -181,7 +182,7 @@ def _check_publication(publication: Publication) -> None:
     if "wandb" in publication.report_to:
         _check_wandb()
     if publication.push_to_hub is not None:
-        _check_hub(publication.push_to_hub)
+        hub.check(publication.push_to_hub, "--push-to-hub")
 
 
 def _check_trackers(trackers: Sequence[str]) -> None:
@@ -236,19 +237,4 @@ def _check_wandb() -> None:
         raise ConfigError(
             f"--report-to wandb: the login at W&B failed: {first_line(error)} With "
             "WANDB_MODE=offline the log stays here"
-        ) from error
-
-
-def _check_hub(repository: str) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise ConfigError(f"--push-to-hub: a Hub id looks like owner/name, not {repository!r}")
-    try:
-        HfApi().whoami()
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise ConfigError(
-            f"--push-to-hub: the login at the Hub failed: {reason}; `hf auth login` first"
         ) from error

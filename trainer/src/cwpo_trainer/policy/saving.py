@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from pydantic import JsonValue
 from transformers import AutoConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from cwpo.errors import CwpoError, first_line
-from cwpo_annotator.checkpoint import base_folder, base_name, is_adapter, resolve
+from cwpo_annotator.checkpoint import base_folder, is_adapter, resolve
 from cwpo_trainer.policy.adapters import merge, name_base, with_adapter
 from cwpo_trainer.policy.loading import load
 from cwpo_trainer.policy.trl_training import part_ways
@@ -86,32 +83,3 @@ def _say_lost(lost: float, stored: str) -> None:
             "nothing else"
         )
     print(text, file=sys.stderr)
-
-
-def push(folder: Path, repository: str | None) -> None:
-    """Upload the finished folder to the Hub, where a repository (owner/name) is given.
-
-    Raises: CwpoError if the upload to the Hub fails; the folder remains.
-    """
-    if repository is None or not process.is_main():
-        return
-    if is_adapter(folder) and Path(base := base_name(folder)).is_dir():
-        print(
-            f"{repository}: the adapter's base model is the folder {base} of this machine; others "
-            "need it too, under the name in adapter_config.json (base_model_name_or_path)",
-            file=sys.stderr,
-        )
-    hub = HfApi()
-    try:
-        hub.create_repo(repository, private=True, exist_ok=True)
-        hub.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=f"Upload {folder.name}"
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        # The mistakes in a card that the Hub refuses follow in further lines.
-        is_refused = isinstance(error, ValueError)
-        reason = " ".join(str(error).split()) if is_refused else first_line(error)
-        raise CwpoError(
-            f"{folder} is complete, but the upload to the Hub failed: {reason}; "
-            f"upload it with `hf upload {repository} {folder}`"
-        ) from error
