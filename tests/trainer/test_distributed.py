@@ -22,7 +22,7 @@ def launched(processes, *arguments):
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", processes]
     words = map(str, (sys.executable, *launch, *arguments))
     done = subprocess.run([*words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     return done.stderr
 
 
@@ -49,6 +49,20 @@ def test_packed_rows_of_two_processes_follow_one(more, tiny_causal, tmp_path, co
     command(Align, *common, "--batch-size", 8, "--output", tmp_path / "one")
     align = ("-m", "cwpo_trainer.align", *common, "--batch-size", 4, "--output", tmp_path / "two")
     assert "read by itself" not in launched(2, *align)
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--lora",), ("--precompute-reference",), ("--loss", "simpo")], ids=" ".join
+)
+def test_fsdp2_of_two_processes_follows_one(more, tiny_causal, tmp_path, command):
+    data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
+    common = ("--model", tiny_causal, "--data", data, "--gradient-accumulation", 1, *more)
+    common = (*common, "--epochs", 1, "--learning-rate", 1e-3, "--dtype", "float32")
+    command(Align, *common, "--batch-size", 8, "--output", tmp_path / "one")
+    worker = Path(__file__).with_name("fsdp2_on_cpus.py")
+    common = (*common, "--sharding", "fsdp2", "--batch-size", 4, "--output", tmp_path / "two")
+    assert "read by itself" not in launched(2, worker, "align", *common)
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 

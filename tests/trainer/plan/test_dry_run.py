@@ -248,7 +248,9 @@ def test_main_memory_is_what_the_loaded_models_hold(
     needed, count = re.search(
         r"main memory ([\d.e-]+) GiB .* node of (\d+) processes", said
     ).groups()
-    assert (float(needed), count) == (pytest.approx(4 * sum(held) / 2**30, rel=0.01), "4")
+    # With FSDP2 the first process hands its shares to the others.
+    loading = 1 if settings.sharding == "fsdp2" else 4
+    assert (float(needed), count) == (pytest.approx(loading * sum(held) / 2**30, rel=0.01), "4")
 
 
 def test_more_devices_or_fewer_trained_weights_need_less(models, tmp_path):

@@ -13,7 +13,7 @@ from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
 from cwpo_trainer.settings.online_rounds import OnlineRounds
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
-from cwpo_trainer.settings.publication import AnnotatorPublication, DatasetPublication
+from cwpo_trainer.settings.uploads import AnnotatorPublication, DatasetPublication
 
 
 class TrainAnnotator(AnnotatorTraining, Command):

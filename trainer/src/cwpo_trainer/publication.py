@@ -7,7 +7,7 @@ from cwpo.datasets.triplets import readable
 from cwpo_annotator.checkpoint import CARD_NAME, CheckpointError, read_card
 from cwpo_trainer import hub
 from cwpo_trainer.cards.dataset_card import dataset_card
-from cwpo_trainer.settings.publication import AnnotatorPublication, DatasetPublication
+from cwpo_trainer.settings.uploads import AnnotatorPublication, DatasetPublication
 
 
 def push_annotator(settings: AnnotatorPublication) -> None:

@@ -82,6 +82,11 @@ class Plan:
         self.processes = processes(training.world_size)
         self.sharded_over = self.processes if training.sharding != "none" else 1
         self.is_loaded_in_parts = training.sharding == "zero3"
+        # A policy that is its own reference reads the pairs in advance before it is sharded.
+        is_read_first = bool(
+            reference and reference.is_precomputed and not reference.is_second_model
+        )
+        self.is_loaded_once = training.sharding == "fsdp2" and not is_read_first
         self.node_processes = processes_a_node(self.processes)
         self.batch_size = training.batch_size
         self.rows_a_step = rows_a_step(training)
@@ -179,9 +184,9 @@ class Plan:
 
     @property
     def loaded(self) -> tuple[float, float]:
-        """Bytes of policy and reference that each process loads into main memory.
+        """Bytes of policy and reference that a process loads into main memory.
 
-        Under ZeRO-3 a process keeps its share of them.
+        Under ZeRO-3 a process keeps its share of them; under FSDP2 the first one alone loads them.
         """
         share = 1 / self.processes if self.is_loaded_in_parts else 1
         reference = estimate.loaded_reference(
@@ -233,7 +238,9 @@ class Plan:
         whose = f"the policy, {policy / _GIB:.3g} GiB"
         if reference:
             whose += f", and the reference, {reference / _GIB:.3g} GiB"
-        host = self.node_processes * (policy + reference) / _GIB
+        loading = 1 if self.is_loaded_once else self.node_processes
+        who = "the first process of all" if self.is_loaded_once else "each"
+        host = loading * (policy + reference) / _GIB
         hours, rate = self.hours_here()
         kind = "CPU" if on_cpu else "GPU"
         batch = f"{self.batch_size} x {self.method.accumulation} x {self.processes}"
@@ -253,7 +260,7 @@ class Plan:
             (
                 "main memory",
                 f"{host:.3g} GiB at the start on a node of {self.node_processes} processes: "
-                f"each loads {whose}",
+                f"{who} loads {whose}",
             ),
             (
                 "here",

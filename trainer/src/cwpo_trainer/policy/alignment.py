@@ -41,7 +41,12 @@ from cwpo_trainer.policy.dataset import (
 )
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter, TokenisedText
-from cwpo_trainer.policy.loading import load_for_training, load_reference, load_tokenizer
+from cwpo_trainer.policy.loading import (
+    can_load_once,
+    load_for_training,
+    load_reference,
+    load_tokenizer,
+)
 from cwpo_trainer.policy.saving import save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
 from cwpo_trainer.policy.trl_training import train
@@ -96,15 +101,16 @@ def align(settings: Alignment) -> None:
             evaluated = weighted_fitting(evaluation, settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
+        once = _loads_once(settings)
         ours = dict(
-            **training_arguments(settings, output.path, len(pairs.dataset)),
+            **training_arguments(settings, output.path, len(pairs.dataset), loads_once=once),
             **evaluation_arguments(settings),
             **loss_arguments(settings, soft_labels=settings.confidence_as in SOFT_LABELS),
             share_prompts=settings.share_prompts,
             report_to=settings.report_to,
         )
         config = with_set(ConfidenceDPOConfig, ours, more)
-        policy, reference = _models(settings)
+        policy, reference = _models(settings, weights=process.is_main() or not once)
         output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
             model=policy,
@@ -176,8 +182,26 @@ def plan(
     )
 
 
-def _models(settings: Alignment) -> tuple[Any, Any | None]:
-    """The policy, and the reference if it is a second model."""
+def _loads_once(settings: Alignment) -> bool:
+    """Whether the first process alone loads policy and reference, and hands them to the others.
+
+    FSDP2 shards them before they are read, but for a policy that reads the pairs in advance as its
+    own reference.
+    """
+    if settings.sharding != "fsdp2":
+        return False
+    use = reference_use(settings, lora=settings.lora)
+    if use is not None and use.is_precomputed and not use.is_second_model:
+        return False
+    return all(map(can_load_once, {settings.model, settings.reference or settings.model}))
+
+
+def _models(settings: Alignment, *, weights: bool) -> tuple[Any, Any | None]:
+    """The policy, and the reference if it is a second model.
+
+    Args:
+        weights: load them; otherwise another process does.
+    """
     bfloat16 = process.use_bfloat16(settings.dtype)
     loaded = partial(
         load_for_training,
@@ -185,6 +209,7 @@ def _models(settings: Alignment) -> tuple[Any, Any | None]:
         bfloat16=bfloat16,
         in_4bit=settings.load_in_4bit,
         attention=settings.attn_implementation,
+        weights=weights,
     )
     policy = loaded(settings.model, adapter_dropout=_DROPOUT)
     use = reference_use(settings, lora=settings.lora)
@@ -193,12 +218,12 @@ def _models(settings: Alignment) -> tuple[Any, Any | None]:
     named = settings.reference or settings.model
     if settings.lora:
         return policy, loaded(named)
-    is_sharded = settings.sharding != "none"
     return policy, load_reference(
         named,
         bfloat16=bfloat16,
-        is_sharded=is_sharded,
+        is_sharded=settings.sharding != "none",
         attention=settings.attn_implementation,
+        weights=weights,
     )
 
 

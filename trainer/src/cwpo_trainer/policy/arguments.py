@@ -17,10 +17,20 @@ from cwpo_trainer.settings.policy_training import PolicyTraining
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "paged_adamw_32bit": "paged_adamw_32bit"}
 
 
-def training_arguments(training: PolicyTraining, folder: Path, rows: int) -> dict[str, Any]:
-    """What SFTConfig and DPOConfig share, for a dataset of `rows` rows and an output folder."""
+def training_arguments(
+    training: PolicyTraining, folder: Path, rows: int, *, loads_once: bool
+) -> dict[str, Any]:
+    """What SFTConfig and DPOConfig share, for a dataset of `rows` rows and an output folder.
+
+    Args:
+        loads_once: the first process alone loads the model; see `sharding.arguments`.
+    """
     return dict(
-        **sharding.arguments(training.sharding, checkpointing=training.gradient_checkpointing),
+        **sharding.arguments(
+            training.sharding,
+            checkpointing=training.gradient_checkpointing,
+            loads_once=loads_once,
+        ),
         output_dir=str(folder / CHECKPOINTS_NAME),
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,

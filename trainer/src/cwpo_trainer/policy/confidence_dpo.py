@@ -8,6 +8,7 @@ TRL's.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -52,6 +53,7 @@ from cwpo_trainer.policy.reference_cache import (
     reference_fingerprint,
 )
 from cwpo_trainer.policy.row_training import ROWS, Collate, PackingCollator, RowTraining
+from cwpo_trainer.policy.sharding import shard_reference
 from cwpo_trainer.run import process
 
 _WEIGHT, _EPSILON = "pair_weight", "pair_epsilon"
@@ -171,12 +173,20 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         if kwargs.get("compute_metrics") is not None:
             raise ConfigError("compute_metrics is not supported: no logits are built")
         self.pairs_from_cache: dict[str, int] = {}
+        given = inspect.signature(DPOTrainer).bind_partial(*args, **kwargs).arguments
+        self._given_reference = given.get("ref_model")
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, ConfidenceDPOConfig):
             raise ConfigError("ConfidenceDPOTrainer needs a ConfidenceDPOConfig as args")
         if self._is_vision_dataset:
             raise DatasetError("images are not supported")
         self._pack_once()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers; then shards a reference, before TRL finds it unsharded."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and isinstance(self._given_reference, torch.nn.Module):
+            shard_reference(self._given_reference, self.accelerator)
 
     def _pack_once(self) -> None:
         if isinstance(self.data_collator, (_WeightedCollator, PackingCollator)):

@@ -35,7 +35,7 @@ from cwpo_trainer.policy.dataset import (
 )
 from cwpo_trainer.policy.end_of_turn import end_turns
 from cwpo_trainer.policy.formatting import Formatter
-from cwpo_trainer.policy.loading import load_for_training, load_tokenizer
+from cwpo_trainer.policy.loading import can_load_once, load_for_training, load_tokenizer
 from cwpo_trainer.policy.packed_sft import PackedSFTTrainer
 from cwpo_trainer.policy.saving import save
 from cwpo_trainer.policy.set_arguments import set_arguments, with_set
@@ -76,8 +76,9 @@ def fine_tune(settings: FineTuning) -> None:
             evaluated = evaluation.fitting(settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
+        once = settings.sharding == "fsdp2" and can_load_once(settings.model)
         ours = dict(
-            **training_arguments(settings, output.path, len(responses.dataset)),
+            **training_arguments(settings, output.path, len(responses.dataset), loads_once=once),
             **evaluation_arguments(settings),
             report_to=settings.report_to,
         )
@@ -90,6 +91,7 @@ def fine_tune(settings: FineTuning) -> None:
             in_4bit=settings.load_in_4bit,
             adapter_dropout=settings.lora_dropout,
             attention=settings.attn_implementation,
+            weights=process.is_main() or not once,
         )
         output.results |= end_turns(policy, tokenizer)
         with adding_adapters(settings.lora_dropout):

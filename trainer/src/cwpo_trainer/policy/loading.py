@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from cwpo.errors import first_line
 from cwpo_annotator.checkpoint import CheckpointError, base_folder, is_adapter, resolve
@@ -25,6 +27,7 @@ def load(
     dtype: torch.dtype | str = torch.float32,
     quantisation: Any = None,
     attention: str | None = None,
+    weights: bool = True,
 ) -> Any:
     """A causal language model, from safetensors and without code of its own.
 
@@ -32,6 +35,7 @@ def load(
 
     Args:
         attention: its implementation, as transformers names it; None leaves it to transformers.
+        weights: load them; otherwise they are whatever memory holds, unless it is an adapter.
     Raises: CheckpointError for a folder that holds none.
     """
     if is_adapter(folder):
@@ -39,6 +43,8 @@ def load(
             base_folder(folder), dtype=dtype, quantisation=quantisation, attention=attention
         )
         return with_adapter(base, folder).get_base_model()
+    if not weights:
+        return _without_weights(folder, dtype, attention)
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder,
@@ -52,6 +58,35 @@ def load(
         raise CheckpointError(
             f"{folder}: not a causal language model: {first_line(error)}"
         ) from error
+
+
+def _without_weights(folder: Path, dtype: torch.dtype | str, attention: str | None) -> Any:
+    """The model with all that is not loaded from its checkpoint, such as rotary frequencies.
+
+    Nothing is written to its weights, which therefore take no memory on a CPU.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with no_init_weights():
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    model.tie_weights()
+    return model
+
+
+def can_load_once(model: str) -> bool:
+    """Whether one process can hand the model to the others: all of its checkpoint is parameters.
+
+    Args:
+        model: folder or Hub id.
+    """
+    folder = resolve(model)
+    if is_adapter(folder):
+        return False
+    found = _without_weights(folder, torch.float32, None)
+    return {*found.state_dict()} == {
+        name for name, _ in found.named_parameters(remove_duplicate=False)
+    }
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -84,6 +119,7 @@ def load_for_training(
     in_4bit: bool = False,
     adapter_dropout: float | None = None,
     attention: str | None = None,
+    weights: bool = True,
 ) -> Any:
     """A model to train, or to hold beside it.
 
@@ -96,6 +132,7 @@ def load_for_training(
         adapter_dropout: if the model is an adapter and all else is frozen, train it further, with
             this dropout; None holds it frozen. Where all weights are trained, it is merged.
         attention: its implementation, as transformers names it.
+        weights: load them, or leave them to the process that does; see `load`.
     """
     dtype = torch.bfloat16 if is_frozen and bfloat16 else torch.float32
     quantisation = None
@@ -107,7 +144,13 @@ def load_for_training(
             bnb_4bit_compute_dtype=dtype,
         )
     folder = resolve(model)
-    loaded = load(base_folder(folder), dtype=dtype, quantisation=quantisation, attention=attention)
+    loaded = load(
+        base_folder(folder),
+        dtype=dtype,
+        quantisation=quantisation,
+        attention=attention,
+        weights=weights,
+    )
     if is_adapter(folder):
         dropout = adapter_dropout if is_frozen else None
         adapted = with_adapter(loaded, folder, dropout=dropout)
@@ -120,7 +163,12 @@ def load_for_training(
 
 
 def load_reference(
-    model: str, *, bfloat16: bool, is_sharded: bool, attention: str | None = None
+    model: str,
+    *,
+    bfloat16: bool,
+    is_sharded: bool,
+    attention: str | None = None,
+    weights: bool = True,
 ) -> Any:
     """A model to hold beside a policy all of whose weights are trained, in float32.
 
@@ -133,13 +181,16 @@ def load_reference(
         is_sharded: FSDP2 and ZeRO-3 compute with all weights in bfloat16; autocast does so with
             those of linear layers.
         attention: its implementation, as transformers names it.
+        weights: load them, or leave them to the process that does; see `load`.
     """
     folder = resolve(model)
     if not bfloat16 or is_adapter(folder):
-        loaded = load_for_training(model, is_frozen=False, bfloat16=bfloat16, attention=attention)
+        loaded = load_for_training(
+            model, is_frozen=False, bfloat16=bfloat16, attention=attention, weights=weights
+        )
     else:
         stored = torch.bfloat16 if is_sharded else "auto"
-        loaded = load(folder, dtype=stored, attention=attention)
+        loaded = load(folder, dtype=stored, attention=attention, weights=weights)
     if bfloat16:
         _hold_in_bfloat16(loaded, is_sharded=is_sharded)
     return loaded

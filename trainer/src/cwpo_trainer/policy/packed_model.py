@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from cwpo.errors import first_line
 from cwpo_annotator.backends.torch.log_probs import row_log_probs
@@ -70,6 +71,10 @@ def add_packed_forward(model: Any) -> None:
     def forward(self: Any, *args: Any, packed: PackedResponses | None = None, **more: Any) -> Any:
         if packed is None:
             return original(*args, **more)
+        head = self.get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            # Its weight is read without a call of the head, which would gather it.
+            head.unshard()
         return row_log_probs(self, packed.row, packed.starts, with_figures=True, handed_down=True)
 
     model.forward = MethodType(forward, model)

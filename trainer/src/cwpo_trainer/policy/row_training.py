@@ -83,10 +83,17 @@ class RowTraining(Trainer):
     ) -> None:
         """Have collator and models read packed rows, if they can."""
         self._figures = {"train": StepFigures(), "eval": StepFigures()}
-        reason = self._refused(bool(bfloat16)) if wanted else "sharing prompts is switched off"
+        # Else they are those of the first process, which tries them.
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        has_weights = process.is_main() or not (plugin and plugin.cpu_ram_efficient_loading)
+        reason = None if wanted else "sharing prompts is switched off"
+        if wanted and has_weights:
+            reason = self._refused(bool(bfloat16))
+        tried = gather_object([(reason, self.model.config._attn_implementation)])
         # What one process cannot do, none does.
-        reasons = gather_object([reason])
-        self.unpacked_because = next((found for found in reasons if found is not None), None)
+        self.unpacked_because = next((found for found, _ in tried if found is not None), None)
+        if self.unpacked_because is None and not has_weights:
+            self._follow(attention=tried[0][1])
         if self.unpacked_because is not None:
             if wanted and process.is_main():
                 print(
@@ -109,12 +116,18 @@ class RowTraining(Trainer):
         if not self.is_fsdp_enabled:
             return read_packed(self.ref_model, bfloat16=bfloat16)
         # It is sharded already, and cannot be tried.
-        policy = self.accelerator.unwrap_model(self.model)
-        if self.ref_model.config.model_type != policy.config.model_type:
+        if self.ref_model.config.model_type != self.model.config.model_type:
             return "policy and reference are of different architectures"
-        self.ref_model.set_attn_implementation(policy.config._attn_implementation)
-        add_packed_forward(self.ref_model)
+        _read_rows(self.ref_model, self.model.config._attn_implementation)
         return None
+
+    def _follow(self, attention: str) -> None:
+        """Have models read rows as the first process has found that its own can."""
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                _read_rows(
+                    model.get_base_model() if isinstance(model, PeftModel) else model, attention
+                )
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -163,3 +176,8 @@ class RowTraining(Trainer):
         """A sum over items of this rank as a share of the mean over all items of a step."""
         share: Tensor = total * self.accelerator.num_processes / items
         return share
+
+
+def _read_rows(model: Any, attention: str) -> None:
+    model.set_attn_implementation(attention)
+    add_packed_forward(model)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
 from cwpo_trainer.settings.mixins import ShardingName
 
 FSDP2: dict[str, Any] = {
@@ -28,14 +31,33 @@ ZERO3: dict[str, Any] = {
 }
 
 
-def arguments(sharding: ShardingName, *, checkpointing: bool) -> dict[str, Any]:
-    """Of SFTConfig and DPOConfig: sharding, and the gradient checkpointing that goes with it."""
+def arguments(
+    sharding: ShardingName, *, checkpointing: bool, loads_once: bool = False
+) -> dict[str, Any]:
+    """Of SFTConfig and DPOConfig: sharding, and the gradient checkpointing that goes with it.
+
+    Args:
+        loads_once: with FSDP2, the first process alone has the weights when the model is sharded.
+    """
     if sharding == "fsdp2":
         # FSDP's own checkpointing gathers a layer once in backward rather than twice.
         return {
             "fsdp": True,
-            "fsdp_config": FSDP2 | {"activation_checkpointing": checkpointing},
+            "fsdp_config": FSDP2
+            | {"activation_checkpointing": checkpointing, "cpu_ram_efficient_loading": loads_once},
             "gradient_checkpointing": False,
         }
     deepspeed = {"deepspeed": ZERO3} if sharding == "zero3" else {}
     return {**deepspeed, "gradient_checkpointing": checkpointing}
+
+
+def shard_reference(model: Any, accelerator: Accelerator) -> None:
+    """Shard a model that is only read as the policy will be: layer by layer.
+
+    TRL's own way gathers all of it for each forward pass, and has each process load it.
+    """
+    plugin: Any = accelerator.state.fsdp_plugin
+    before = dict(vars(plugin))
+    fsdp2_prepare_model(accelerator, model.requires_grad_(False))
+    # The policy may have layers of another class.
+    vars(plugin).update(before)
