@@ -107,6 +107,23 @@ class ModelRef(_Answered):
     revision: str
 
 
+class Certificate(_Answered):
+    """Labels of an annotator that can be trusted, as `cwpo evaluate annotator --certify` found.
+
+    Of the labels with a confidence above the threshold, at most a share of max_error is wrong, with
+    probability 1 - delta. It holds for data exchangeable with the labelled pairs that it was found
+    on, and for no other.
+    """
+
+    max_error: float = Field(description="largest share of wrong labels")
+    delta: float = Field(description="largest probability that the certificate is wrong")
+    threshold: float = Field(description="the labels with a confidence above it are certified")
+    coverage: float = Field(description="share of the pairs that are above the threshold")
+    pairs: int = Field(description="labelled pairs above the threshold, one of each conversation")
+    errors: int = Field(description="how many of their labels are wrong")
+    data_fingerprint: str | None = Field(None, description="of the labelled pairs")
+
+
 class ModelInfo(ModelRef):
     """What the service has loaded, and its limits."""
 
