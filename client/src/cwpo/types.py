@@ -143,6 +143,9 @@ class ModelInfo(ModelRef):
     confidence_quantiles: list[float] | None = Field(
         None, description="of confidence on its held-out pairs, at 0, 0.1, ..., 1"
     )
+    certificates: list[Certificate] = Field(
+        [], description="which of its labels can be trusted, on data like that they were found on"
+    )
 
     def ref(self) -> ModelRef:
         """Which annotator this is, without its limits."""
@@ -345,6 +348,17 @@ PairsChoice = Annotated[
 ]
 
 
+MaxError = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        lt=0.5,
+        description="adds the column certified, true above the threshold of the annotator's "
+        "certificate of this max_error",
+    ),
+]
+
+
 class JobRequest(_Sent):
     """The body of POST /jobs: uploaded files, or an input that the service can read itself."""
 
@@ -366,6 +380,7 @@ class JobRequest(_Sent):
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
     pairs: PairsChoice = None
+    max_error: MaxError = None
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -413,6 +428,10 @@ class Job(_Answered):
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
     pairs: PairsChoice = None
+    max_error: MaxError = None
+    certificate: Certificate | None = Field(
+        None, description="of max_error, as its annotator had it when the job was submitted"
+    )
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
