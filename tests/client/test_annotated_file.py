@@ -4,17 +4,18 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cwpo import Client, RankItem, Triplet
 from cwpo.annotated_file import AnnotatedFile, annotate_file, errors_path
 from cwpo.datasets.ranked import RankedPairs
 from cwpo.datasets.triplets import read_rows
-from cwpo.datasets.weighted import weighted_row
-from cwpo.errors import ModelRevisionError
+from cwpo.datasets.weighted import certificate_in, weighted_row
+from cwpo.errors import ConfigError, ModelRevisionError
 from cwpo.types import ModelRef
 from cwpo_annotator import Annotator
-from harness import House, labels_of, serving
+from harness import House, certified_annotator, labels_of, serving
 
 OUTPUT = Path("runs/weighted.parquet")
 SEE = "see runs/weighted.errors.jsonl"
@@ -174,3 +175,22 @@ def test_rows_of_a_prompt_are_sent_together_and_written_in_order(tmp_path):
     assert written == [row["id"] for row in rows if row is not rows[7]]
     # Three requests for two hundred prompts: two of them may be in two.
     assert sum(map(len, asked)) <= 202
+
+
+def test_labels_are_certified_by_the_annotators_certificate(tmp_path):
+    source, output = tmp_path / "rows.jsonl", tmp_path / "weighted.parquet"
+    rows = [*House.rows(20), {"id": "tie", "prompt": "p", "response_a": "x", "response_b": "x"}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(certified_annotator) as service, Client(service.url) as client:
+        (certificate,) = client.model().certificates
+        annotate_file(client, source, output, max_error=0.1)
+        with pytest.raises(ConfigError, match=r"no certificate of max_error 0\.2: it has 0\.1"):
+            annotate_file(client, source, tmp_path / "other.parquet", max_error=0.2)
+        with pytest.raises(ConfigError, match=r"no certificate of max_error 0\.2"):
+            annotate_file(client, source, tmp_path / "other.parquet", max_error=0.2, job_above=0)
+    assert not (tmp_path / "other.parquet").exists()
+    with output.open("rb") as stream:
+        written = [row for _, row in read_rows(stream, "parquet")]
+    assert [row["certified"] for row in written] == [row["confidence"] > 0.6 for row in written]
+    assert {row["certified"] for row in written} == {True, False}
+    assert certificate_in(pq.read_schema(output)) == certificate

@@ -38,8 +38,8 @@ PLACES = [
 ]
 PARTS = r"cwpo(?:_(?:annotator|worker|service|trainer))?"
 NAME = re.compile(rf"(?<![\w./-]){PARTS}(?:\.\w+)+\b(?![\w/-])")
-# A key in the metadata of Arrow's columns.
-NOT_IMPORTED = {"cwpo.type"}
+# Keys in the metadata of Arrow's columns and schemas.
+NOT_IMPORTED = {"cwpo.type", "cwpo.certificate"}
 COMMANDS = {point.name: point for point in entry_points(group="cwpo.commands")}
 
 

@@ -35,6 +35,7 @@ from cwpo.types import (
     FINAL_STATES,
     AnnotateRequest,
     AnnotateResponse,
+    Certificate,
     JobRequest,
     RankItem,
     RankRequest,
@@ -64,6 +65,15 @@ def labels_of(triplets: Sequence[Triplet], annotator: Path | None = None) -> lis
     """What an annotator says of them without a service, by default the null one."""
     loaded = Annotator.null() if annotator is None else Annotator.load(str(annotator))
     return loaded.annotate(triplets)
+
+
+def certified_annotator() -> Annotator:
+    """The null annotator with a certificate of max_error 0.1 for confidences above 0.6."""
+    null = Annotator.null()
+    certificate = Certificate(
+        max_error=0.1, delta=0.05, threshold=0.6, coverage=0.4, pairs=400, errors=24
+    )
+    return Annotator(null.encoder, null.backend, null.model, certificates=[certificate])
 
 
 def url_in(line: str) -> str:

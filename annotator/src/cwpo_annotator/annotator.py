@@ -12,6 +12,7 @@ import numpy as np
 from cwpo.texts import prompt_order, responses_problem, text_problems
 from cwpo.types import (
     Annotation,
+    Certificate,
     FailedAnnotation,
     ItemError,
     ModelRef,
@@ -91,6 +92,7 @@ class Annotator:
         temperature: float | None = None,
         confidence_quantiles: Sequence[float] | None = None,
         former_revision: str | None = None,
+        certificates: Sequence[Certificate] = (),
     ) -> None:
         self.encoder = encoder
         self.backend = backend
@@ -98,6 +100,7 @@ class Annotator:
         self.former_revision = former_revision
         self.temperature = temperature
         self.confidence_quantiles = confidence_quantiles
+        self.certificates = certificates
 
     @classmethod
     def load(
@@ -359,8 +362,8 @@ def _placed(
 
 def _identity(
     path: str | Path, folder: Path
-) -> tuple[ModelRef, float | None, list[float] | None, str]:
-    """The checkpoint's name and revision, temperature, confidence quantiles, former revision."""
+) -> tuple[ModelRef, float | None, list[float] | None, str, list[Certificate]]:
+    """Name and revision, temperature, confidence quantiles, former revision, certificates."""
     from cwpo_annotator import checkpoint
 
     name = folder.resolve().name if Path(path).is_dir() else str(path)
@@ -368,8 +371,9 @@ def _identity(
     revision, former = checkpoint.revisions(folder)
     model = ModelRef(name=name, revision=revision)
     if card is None:
-        return model, None, None, former
-    return model, card.temperature, card.confidence_quantiles, former
+        return model, None, None, former, []
+    certificates = card.certificates or []
+    return model, card.temperature, card.confidence_quantiles, former, certificates
 
 
 # What a vLLM server scores first, to be compared with the scores of the torch backend.

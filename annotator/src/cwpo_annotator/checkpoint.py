@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cwpo.errors import CwpoError, first_line, mistake_in
+from cwpo.types import Certificate
 
 CARD_NAME = "annotator.json"
 REFERENCE_NAME = "reference"
@@ -117,6 +118,11 @@ class Card(BaseModel):
     confidence_quantiles: list[float] | None = Field(
         None, description="Quantiles of held-out confidence at 0, 0.1, ..., 1."
     )
+    certificates: list[Certificate] | None = Field(
+        None,
+        description="Which labels can be trusted, on data exchangeable with the pairs they were "
+        "found on; one for each max_error and delta.",
+    )
 
     @model_validator(mode="after")
     def _has_beta(self) -> Self:
@@ -141,7 +147,21 @@ def read_card(folder: Path) -> Card | None:
 
 def write_card(folder: Path, card: Card) -> None:
     """Write annotator.json into the folder."""
-    (folder / CARD_NAME).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
+    (folder / CARD_NAME).write_text(_written(card))
+
+
+def keep_certificate(folder: Path, card: Card, certificate: Certificate) -> None:
+    """Write annotator.json with the certificate, in place of one of its max_error and delta.
+
+    It changes no label, and so not the revision either.
+    """
+    asked = (certificate.max_error, certificate.delta)
+    others = [each for each in card.certificates or [] if (each.max_error, each.delta) != asked]
+    write_card(folder, card.model_copy(update={"certificates": [*others, certificate]}))
+
+
+def _written(card: Card) -> str:
+    return card.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
 def require_int8(folder: Path) -> None:
@@ -216,7 +236,8 @@ def base_folder(folder: Path, *, weights: bool = True) -> Path:
 class Revisions(NamedTuple):
     """What identifies a checkpoint by its content, wherever its folder is: 12 hex digits.
 
-    current: of its weights, its card and its tokenizer with the chat template.
+    current: of its weights, its card without certificates, and its tokenizer with the chat
+        template.
     former: of its weights and its card, as versions up to 0.2 wrote it into datasets and jobs.
     """
 
@@ -241,6 +262,9 @@ def _add_files(digest: hashlib._Hash, folder: Path, *patterns: str) -> None:
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         if path.is_file():
             digest.update(path.name.encode())
+            if path.name == CARD_NAME and (card := read_card(path.parent)) and card.certificates:
+                digest.update(_written(card.model_copy(update={"certificates": None})).encode())
+                continue
             with path.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     digest.update(chunk)

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from cwpo.certificates import certificate_of
 from cwpo.client import Client
 from cwpo.columns import Column
 from cwpo.datasets.ranked import RankedPairs
@@ -35,10 +36,12 @@ from cwpo.progress import Progress
 from cwpo.resources.jobs import succeeded
 from cwpo.types import (
     Annotation,
+    Certificate,
     FailedAnnotation,
     File,
     Job,
     Merge,
+    ModelRef,
     Pairs,
     Ranking,
     ResultFormat,
@@ -101,6 +104,7 @@ def annotate_file(
     *,
     truncation: Truncation = "error",
     pairs: Pairs | None = None,
+    max_error: float | None = None,
     job_above: int = JOB_ABOVE_ROWS,
 ) -> AnnotatedFile:
     """Annotate a file of triplets, with progress on stderr; outputs appear only when complete.
@@ -113,23 +117,34 @@ def annotate_file(
             row, "prompt_left" drops the oldest tokens of the prompt.
         pairs: pairs for each row that has a list of responses, as of `client.jobs.create`; without
             it, such rows are rejected.
+        max_error: as of `client.jobs.create`: adds the column certified.
         job_above: files with more rows than this become a batch job; smaller ones are sent in
             requests.
 
     Raises: DatasetError for a file that cannot be read, or an output of another format;
-        JobFailedError; APIError and ConnectionFailedError as the client does, and so
-        ModelRevisionError if the service changes its annotator meanwhile.
+        ConfigError if the annotator has no certificate of max_error; JobFailedError; APIError and
+        ConnectionFailedError as the client does, and so ModelRevisionError if the service changes
+        its annotator meanwhile.
     """
     format = result_format(output)
     with readable(source).open("rb") as stream:
         rows = count_rows(stream, file_format(source))
     if format is None or rows > job_above:
         merge: Merge = "never" if format is None else "auto"
+        if max_error is not None:
+            # Before the file is uploaded.
+            certificate_of(client.model().certificates, max_error)
         job = client.jobs.create(
-            upload(client, source).id, truncation=truncation, merge=merge, pairs=pairs
+            upload(client, source).id,
+            truncation=truncation,
+            merge=merge,
+            pairs=pairs,
+            max_error=max_error,
         )
         return download_job(client, succeeded(follow_job(client, job.id)), output)
-    asking = _Asking(client, truncation, pairs)
+    model = client.model()
+    certificate = None if max_error is None else certificate_of(model.certificates, max_error)
+    asking = _Asking(client, truncation, pairs, model.ref(), certificate)
     return _annotate_by_requests(asking, source, output, format, rows)
 
 
@@ -194,23 +209,25 @@ def errors_path(output: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Asking:
-    """How the rows of a file are read and annotated."""
+    """How the rows of a file are read and annotated, and by which annotator."""
 
     client: Client
     truncation: Truncation
     pairs: Pairs | None
+    model: ModelRef
+    certificate: Certificate | None
 
     def read(self, stream: BinaryIO, path: Path) -> Iterator[NumberedRow | RejectedRow]:
         """The rows of the file."""
         rows = read_rows(stream, file_format(path))
         return triplets_of(rows) if self.pairs is None else rows_of_responses(rows)
 
-    def labels(self, rows: Sequence[NumberedRow], revision: str) -> dict[int, _Label]:
+    def labels(self, rows: Sequence[NumberedRow]) -> dict[int, _Label]:
         """The label of each row, by its number."""
         triplets = [row for row in rows if isinstance(row, NumberedTriplet)]
         items = [row for row in rows if isinstance(row, NumberedItem)]
         labels: dict[int, _Label] = {}
-        how: dict[str, Any] = {"truncation": self.truncation, "revision": revision}
+        how: dict[str, Any] = {"truncation": self.truncation, "revision": self.model.revision}
         if triplets:
             annotated = self.client.annotate([row.triplet for row in triplets], **how)
             labels |= zip([row.row for row in triplets], annotated.annotations, strict=True)
@@ -230,10 +247,12 @@ class _Asking:
         """The rows of the dataset, with all columns: those that the row went without as null."""
         values = {column.name: row.extra.get(column.name) for column in extra}
         if isinstance(row, NumberedTriplet) and isinstance(label, Annotation):
-            yield weighted_row(row.triplet, label, values, None if self.pairs is None else 1)
+            prompt_pairs = None if self.pairs is None else 1
+            yield weighted_row(row.triplet, label, values, prompt_pairs, self.certificate)
         elif isinstance(row, NumberedItem) and isinstance(label, RankedPairs):
             for pair in label.pairs:
-                yield weighted_row(pair.triplet(row.item), pair.label, values, len(label.pairs))
+                triplet, prompt_pairs = pair.triplet(row.item), len(label.pairs)
+                yield weighted_row(triplet, pair.label, values, prompt_pairs, self.certificate)
 
 
 def _annotate_by_requests(
@@ -250,10 +269,10 @@ def _annotate_by_requests(
         Progress("annotate", unit="rows", total=rows) as progress,
     ):
         errors = JsonlWriter(errors_sink)
-        model = asking.client.model()
-        with weighted_writer(sink, format, model.ref(), extra) as writer:
+        about = (asking.model, extra, asking.certificate)
+        with weighted_writer(sink, format, *about) as writer:
             for window in _windows(asking.read(stream, source)):
-                kept, failed = _labelled(asking, window, model.revision, progress)
+                kept, failed = _labelled(asking, window, progress)
                 weighted = (made for each in kept for made in asking.weighted(*each, extra))
                 for some in _batches(weighted, _WRITTEN_ROWS):
                     writer.write(some)
@@ -267,7 +286,6 @@ def _annotate_by_requests(
 def _labelled(
     asking: _Asking,
     window: Sequence[NumberedRow | RejectedRow],
-    revision: str,
     progress: Progress,
 ) -> tuple[list[tuple[NumberedRow, _Label]], list[RejectedRow]]:
     """The rows with their labels, and those that the reader or the annotator rejected, in order."""
@@ -275,7 +293,7 @@ def _labelled(
     progress.advance(len(window) - len(good))
     labels: dict[int, _Label] = {}
     for rows in _batches((good[at] for at in asking_order(good)), _REQUEST_ROWS):
-        labels |= asking.labels(rows, revision)
+        labels |= asking.labels(rows)
         progress.advance(len(rows))
     kept: list[tuple[NumberedRow, _Label]] = []
     failed: list[RejectedRow] = []

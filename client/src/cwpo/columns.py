@@ -23,6 +23,7 @@ MAX_COLUMNS = 1000
 RESERVED = frozenset(
     {"response_a", "response_b", "chosen", "rejected"}
     | {"confidence", "calibrated_confidence", "score_chosen", "score_rejected", "prompt_pairs"}
+    | {"certified"}
 )
 # preferred is a labelled triplet's own: the annotator's label takes its place.
 _OURS = frozenset({"id", "prompt", "response_a", "response_b", "preferred"})

@@ -107,6 +107,23 @@ class ModelRef(_Answered):
     revision: str
 
 
+class Certificate(_Answered):
+    """Labels of an annotator that can be trusted, as `cwpo evaluate annotator --certify` found.
+
+    Of the labels with a confidence above the threshold, at most a share of max_error is wrong, with
+    probability 1 - delta. It holds for data exchangeable with the labelled pairs that it was found
+    on, and for no other.
+    """
+
+    max_error: float = Field(description="largest share of wrong labels")
+    delta: float = Field(description="largest probability that the certificate is wrong")
+    threshold: float = Field(description="the labels with a confidence above it are certified")
+    coverage: float = Field(description="share of the pairs that are above the threshold")
+    pairs: int = Field(description="labelled pairs above the threshold, one of each conversation")
+    errors: int = Field(description="how many of their labels are wrong")
+    data_fingerprint: str | None = Field(None, description="of the labelled pairs")
+
+
 class ModelInfo(ModelRef):
     """What the service has loaded, and its limits."""
 
@@ -125,6 +142,9 @@ class ModelInfo(ModelRef):
     temperature: float | None = Field(None, description="calibration temperature")
     confidence_quantiles: list[float] | None = Field(
         None, description="of confidence on its held-out pairs, at 0, 0.1, ..., 1"
+    )
+    certificates: list[Certificate] = Field(
+        [], description="which of its labels can be trusted, on data like that they were found on"
     )
 
     def ref(self) -> ModelRef:
@@ -328,6 +348,17 @@ PairsChoice = Annotated[
 ]
 
 
+MaxError = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        lt=0.5,
+        description="adds the column certified, true above the threshold of the annotator's "
+        "certificate of this max_error",
+    ),
+]
+
+
 class JobRequest(_Sent):
     """The body of POST /jobs: uploaded files, or an input that the service can read itself."""
 
@@ -349,6 +380,7 @@ class JobRequest(_Sent):
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
     pairs: PairsChoice = None
+    max_error: MaxError = None
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:
@@ -396,6 +428,10 @@ class Job(_Answered):
     priority: JobPriority = "batch"
     merge: MergeChoice = "auto"
     pairs: PairsChoice = None
+    max_error: MaxError = None
+    certificate: Certificate | None = Field(
+        None, description="of max_error, as its annotator had it when the job was submitted"
+    )
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None

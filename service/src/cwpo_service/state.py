@@ -165,6 +165,7 @@ class Service:
             max_merged_bytes=None if self.jobs is None else MERGED_BYTES,
             temperature=annotator.temperature,
             confidence_quantiles=annotator.confidence_quantiles,
+            certificates=[*annotator.certificates],
         )
 
     @property

@@ -2,12 +2,19 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cwpo import Annotation, Message, Triplet
-from cwpo.datasets.weighted import weighted_row, weighted_writer
-from cwpo.types import ModelRef
+from cwpo.columns import Column
+from cwpo.datasets.weighted import (
+    certificate_in,
+    columns_beside,
+    weighted_row,
+    weighted_writer,
+)
+from cwpo.types import Certificate, ModelRef
 
 GOOD = {"id": "x", "prompt": "p", "response_a": "a", "response_b": "b"}
 
@@ -53,3 +60,27 @@ def test_a_dataset_without_rows_is_still_a_dataset(tmp_path):
     with path.open("wb") as sink, weighted_writer(sink, "parquet"):
         pass
     assert pq.read_table(path).num_rows == 0
+
+
+CERTIFICATE = Certificate(
+    max_error=0.1, delta=0.05, threshold=0.5, coverage=0.3, pairs=300, errors=12
+)
+
+
+def test_a_certificate_adds_a_column_and_is_in_the_metadata(tmp_path):
+    triplet = Triplet(**GOOD)
+    labels = [annotation("a", confidence=0.625), annotation("b"), annotation("tie", confidence=0.0)]
+    rows = [weighted_row(triplet, label, {"note": 1}, 2, CERTIFICATE) for label in labels]
+    assert [row["certified"] for row in rows] == [True, False, False]
+    path, note = tmp_path / "weighted.parquet", Column(name="note", type="integer")
+    with (
+        path.open("wb") as sink,
+        weighted_writer(sink, "parquet", None, [note], CERTIFICATE) as writer,
+    ):
+        writer.write(rows)
+    table = pq.read_table(path)
+    assert table.to_pylist() == rows
+    assert table.schema.field("certified").type == pa.bool_()
+    assert certificate_in(table.schema) == CERTIFICATE
+    assert columns_beside(table.schema) == [note]
+    assert "certified" not in weighted_row(triplet, labels[0])

@@ -14,7 +14,7 @@ import pytest
 
 from cwpo import Triplet
 from cwpo_annotator import Annotator
-from harness import TIMEOUT
+from harness import TIMEOUT, certified_annotator
 
 KEYS = {"alice": "wonderland", "bob": "builder", "admin": "root", "cwpo-worker": "ant"}
 
@@ -675,3 +675,33 @@ def test_events_end_when_the_service_stops(serve, valkey, rows, tmp_path):
         next(told)
         service.server.should_exit = True
         assert list(told) == []
+
+
+@pytest.mark.slow
+def test_a_job_certifies_labels_by_the_certificate_of_its_annotator(furnish, tmp_path, triplet):
+    rows = [triplet(n, id=f"r{n}") for n in range(30)]
+    with (
+        furnish(tmp_path, certified_annotator) as office,
+        httpx2.Client(base_url=office.url, timeout=TIMEOUT) as http,
+    ):
+        hosted = http.get("/model").json()
+        file = upload(http, rows).json()["id"]
+        refused = http.post("/jobs", json={"file_id": file, "max_error": 0.2})
+        assert refused.status_code == 422
+        detail = refused.json()["detail"]
+        assert "no certificate of max_error 0.2: it has 0.1 (delta 0.05, 40% of labels)" in detail
+        job = http.post("/jobs", json={"file_id": file, "max_error": 0.1}).json()
+        assert [job["certificate"]] == hosted["certificates"]
+        # The certificate is of this annotator alone.
+        assert job["model"]["revision"] == hosted["revision"]
+        office.work()
+        assert http.get(f"/jobs/{job['id']}").json()["state"] == "completed"
+        results = office.results(job["id"])
+        certified = [row["certified"] for row in results]
+        assert certified == [row["confidence"] > 0.6 for row in results]
+        assert {*certified} == {True, False}
+        other = http.post("/jobs", json={"file_id": file, "max_error": 0.1}).json()["id"]
+        http.post(f"/jobs/{other}/cancel")
+        anew = http.post(f"/jobs/{other}/resume", params={"repin": True})
+        assert anew.status_code == 409
+        assert "submit its input anew" in anew.json()["detail"]

@@ -20,7 +20,7 @@ from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
 from cwpo_trainer.commands import TrainAnnotator
 from cwpo_trainer.data.labelled import read_pairs
 from cwpo_trainer.data.splits import split, validation_split
-from cwpo_trainer.evaluation.agreement import margins_of, measure
+from cwpo_trainer.evaluation.agreement import judge_pairs, measure
 from cwpo_trainer.run.folder import read_lines, read_record
 
 from ..samples import pairs, write_lines
@@ -242,7 +242,7 @@ def test_training_stops_early_and_keeps_the_best_weights(tiny_causal, tmp_path, 
     ).labelled
     _, validation = validation_split(labelled, 0.3, seed=0)
     annotator = Annotator.load(tmp_path / "out", dtype="float32")
-    margins, _ = margins_of(annotator, validation)
+    margins = judge_pairs(annotator, validation).margins
     saved = likelihood_loss(margins)
     assert saved == pytest.approx(checks[best]["validation_loss"], rel=1e-4)
     assert saved != pytest.approx(checks[max(checks)]["validation_loss"], rel=1e-4)

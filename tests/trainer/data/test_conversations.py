@@ -8,7 +8,7 @@ import pytest
 
 from cwpo.errors import DatasetError
 from cwpo.types import Message
-from cwpo_trainer.data.conversations import beginnings
+from cwpo_trainer.data.conversations import beginnings, one_of_each
 from cwpo_trainer.data.labelled import LabelledPair, read_pairs
 from cwpo_trainer.data.splits import split, validation_split
 from cwpo_trainer.data.unused_rows import UnusedRows
@@ -115,3 +115,14 @@ def test_human_dialogues_do_not_leak(data_dir):
                     continued += 1
                     assert of_part[beginning] == number
     assert continued > 100
+
+
+@pytest.mark.parametrize("form", [transcript, messages])
+def test_one_prompt_of_each_conversation_is_drawn(form):
+    prompts = dialogues(form)
+    places = one_of_each(prompts, seed=0)
+    keys = beginnings(prompts)
+    assert sorted(keys[at] for at in places) == sorted(set(keys))
+    assert places == one_of_each(prompts, seed=0) != one_of_each(prompts, seed=1)
+    # Not always the shortest: each turn has its chance.
+    assert len({len(prompts[at]) for at in places}) > 1

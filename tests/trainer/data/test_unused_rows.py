@@ -162,7 +162,12 @@ def test_annotators_are_trained_and_measured_on_the_other_rows(
     flags = ("--model", tiny_causal, "--data", data, "--output", output, *SMALL)
     assert "row 59: response_b is empty" in failure(TrainAnnotator, *flags)
     command(TrainAnnotator, *flags, "--max-rejected-share", 0.02)
-    flags = ("--annotator", output, "--data", data, "--output", measured)
+    flags = (output, "--data", data, "--output", measured)
+    assert "pairs are of conversations that this annotator was trained" in failure(
+        EvaluateAnnotator, *flags, "--max-rejected-share", 0.02
+    )
+    others = [row | {"prompt": f"and {row['prompt']}"} for row in pairs(58)]
+    write_lines(data, [*others, EMPTY, TIES[0]])
     assert "--max-rejected-share" in failure(EvaluateAnnotator, *flags)
     command(EvaluateAnnotator, *flags, "--max-rejected-share", 0.02)
     for folder in (output, measured):

@@ -9,6 +9,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from cwpo.cli import Command, settings_in
 from cwpo.commands.service_command import ServiceCommand
+from cwpo.errors import CwpoError
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
 from cwpo_trainer.settings.online_rounds import OnlineRounds
@@ -102,17 +103,28 @@ class Online(OnlineRounds, ServiceCommand):
 
 
 class EvaluateAnnotator(AnnotatorEvaluation, Command):
-    """Measure an annotator's agreement with human labels, overall and by confidence.
+    """Measure an annotator's agreement with human labels, and which of its labels can be trusted.
+
+    DATA must be labels that the annotator has not seen: those of conversations that it was trained,
+    stopped or calibrated on are refused. The verdict says above which confidence at most a share of
+    --max-error of the labels is wrong, except with probability --delta, on data exchangeable with
+    DATA; --certify keeps that in annotator.json. OUTPUT has the figures in run.json, the surest
+    mistakes in mistakes.jsonl, and report.html.
 
     Example:
-        cwpo evaluate annotator --annotator runs/annotator --data held_out.jsonl -o runs/accuracy
+        cwpo evaluate annotator runs/annotator --data held_out.jsonl --max-error 0.1 --certify
     """
 
     def cli_cmd(self) -> None:
         """Measure."""
-        from cwpo_trainer.evaluation.agreement import evaluate_annotator
+        from cwpo_trainer.evaluation.assessment import evaluate_annotator
+        from cwpo_trainer.report.page import write_report
 
-        evaluate_annotator(self)
+        found = evaluate_annotator(self)
+        if self.output is not None:
+            print(write_report(self.output))
+        if self.certify and found.certificate is None:
+            raise CwpoError(f"{self.annotator}: no certificate, as said above")
 
 
 class EvaluatePolicy(PolicyEvaluation, Command):
@@ -138,7 +150,7 @@ class Evaluate(Command):
     """Measure annotators and aligned policies.
 
     Example:
-        cwpo evaluate annotator --annotator runs/annotator --data held_out.jsonl -o runs/accuracy
+        cwpo evaluate annotator runs/annotator --data held_out.jsonl -o runs/accuracy
     """
 
     annotator: CliSubCommand[EvaluateAnnotator]

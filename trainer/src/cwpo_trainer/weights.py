@@ -58,6 +58,15 @@ def top(confidences: ArrayLike, percent: float) -> NDArray[np.float32]:
     return weights
 
 
+def certified(labels: ArrayLike) -> NDArray[np.float32]:
+    """1 for each certified label, 0 for the rest.
+
+    Args:
+        labels: whether each is certified, bool, shape (n,).
+    """
+    return np.asarray(labels, dtype=np.float32)
+
+
 def margin(confidences: ArrayLike) -> NDArray[np.float32]:
     """The margin of the scores, 2 artanh(C), the inverse of eq. 8; at most 17.
 
@@ -108,6 +117,7 @@ class Weight:
         meaning: in words, for the help of the flag and the docs.
         is_the_papers: whether the paper defines it.
         reads_confidence: whether pairs of different confidence have different weights.
+        reads_certified: the function takes the column certified, rather than confidences.
         selects: whether a pair of weight 0 is left out; the others are not normalised then.
     """
 
@@ -117,6 +127,7 @@ class Weight:
     constants: tuple[Constant, ...] = ()
     is_the_papers: bool = False
     reads_confidence: bool = True
+    reads_certified: bool = False
     selects: bool = False
 
 
@@ -135,6 +146,14 @@ WEIGHTS = {
         "1 for the most confident pairs; the others are left out",
         (TOP_PERCENT,),
         is_the_papers=True,
+        selects=True,
+    ),
+    "certified": Weight(
+        certified,
+        r"1 \text{ or } 0",
+        "1 for the labels that a certificate of the annotator is of; the others are left out",
+        reads_confidence=False,
+        reads_certified=True,
         selects=True,
     ),
     "margin": Weight(margin, r"\Delta", "the margin of the scores, 2 artanh C"),

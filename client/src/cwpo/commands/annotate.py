@@ -9,7 +9,12 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from cwpo.annotated_file import JOB_ABOVE_ROWS, annotate_file
-from cwpo.commands.service_command import PairsFlag, ServiceCommand, TruncationFlag
+from cwpo.commands.service_command import (
+    MaxErrorFlag,
+    PairsFlag,
+    ServiceCommand,
+    TruncationFlag,
+)
 
 
 class Annotate(ServiceCommand):
@@ -31,6 +36,7 @@ class Annotate(ServiceCommand):
     )
     truncation: TruncationFlag = "error"
     pairs: PairsFlag = None
+    max_error: MaxErrorFlag = None
     job_above: int = Field(
         JOB_ABOVE_ROWS,
         ge=0,
@@ -47,6 +53,7 @@ class Annotate(ServiceCommand):
                 self.output,
                 truncation=self.truncation,
                 pairs=self.pairs,
+                max_error=self.max_error,
                 job_above=self.job_above,
             )
         print(annotated.summary(), file=sys.stderr)

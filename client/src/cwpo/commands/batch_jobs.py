@@ -15,7 +15,12 @@ from rich.table import Table
 from cwpo.annotated_file import download_job, follow_job, result_format, upload
 from cwpo.cli import Command
 from cwpo.client import Client
-from cwpo.commands.service_command import PairsFlag, ServiceCommand, TruncationFlag
+from cwpo.commands.service_command import (
+    MaxErrorFlag,
+    PairsFlag,
+    ServiceCommand,
+    TruncationFlag,
+)
 from cwpo.datasets.triplets import is_triplet_file, triplet_files
 from cwpo.errors import ConfigError
 from cwpo.resources.jobs import succeeded
@@ -66,6 +71,7 @@ class Submit(ServiceCommand):
     )
     truncation: TruncationFlag = "error"
     pairs: PairsFlag = None
+    max_error: MaxErrorFlag = None
     merge: Merge = Field(
         "auto",
         description="Form of the dataset: a folder of parts, and with `auto` also a single file "
@@ -85,6 +91,7 @@ class Submit(ServiceCommand):
                 priority=self.priority,
                 merge=self.merge,
                 pairs=self.pairs,
+                max_error=self.max_error,
             )
             if self.wait or self.output is not None:
                 job = succeeded(follow_job(client, job.id))

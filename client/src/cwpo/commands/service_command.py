@@ -29,6 +29,17 @@ PairsFlag = Annotated[
     ),
 ]
 
+MaxErrorFlag = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        lt=0.5,
+        description="Add the column `certified`: true for the labels of which, by a certificate of "
+        "the annotator (`cwpo evaluate annotator --certify`), at most this share is wrong. By "
+        "default there is no such column.",
+    ),
+]
+
 
 class ServiceCommand(Command):
     """Base of the commands that talk to a service."""

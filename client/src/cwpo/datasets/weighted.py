@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cwpo import columns
+from cwpo.certificates import is_certified
 from cwpo.columns import Column
 from cwpo.types import (
     Annotation,
+    Certificate,
     ModelRef,
     Prompt,
     ResultFormat,
@@ -22,6 +24,7 @@ from cwpo.types import (
 )
 
 _ANNOTATOR = b"cwpo.annotator"
+_CERTIFICATE = b"cwpo.certificate"
 
 
 class RowWriter(Protocol):
@@ -36,6 +39,7 @@ def weighted_row(
     annotation: Annotation,
     extra: Mapping[str, Any] | None = None,
     prompt_pairs: int | None = None,
+    certificate: Certificate | None = None,
 ) -> dict[str, Any]:
     """One row of the weighted dataset, with the extra columns last.
 
@@ -44,6 +48,7 @@ def weighted_row(
 
     Args:
         prompt_pairs: number of pairs of the same input row, as a column; None for no such column.
+        certificate: says which labels are certified, as a column; None for no such column.
     """
     prompt = plain_prompt(triplet.prompt)
     b_is_chosen = _b_is_chosen(annotation)
@@ -56,6 +61,8 @@ def weighted_row(
     )
     if prompt_pairs is not None:
         row["prompt_pairs"] = prompt_pairs
+    if certificate is not None:
+        row["certified"] = is_certified(annotation, certificate)
     return {**row, **extra} if extra else row
 
 
@@ -66,6 +73,7 @@ def weighted_table(
     model: ModelRef | None = None,
     extra: Mapping[Column, Sequence[Any]] | None = None,
     prompt_pairs: Sequence[int] | None = None,
+    certificate: Certificate | None = None,
 ) -> pa.Table:
     """The same rows as from `weighted_row`, computed by column, which is many times faster.
 
@@ -76,6 +84,7 @@ def weighted_table(
         model: the annotator, which the metadata of the schema names.
         extra: the columns beside the triplets, n values each.
         prompt_pairs: numbers of pairs of the same input row, n values; None for no such column.
+        certificate: says which labels are certified, as a column; None for no such column.
     """
     extra = extra or {}
     is_chat = prompts.type != pa.string()
@@ -85,6 +94,7 @@ def weighted_table(
         calibrated=is_calibrated,
         paired=prompt_pairs is not None,
         model=model,
+        certificate=certificate,
         extra=[*extra],
     )
     b_is_chosen = pa.array(map(_b_is_chosen, annotations), pa.bool_())
@@ -97,6 +107,8 @@ def weighted_table(
     )
     if prompt_pairs is not None:
         values["prompt_pairs"] = prompt_pairs
+    if certificate is not None:
+        values["certified"] = [is_certified(label, certificate) for label in annotations]
     for column, given in extra.items():
         values[column.name] = columns.stored(column.field(), given)
     return pa.Table.from_pydict(values, schema=schema)
@@ -121,12 +133,14 @@ def weighted_schema(
     calibrated: bool,
     paired: bool = False,
     model: ModelRef | None = None,
+    certificate: Certificate | None = None,
     extra: Sequence[Column] = (),
 ) -> pa.Schema:
-    """The Parquet schema of the weighted dataset; its metadata names the annotator.
+    """The Parquet schema of the weighted dataset; its metadata names annotator and certificate.
 
     Args:
         paired: whether there is the column prompt_pairs.
+        certificate: that of the column certified; None for no such column.
     """
     text = prompt_type(chat=chat)
     fields = [
@@ -142,9 +156,12 @@ def weighted_schema(
         fields.append(pa.field("calibrated_confidence", pa.float32(), nullable=False))
     if paired:
         fields.append(pa.field("prompt_pairs", pa.int32(), nullable=False))
+    if certificate is not None:
+        fields.append(pa.field("certified", pa.bool_(), nullable=False))
     fields += [column.field() for column in extra]
-    metadata = {_ANNOTATOR: model.model_dump_json()} if model else None
-    return pa.schema(fields, metadata=metadata)
+    metadata = {_ANNOTATOR: model, _CERTIFICATE: certificate}
+    noted = {name: value.model_dump_json() for name, value in metadata.items() if value is not None}
+    return pa.schema(fields, metadata=noted or None)
 
 
 def columns_beside(schema: pa.Schema) -> list[Column]:
@@ -153,6 +170,7 @@ def columns_beside(schema: pa.Schema) -> list[Column]:
         chat=False,
         calibrated="calibrated_confidence" in schema.names,
         paired="prompt_pairs" in schema.names,
+        certificate=certificate_in(schema),
     )
     return [Column.of(field) for field in list(schema)[len(own) :]]
 
@@ -161,6 +179,12 @@ def annotator_of(schema: pa.Schema) -> ModelRef | None:
     """The annotator that wrote a weighted dataset; None if its schema does not name one."""
     noted = (schema.metadata or {}).get(_ANNOTATOR)
     return None if noted is None else ModelRef.model_validate_json(noted)
+
+
+def certificate_in(schema: pa.Schema) -> Certificate | None:
+    """The certificate of a weighted dataset's column certified; None if it has no such column."""
+    noted = (schema.metadata or {}).get(_CERTIFICATE)
+    return None if noted is None else Certificate.model_validate_json(noted)
 
 
 def _b_is_chosen(annotation: Annotation) -> bool:
@@ -234,14 +258,22 @@ class ParquetWriter:
 
     The first rows decide whether prompts are chat messages, and whether there are the columns
     calibrated_confidence and prompt_pairs.
+
+    Args:
+        certificate: that of the column certified, which the rows have; None where they have none.
     """
 
     def __init__(
-        self, sink: BinaryIO, model: ModelRef | None = None, extra: Sequence[Column] = ()
+        self,
+        sink: BinaryIO,
+        model: ModelRef | None = None,
+        extra: Sequence[Column] = (),
+        certificate: Certificate | None = None,
     ) -> None:
         self._sink = sink
         self._model = model
         self._extra = extra
+        self._certificate = certificate
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -266,7 +298,11 @@ class ParquetWriter:
         """Write the footer; a file without rows is still a valid, empty dataset."""
         if self._writer is None:
             schema = weighted_schema(
-                chat=False, calibrated=False, model=self._model, extra=self._extra
+                chat=False,
+                calibrated=False,
+                model=self._model,
+                certificate=self._certificate,
+                extra=self._extra,
             )
             self._writer = pq.ParquetWriter(self._sink, schema)
         self._writer.close()
@@ -279,6 +315,7 @@ class ParquetWriter:
             calibrated="calibrated_confidence" in row,
             paired="prompt_pairs" in row,
             model=self._model,
+            certificate=self._certificate,
             extra=self._extra,
         )
 
@@ -305,8 +342,11 @@ def weighted_writer(
     format: ResultFormat,
     model: ModelRef | None = None,
     extra: Sequence[Column] = (),
+    certificate: Certificate | None = None,
 ) -> Iterator[RowWriter]:
     """A writer of the weighted dataset in `format`, closed when the block ends without an error."""
-    writer = ParquetWriter(sink, model, extra) if format == "parquet" else JsonlWriter(sink)
+    writer: ParquetWriter | JsonlWriter = JsonlWriter(sink)
+    if format == "parquet":
+        writer = ParquetWriter(sink, model, extra, certificate)
     yield writer
     writer.close()

@@ -55,6 +55,7 @@ class Jobs:
         priority: Priority = "batch",
         merge: Merge = "auto",
         pairs: Pairs | None = None,
+        max_error: float | None = None,
     ) -> Job:
         """Submit a job for an uploaded file, or for the path of an input below --input-prefix.
 
@@ -68,8 +69,10 @@ class Jobs:
             merge: "auto" makes the dataset one file too unless it is large, "never" does not.
             pairs: pairs for each row that has a list of responses: "best_worst" of them,
                 "adjacent" ones in the ranking, or "all"; without it, such rows are rejected.
+            max_error: adds the column certified, true above the threshold of the annotator's
+                certificate of this max_error, which it has to have.
         """
-        options = (truncation, max_rejected_share, priority, merge, pairs)
+        options = (truncation, max_rejected_share, priority, merge, pairs, max_error)
         return self._connection.send(_create(file_id, file_ids, input, prefix, *options))
 
     def list(
@@ -227,6 +230,7 @@ class AsyncJobs:
         priority: Priority = "batch",
         merge: Merge = "auto",
         pairs: Pairs | None = None,
+        max_error: float | None = None,
     ) -> Job:
         """Submit a job for an uploaded file, or for the path of an input below --input-prefix.
 
@@ -240,8 +244,10 @@ class AsyncJobs:
             merge: "auto" makes the dataset one file too unless it is large, "never" does not.
             pairs: pairs for each row that has a list of responses: "best_worst" of them,
                 "adjacent" ones in the ranking, or "all"; without it, such rows are rejected.
+            max_error: adds the column certified, true above the threshold of the annotator's
+                certificate of this max_error, which it has to have.
         """
-        options = (truncation, max_rejected_share, priority, merge, pairs)
+        options = (truncation, max_rejected_share, priority, merge, pairs, max_error)
         return await self._connection.send(_create(file_id, file_ids, input, prefix, *options))
 
     async def list(
@@ -405,6 +411,7 @@ def _create(
     priority: Priority,
     merge: Merge,
     pairs: Pairs | None,
+    max_error: float | None,
 ) -> Call[Job]:
     """Raises: CwpoError for inputs of more than one kind, or none."""
     try:
@@ -418,6 +425,7 @@ def _create(
             priority=priority,
             merge=merge,
             pairs=pairs,
+            max_error=max_error,
         )
     except ValidationError as error:
         raise CwpoError(f"the job cannot be submitted: {mistake_in(error)}") from error

@@ -35,6 +35,7 @@ from cwpo_trainer.annotators.train_loop import TrainLoop
 from cwpo_trainer.annotators.validation import Validation
 from cwpo_trainer.cards.annotator_card import write_annotator_card
 from cwpo_trainer.data.labelled import LabelledPair, fingerprint, prompt_key, read_pairs
+from cwpo_trainer.data.labelled_prompts import LabelledPrompts
 from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.data.splits import Split, sample, split, validation_split, write_splits
 from cwpo_trainer.data.unused_rows import UnusedRows
@@ -107,6 +108,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 beta=settings.beta,
             )
             write_card(output.path, card)
+            LabelledPrompts.of(parts.labelled).write(output.path)
             output.results |= {
                 "best_step": validation.best_step,
                 "temperature": validation.temperature,

@@ -20,6 +20,7 @@ from cwpo_trainer.cards.model_card import (
 )
 from cwpo_trainer.cards.origin import origin
 from cwpo_trainer.data.labelled import hub_dataset
+from cwpo_trainer.intervals import wilson
 from cwpo_trainer.run.folder import RunFolder
 
 _IMPLICIT = (
@@ -38,8 +39,6 @@ _CONSTANTS: dict[Objective, tuple[str, ...]] = {
     "dpo": ("beta", "label_smoothing"),
     "sft+dpo": ("beta", "sft_epochs", "label_smoothing"),
 }
-# Of a standard normal variable, 95 % lie within it.
-_Z = 1.959964
 
 
 def write_annotator_card(output: RunFolder, card: Card) -> None:
@@ -108,7 +107,7 @@ def _quality(card: Card) -> Facts:
     measured = card.held_out
     if measured is None:
         return {}
-    lowest, highest = _interval(measured.accuracy, measured.pairs)
+    lowest, highest = wilson(measured.accuracy, measured.pairs)
     return {
         "accuracy": f"{measured.accuracy:.1%} (95 % interval {lowest:.1%} to {highest:.1%})",
         "mean confidence": f"{measured.mean_confidence:.3f}",
@@ -125,11 +124,3 @@ def _bins(results: Mapping[str, Any]) -> Facts:
         f"{each['pairs']:,}"
         for each in reversed(bins)
     }
-
-
-def _interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` pairs (Wilson 1927)."""
-    z = _Z**2 / count
-    middle = share + z / 2
-    half = _Z * ((share * (1 - share) + z / 4) / count) ** 0.5
-    return (middle - half) / (1 + z), (middle + half) / (1 + z)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
@@ -10,6 +12,7 @@ from cwpo.types import Prompt
 from cwpo_annotator.encoding import transcript
 from cwpo_trainer.data.labelled import prompt_key
 
+_TURN_OF_ASSISTANT = re.compile(re.escape(transcript.ASSISTANT))
 # Role and content of each message.
 _Chat = tuple[tuple[str, str], ...]
 T = TypeVar("T", str, _Chat)
@@ -36,6 +39,39 @@ def beginnings(prompts: Sequence[Prompt]) -> list[str]:
     return [keys[first[one]] for one in turns]
 
 
+def one_of_each(prompts: Sequence[Prompt], *, seed: int) -> list[int]:
+    """The place of one prompt of each conversation, drawn at random, in order."""
+    groups: dict[str, list[int]] = {}
+    for place, beginning in enumerate(beginnings(prompts)):
+        groups.setdefault(beginning, []).append(place)
+    draw = random.Random(seed)  # noqa: S311
+    return sorted(draw.choice(places) for places in groups.values())
+
+
+def conversation_key(prompt: Prompt) -> str:
+    """The `prompt_key` of the prompt as conversations compare it: space after a transcript is none.
+
+    Two prompts are of one conversation if the key of one is among the `earlier_keys` of the other,
+    or the keys are the same.
+    """
+    if isinstance(prompt, str) and transcript.is_transcript(prompt):
+        return prompt.rstrip()
+    return prompt_key(prompt)
+
+
+def earlier_keys(prompt: Prompt) -> list[str]:
+    """The keys of all prompts that this one would continue, the shortest first."""
+    if isinstance(prompt, str):
+        ends = [found.end() for found in _TURN_OF_ASSISTANT.finditer(prompt.rstrip())]
+        return [prompt[:end] for end in ends if end < len(prompt.rstrip())]
+    shorter = (prompt[:length] for length in range(1, len(prompt)))
+    return [
+        prompt_key(messages)
+        for messages in shorter
+        if any(message.role == "user" for message in messages)
+    ]
+
+
 def _first_of_each(
     distinct: Iterable[T], starts_with: Callable[[T, T], bool], can_go_on: Callable[[T], bool]
 ) -> Iterator[tuple[T, T]]:
@@ -49,7 +85,7 @@ def _first_of_each(
 
 def _turns(prompt: Prompt) -> str | _Chat:
     if isinstance(prompt, str):
-        return prompt.rstrip() if transcript.is_transcript(prompt) else prompt
+        return conversation_key(prompt)
     return tuple((message.role, message.content) for message in prompt)
 
 

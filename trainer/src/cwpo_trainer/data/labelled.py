@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,12 +19,18 @@ from cwpo_trainer.run.chunks import counted
 
 @dataclass(frozen=True, slots=True)
 class LabelledPair:
-    """A prompt, the response that a person chose and the one that they rejected."""
+    """A prompt, the response that a person chose and the one that they rejected.
+
+    chosen_first: whether the chosen one stood first, as response_a; None where no order is known.
+    source: where the pair is from, if its row says so in the column `source`.
+    """
 
     id: str
     prompt: Prompt
     chosen: str
     rejected: str
+    chosen_first: bool | None = field(default=None, compare=False)
+    source: str | None = None
 
     @property
     def triplet(self) -> Triplet:
@@ -54,6 +60,23 @@ def labelled_pairs(source: str, unused: UnusedRows | None = None) -> Iterator[La
     if _looks_like_hub_id(source):
         return pairs_of(_hub_rows(source), source, unused)
     raise DatasetError(f"{source}: no such file (and a Hub id looks like owner/name)")
+
+
+def read_unlabelled(path: Path, unused: UnusedRows) -> list[Triplet]:
+    """The triplets of a file or a folder of parts, in order, whether or not they are labelled.
+
+    Args:
+        unused: takes the rows that are left out.
+    Raises: DatasetError for a file that cannot be read, or naming the first of too many bad rows.
+    """
+
+    def triplet(number: int, row: Row) -> Triplet:
+        return triplet_in(number, row if isinstance(row, str) else _with_prompt(row))
+
+    triplets = [*unused.used(file_rows(path), path, triplet)]
+    if not triplets:
+        raise DatasetError(f"{path}: holds no triplets")
+    return triplets
 
 
 def pairs_of(
@@ -94,13 +117,23 @@ def _pair(number: int, row: Row) -> LabelledPair | None:
     if is_tie(triplet, row):
         return None
     chosen, rejected = triplet.response_a, triplet.response_b
+    chosen_first = None
     if isinstance(row, dict) and "response_a" in row:
         preferred = row.get("preferred")
         if preferred not in ("a", "b"):
             raise BadRowError.invalid(f'preferred is "a", "b" or "tie", not {preferred!r}')
-        if preferred == "b":
+        chosen_first = preferred == "a"
+        if not chosen_first:
             chosen, rejected = rejected, chosen
-    return LabelledPair(str(triplet.id), triplet.prompt, chosen, rejected)
+    source = row.get("source") if isinstance(row, dict) else None
+    return LabelledPair(
+        str(triplet.id),
+        triplet.prompt,
+        chosen,
+        rejected,
+        chosen_first,
+        source if isinstance(source, str) else None,
+    )
 
 
 def _with_prompt(row: dict[str, Any]) -> dict[str, Any]:

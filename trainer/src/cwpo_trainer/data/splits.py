@@ -88,7 +88,8 @@ def write_splits(parts: Split, folder: Path, *, seed: int) -> None:
     """Write labelled.jsonl, unlabelled.jsonl and held_out.jsonl into the folder.
 
     All have the columns id, prompt, response_a, response_b, preferred, with a and b in random
-    order. `preferred` is the person's label; `cwpo annotate` does not read it.
+    order, and source where it is known. `preferred` is the person's label; `cwpo annotate` does not
+    read it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     order = random.Random(seed)  # noqa: S311
@@ -131,4 +132,5 @@ def _row(pair: LabelledPair, *, swapped: bool) -> dict[str, Any]:
         response_a=pair.rejected if swapped else pair.chosen,
         response_b=pair.chosen if swapped else pair.rejected,
     )
-    return {**triplet.model_dump(), "preferred": "b" if swapped else "a"}
+    source = {} if pair.source is None else {"source": pair.source}
+    return {**triplet.model_dump(), "preferred": "b" if swapped else "a", **source}

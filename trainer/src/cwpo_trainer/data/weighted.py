@@ -18,9 +18,9 @@ from pydantic import JsonValue
 
 from cwpo.datasets.folder import dataset_files
 from cwpo.datasets.triplets import file_format
-from cwpo.datasets.weighted import annotator_of
+from cwpo.datasets.weighted import annotator_of, certificate_in
 from cwpo.errors import DatasetError
-from cwpo.types import ModelRef, Prompt
+from cwpo.types import Certificate, ModelRef, Prompt
 from cwpo_trainer import weights
 from cwpo_trainer.data.conversations import beginnings
 from cwpo_trainer.data.labelled import fingerprint, labelled_pairs
@@ -36,6 +36,7 @@ class WeightedPair:
     """A row of the weighted dataset; chosen is what the annotator prefers.
 
     prompt_pairs: number of pairs of the same prompt; None in a dataset of triplets.
+    certified: whether a certificate of the annotator is of the label; None in a dataset without.
     """
 
     id: str
@@ -44,6 +45,7 @@ class WeightedPair:
     rejected: str
     confidence: float
     prompt_pairs: int | None = None
+    certified: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +91,15 @@ def read_weighted(
         unused: takes the rows that are left out; without it, a bad row is an error.
         calibrated: take `calibrated_confidence` rather than `confidence`.
     Raises: DatasetError for a file that cannot be read; at its end naming the first of too many bad
-        rows, or where only some of its pairs have `prompt_pairs`.
+        rows, or where only some of its pairs have `prompt_pairs` or `certified`.
     """
     column = "calibrated_confidence" if calibrated else "confidence"
-    count = with_counts = 0
+    count = with_counts = with_certified = 0
     parse = partial(_pair, column=column)
     for pair in (unused or UnusedRows()).used(file_rows(path), path, parse):
         count += 1
         with_counts += pair.prompt_pairs is not None
+        with_certified += pair.certified is not None
         yield pair
     if not count:
         raise DatasetError(f"{path}: holds no pairs")
@@ -104,6 +107,11 @@ def read_weighted(
         raise DatasetError(
             f"{path}: {with_counts:,} of {count:,} rows have prompt_pairs: give the others "
             "the column too, 1 for a triplet"
+        )
+    if with_certified not in (0, count):
+        raise DatasetError(
+            f"{path}: {with_certified:,} of {count:,} rows have certified: annotate all of them "
+            "with --max-error"
         )
 
 
@@ -135,12 +143,30 @@ def read_annotator(path: Path) -> ModelRef | None:
 
 
 def _annotator_of(file: Path) -> ModelRef | None:
+    schema = _schema(file)
+    return None if schema is None else annotator_of(schema)
+
+
+def _schema(file: Path) -> pa.Schema | None:
+    """The schema of a Parquet file; None of JSONL. Raises: DatasetError."""
     if file_format(file) != "parquet":
         return None
     try:
-        return annotator_of(pq.read_schema(file))
+        return pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"{file}: not a readable Parquet file: {error}") from error
+
+
+def read_certificate(path: Path) -> Certificate | None:
+    """The certificate of a weighted dataset; None where it has none, or does not say so (JSONL).
+
+    Raises: DatasetError for a folder whose files are not all of one certificate.
+    """
+    schemas = [_schema(file) for file in dataset_files(path)]
+    certificate, *others = [None if each is None else certificate_in(each) for each in schemas]
+    if any(other != certificate for other in others):
+        raise DatasetError(f"{path}: its files are not of one certificate: name --epsilon")
+    return certificate
 
 
 def annotator_results(path: Path, labels: str) -> dict[str, JsonValue]:
@@ -185,6 +211,7 @@ def weights_of(
     *,
     normalise: bool,
     prompt_pairs: NDArray[np.integer[Any]] | None = None,
+    certified: NDArray[np.bool_] | None = None,
     **constants: float,
 ) -> NDArray[np.float32]:
     """The weight of each pair in the loss, shape (pairs,).
@@ -193,8 +220,10 @@ def weights_of(
         name: of WEIGHTS.
         normalise: divide by the mean, unless the weight only selects pairs.
         prompt_pairs: numbers of pairs of the same prompt to divide by, shape (pairs,).
+        certified: which labels are certified, shape (pairs,); None in a dataset that does not tell.
         constants: arguments of the weight's function.
-    Raises: DatasetError if all are 0, or all pairs have the same confidence to weight them by.
+    Raises: DatasetError if all are 0, all pairs have the same confidence to weight them by, or the
+        weight asks which are certified and the dataset does not tell.
     """
     weight = WEIGHTS[name]
     count = len(confidences)
@@ -204,7 +233,17 @@ def weights_of(
             f"all {count:,} pairs have the same confidence, {confidences[0]:g}, which gives "
             "them the same weight: check the annotator, or use --weight none"
         )
-    values = weights.checked(weight.function(confidences, **constants))
+    if weight.reads_certified:
+        if certified is None:
+            raise DatasetError(
+                f"--weight {name}: the dataset has no column certified; `cwpo annotate "
+                "--max-error` writes it"
+            )
+        if not certified.any():
+            raise DatasetError(f"--weight {name}: none of {count:,} labels is certified")
+        values = weight.function(certified)
+    else:
+        values = weights.checked(weight.function(confidences, **constants))
     if prompt_pairs is not None:
         values = weights.per_prompt(values, prompt_pairs)
     return weights.normalise(values) if normalise and not weight.selects else values
@@ -225,6 +264,7 @@ def _pair(number: int, row: Row, *, column: str) -> WeightedPair | None:
         triplet.response_b,
         value,
         _prompt_pairs(row),
+        _certified(row),
     )
 
 
@@ -239,6 +279,14 @@ def _prompt_pairs(row: Row) -> int | None:
     value = row["prompt_pairs"]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise BadRowError.invalid(f"prompt_pairs is not a number from 1: {value!r}")
+    return value
+
+
+def _certified(row: Row) -> bool | None:
+    """Whether the row's label is certified. Raises: BadRowError where that is no boolean."""
+    value = row.get("certified") if isinstance(row, dict) else None
+    if value is not None and not isinstance(value, bool):
+        raise BadRowError.invalid(f"certified is true or false, not {value!r}")
     return value
 
 

@@ -2,37 +2,98 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import BaseModel
+
+from cwpo.types import Certificate
+from cwpo_trainer.intervals import effective_count, wilson
+
+
+class Share(BaseModel):
+    """A share of some pairs with its 95 % interval, which allows for pairs of one conversation."""
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+    @classmethod
+    def of(cls, values: ArrayLike, conversations: ArrayLike) -> Self:
+        """The mean of values from 0 to 1.
+
+        Args:
+            values: shape (n,), n > 0.
+            conversations: that of the pair of each value, as a number, shape (n,).
+        """
+        numbers, groups = np.asarray(values, np.float64), np.asarray(conversations)
+        mean = float(numbers.mean())
+        low, high = wilson(mean, effective_count(numbers, groups))
+        return cls(value=mean, low=low, high=high, pairs=len(numbers))
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} (95 % interval {self.low:.1%} to {self.high:.1%})"
 
 
 class ConfidenceBin(BaseModel):
-    """A tenth of the pairs, sorted by confidence, and how often their labels are right."""
+    """A tenth of the pairs, sorted by confidence, and how often their labels are right.
+
+    low, high: 95 % interval of the accuracy. These and the calibrated confidence are None where an
+    earlier version measured them, and the latter for an annotator without a temperature.
+    """
 
     pairs: int
     lowest: float
     highest: float
     mean_confidence: float
     accuracy: float
+    low: float | None = None
+    high: float | None = None
+    mean_calibrated_confidence: float | None = None
+
+
+class CoveragePoint(BaseModel):
+    """How often the labels of the most confident pairs are right.
+
+    coverage: their number, as a share of all pairs; threshold: the lowest of their confidences.
+    """
+
+    coverage: float
+    threshold: float
+    accuracy: Share
 
 
 class AnnotatorMetrics(BaseModel):
     """Agreement with human labels.
 
     accuracy: share of pairs on which the annotator prefers the chosen response; a tie is half.
+    low, high: its 95 % interval.
+    conversations: number of conversations that the pairs are of.
     ece: expected calibration error of P(chosen is better) = (1 + confidence) / 2 over the bins.
-    calibrated_ece: the same with the calibrated confidence, if the annotator has a temperature.
+    brier: mean square of the difference of P(label is right) to 1 for a right label, else to 0.
+    calibrated_ece, calibrated_brier: the same with the calibrated confidence, if the annotator has
+        a temperature.
     confidence_quantiles: at 0, 0.1, ..., 1.
+    coverage: accuracy of the most confident pairs, the fewest first.
     failed: number of pairs that could not be scored; they are in none of the other figures.
     """
 
     pairs: int
     failed: int
     accuracy: float
+    low: float | None = None
+    high: float | None = None
+    conversations: int | None = None
     mean_confidence: float
     ece: float
     calibrated_ece: float | None = None
+    brier: float | None = None
+    calibrated_brier: float | None = None
     confidence_quantiles: list[float]
     bins: list[ConfidenceBin]
+    coverage: list[CoveragePoint] = []
 
     @property
     def summary(self) -> str:
@@ -45,6 +106,65 @@ class AnnotatorMetrics(BaseModel):
             f"{self.mean_confidence:.3f}, {self.bins[-1].accuracy:.1%} on the most confident "
             f"tenth, calibration error {self.ece:.3f}{calibrated}"
         )
+
+
+class Bias(BaseModel):
+    """How labels go with something that is true of one response and tells nothing of quality.
+
+    All shares are of the pairs in which it is true of exactly one response.
+
+    annotator: how often the annotator prefers that response; people: how often people do.
+    accuracy_for, accuracy_against: how often the annotator agrees with people where they prefer it,
+        and where they do not; None where they never or always do.
+    """
+
+    annotator: Share
+    people: Share
+    accuracy_for: Share | None
+    accuracy_against: Share | None
+
+
+class Shift(BaseModel):
+    """How the confidences on other data differ from those on the labelled pairs.
+
+    Compared are one pair of each conversation here, and one of each there.
+
+    data: file of the other triplets; triplets: how many are compared.
+    ks: Kolmogorov-Smirnov statistic, the largest difference of the two distribution functions.
+    chance: what it stays below with probability 95 % if the distributions are the same.
+    distance: first Wasserstein distance by deciles, `cwpo_annotator.confidence.drift`.
+    certified: share of the other triplets with a confidence above the certificate's threshold.
+    """
+
+    data: str
+    triplets: int
+    mean_confidence: float
+    ks: float
+    chance: float
+    distance: float
+    certified: float | None
+
+
+class Assessment(BaseModel):
+    """Which of an annotator's labels can be trusted.
+
+    unseen: whether it is known that the annotator was not trained or calibrated on the pairs.
+    certificate: of max_error and delta; None if the labels allow none.
+    labels_needed: about how many would allow one, of as many conversations; None if none would.
+    sources: accuracy by the column `source`.
+    verdict: what follows, in sentences.
+    """
+
+    max_error: float
+    delta: float
+    unseen: bool
+    certificate: Certificate | None
+    labels_needed: int | None
+    length_bias: Bias | None
+    position_bias: Bias | None
+    sources: dict[str, Share]
+    shift: Shift | None
+    verdict: list[str]
 
 
 class PolicyMetrics(BaseModel):

@@ -20,7 +20,13 @@ from cwpo_annotator.checkpoint import base_folder, resolve
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import weights
 from cwpo_trainer.cards.policy_card import write_policy_cards
-from cwpo_trainer.data.weighted import PairFile, WeightedPair, annotator_results, weights_of
+from cwpo_trainer.data.weighted import (
+    PairFile,
+    WeightedPair,
+    annotator_results,
+    read_certificate,
+    weights_of,
+)
 from cwpo_trainer.hub import push
 from cwpo_trainer.losses import EPSILON, LOSSES
 from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
@@ -57,6 +63,7 @@ from cwpo_trainer.settings.policy_training import (
     PairLoss,
     PolicyTraining,
 )
+from cwpo_trainer.settings.unused_flags import flag
 from cwpo_trainer.soft_labels import SOFT_LABELS, epsilons
 from cwpo_trainer.weights import WEIGHTS
 
@@ -75,7 +82,7 @@ def align(settings: Alignment) -> None:
         check_output(settings.output, resume=settings.resume)
     process.prepare(seed=settings.seed, threads=settings.threads)
     start = resolve(settings.model, weights=False)
-    settings = going_on(settings, start)
+    settings = with_measured_epsilon(going_on(settings, start))
     tokenizer = load_tokenizer(start)
     training, evaluation = weighted_parts(settings, tokenizer)
     pairs = weighted_fitting(training, settings.max_length)
@@ -145,6 +152,22 @@ def check(settings: Alignment) -> dict[str, JsonValue]:
     preflight.check_weighting(settings, settings.labels)
     preflight.check(settings)
     return set_arguments(settings, ConfidenceDPOConfig)
+
+
+def with_measured_epsilon(settings: Alignment) -> Alignment:
+    """The settings, in which --epsilon auto is the share of errors that the certificate measured.
+
+    Raises: DatasetError for data without a certificate.
+    """
+    if not settings.measures_epsilon:
+        return settings
+    certificate = read_certificate(settings.data)
+    if certificate is None:
+        raise DatasetError(
+            f"--epsilon auto: {settings.data} does not say how many certified labels are wrong; "
+            "Parquet from `cwpo annotate --max-error` does"
+        )
+    return settings.model_copy(update={EPSILON.flag: certificate.errors / certificate.pairs})
 
 
 def plan(
@@ -253,8 +276,8 @@ def weighted_parts(
     training, evaluation = parts(read, settings.data, settings, seed=settings.seed)
     # Only now, so that the pairs held out are those that SFT holds out.
     if WEIGHTS[settings.weight].selects:
-        training = _selected(training)
-        evaluation = evaluation and _selected(evaluation)
+        training = _selected(training, settings.weight)
+        evaluation = evaluation and _selected(evaluation, settings.weight)
     return training, evaluation
 
 
@@ -271,6 +294,7 @@ def _weighted_file(
         settings.weight,
         normalise=settings.normalise,
         prompt_pairs=file.prompt_pairs if settings.weight_by == "prompt" else None,
+        certified=file.certified,
         **{each.argument: getattr(settings, each.flag) for each in weight.constants},
     )
     weighted = file.with_numbers(**{_WEIGHT_COLUMN: of_pairs})
@@ -281,14 +305,13 @@ def _weighted_file(
     return weighted.with_numbers(**{_EPSILON_COLUMN: of_pairs})
 
 
-def _selected(part: Part) -> Part:
+def _selected(part: Part, weight: str) -> Part:
     """The pairs of a weight above 0. Raises: DatasetError for none."""
     total = int(part.rows.sum())
     part = part.only(part.file.numbers(_WEIGHT_COLUMN) > 0)
     if not part.rows.any():
-        raise DatasetError(
-            f"none of {total:,} pairs is selected: raise --top-percent, or give more to --eval-data"
-        )
+        larger = "".join(f"raise {flag(each.flag)}, or " for each in WEIGHTS[weight].constants)
+        raise DatasetError(f"none of {total:,} pairs is selected: {larger}give more to --eval-data")
     return part
 
 

@@ -62,7 +62,7 @@ class Form:
         """Of the Arrow file."""
         ids = [(name, pa.list_(pa.int32())) for name in self.columns]
         numbers = [("tokens", pa.int32()), ("confidence", pa.float32())]
-        return pa.schema([*ids, *numbers, ("prompt_pairs", pa.int32())])
+        return pa.schema([*ids, *numbers, ("prompt_pairs", pa.int32()), ("certified", pa.bool_())])
 
 
 class Fitting(NamedTuple):
@@ -102,8 +102,14 @@ class TokenFile:
         column = self.dataset.data.column("prompt_pairs")
         return None if column.null_count else self.numbers("prompt_pairs")
 
+    @property
+    def certified(self) -> NDArray[np.bool_] | None:
+        """Whether each label is certified, shape (pairs,); None where the file does not tell."""
+        column = self.dataset.data.column("certified")
+        return None if column.null_count else self.numbers("certified")
+
     def numbers(self, column: str) -> NDArray[Any]:
-        """A column of numbers, shape (pairs,)."""
+        """A column of numbers or booleans, shape (pairs,)."""
         return np.asarray(self.dataset.data.column(column))
 
     def with_numbers(self, **columns: NDArray[Any]) -> TokenFile:
@@ -173,7 +179,8 @@ def token_file(
 
     Raises: DatasetError; ConfigError where the cache cannot be written.
     """
-    parts = [version("cwpo-trainer"), form.name, source.fingerprint, _fingerprint(tokenizer)]
+    made_by = [version("cwpo-trainer"), form.name, *form.schema.names]
+    parts = [*made_by, source.fingerprint, _fingerprint(tokenizer)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "cwpo" / key
 
@@ -212,7 +219,11 @@ def _write(path: Path, form: Form, formatter: Formatter, pairs: Iterable[Weighte
         for some in _batches(pairs):
             rows = form.rows(formatter, some)
             for row, pair in zip(rows, some, strict=True):
-                row |= {"confidence": pair.confidence, "prompt_pairs": pair.prompt_pairs}
+                row |= {
+                    "confidence": pair.confidence,
+                    "prompt_pairs": pair.prompt_pairs,
+                    "certified": pair.certified,
+                }
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
 
 

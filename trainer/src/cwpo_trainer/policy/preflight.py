@@ -88,7 +88,8 @@ def check_weighting(weighting: Weighting, labels: Labels) -> None:
     if labels != "human":
         return
     is_default = weighting.weight == Weighting.model_fields["weight"].default
-    from_confidence = WEIGHTS[weighting.weight].reads_confidence and not is_default
+    weight = WEIGHTS[weighting.weight]
+    from_confidence = (weight.reads_confidence or weight.reads_certified) and not is_default
     for flag, is_set in (
         ("--weight", from_confidence),
         ("--weight-by", "weight_by" in weighting.model_fields_set),

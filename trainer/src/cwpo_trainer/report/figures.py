@@ -12,10 +12,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from cwpo_trainer.evaluation.metrics import ConfidenceBin
+from cwpo_trainer.evaluation.metrics import ConfidenceBin, CoveragePoint
 
 COLOURS = ("#4f6df5", "#e8833a", "#2a9d6f", "#c0488b", "#8a6bd1")
 # Replaced by the colour of the page's text, which may be light or dark.
@@ -62,10 +62,11 @@ def confidence_histogram(confidences: NDArray[np.float32]) -> str:
 
 
 def accuracy_by_confidence(bins: Sequence[ConfidenceBin]) -> str:
-    """Accuracy in each bin, and the accuracy expected from its confidence."""
+    """Accuracy in each bin with its interval, and the accuracy expected from its confidence."""
     with _figure("accuracy") as (axes, svg):
         places = np.arange(len(bins))
         axes.bar(places, [item.accuracy for item in bins], color=COLOURS[0], alpha=0.85)
+        _intervals(axes, places, bins)
         promised = [(1 + item.mean_confidence) / 2 for item in bins]
         axes.plot(places, promised, "o-", color=COLOURS[1], label="expected: (1 + confidence) / 2")
         axes.axhline(0.5, color=_TEXT, linewidth=0.8, linestyle=":")
@@ -77,6 +78,71 @@ def accuracy_by_confidence(bins: Sequence[ConfidenceBin]) -> str:
         axes.set_ylabel("agrees with the human label")
         axes.legend(loc="upper left")
     return svg()
+
+
+def accuracy_by_coverage(
+    points: Sequence[CoveragePoint], *, max_error: float, certified: float | None
+) -> str:
+    """Accuracy of the most confident pairs with its interval, by their share of all pairs.
+
+    Args:
+        max_error: largest share of wrong labels that was asked for.
+        certified: share of the pairs that are certified, if there is a certificate.
+    """
+    with _figure("coverage") as (axes, svg):
+        coverage = [point.coverage for point in points]
+        lows = [point.accuracy.low for point in points]
+        highs = [point.accuracy.high for point in points]
+        axes.fill_between(coverage, lows, highs, color=COLOURS[0], alpha=0.2, linewidth=0)
+        values = [point.accuracy.value for point in points]
+        axes.plot(coverage, values, "o-", color=COLOURS[0], markersize=4)
+        asked = f"{100 * (1 - max_error):.3g} % asked for"
+        axes.axhline(1 - max_error, color=COLOURS[1], linewidth=1.2, label=asked)
+        if certified is not None:
+            axes.axvline(certified, color=COLOURS[2], linewidth=1.5, label="certified, left of it")
+        axes.axhline(0.5, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(min(0.45, *lows), 1.02)
+        axes.set_xlabel("share of the pairs, the most confident first")
+        axes.set_ylabel("agrees with the human label")
+        axes.legend(loc="lower left")
+    return svg()
+
+
+def reliability(bins: Sequence[ConfidenceBin]) -> str:
+    """How often labels are right, against how often their confidence says they are.
+
+    Also by calibrated confidence, where there is one.
+    """
+    with _figure("reliability") as (axes, svg):
+        accuracy = [item.accuracy for item in bins]
+        axes.plot([0.5, 1], [0.5, 1], color=_TEXT, linewidth=0.8, linestyle=":")
+        raw = [(1 + item.mean_confidence) / 2 for item in bins]
+        axes.plot(raw, accuracy, "o-", color=COLOURS[0], label="confidence")
+        calibrated = [item.mean_calibrated_confidence for item in bins]
+        means = [(1 + mean) / 2 for mean in calibrated if mean is not None]
+        if len(means) == len(bins):
+            axes.plot(means, accuracy, "s-", color=COLOURS[1], label="calibrated confidence")
+            _intervals(axes, means, bins)
+        else:
+            _intervals(axes, raw, bins)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xlabel("probability that the label is right, says the annotator")
+        axes.set_ylabel("agrees with the human label")
+        axes.legend(loc="lower right")
+    return svg()
+
+
+def _intervals(
+    axes: Axes, places: Sequence[float] | NDArray[np.integer[Any]], bins: Sequence[ConfidenceBin]
+) -> None:
+    """The intervals of the bins' accuracies, which bins of an earlier version lack."""
+    for place, item in zip(places, bins, strict=True):
+        if item.low is not None and item.high is not None:
+            axes.plot([place, place], [item.low, item.high], color=_TEXT, linewidth=1, alpha=0.7)
 
 
 def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], value: str, label: str) -> str:

@@ -17,10 +17,11 @@ from cwpo.errors import DatasetError
 from cwpo_trainer.data.rows import file_rows
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import confidence_in
-from cwpo_trainer.evaluation.metrics import AnnotatorMetrics
+from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, Assessment
 from cwpo_trainer.report import figures
 from cwpo_trainer.run.folder import (
     LOG_NAME,
+    MISTAKES_NAME,
     RECORD_NAME,
     REPORT_NAME,
     SAMPLES_NAME,
@@ -119,15 +120,18 @@ def write_report(folder: Path, weighted: Path | None = None) -> Path:
             "--output in this folder first"
         )
     measured = _annotator_metrics(runs)
+    assessed = _latest_assessment(runs)
     confidences = None if weighted is None else read_confidences(weighted)
     policies = [run for run in runs if run.record.kind == "evaluate-policy"]
     page = _template().render(
         title=folder.resolve().name,
         written=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         measured=measured,
+        assessed=None if assessed is None else _assessment(assessed),
+        mistakes=[] if assessed is None else read_lines(assessed.folder / MISTAKES_NAME),
         temperature=_temperature(runs),
         confidences=None if confidences is None else _facts(confidences),
-        figures=_figures(runs, measured, confidences),
+        figures=_figures(runs, measured, assessed, confidences),
         evaluations=[(run, read_lines(run.folder / SAMPLES_NAME)[:SAMPLES]) for run in policies],
         runs=runs,
     )
@@ -147,11 +151,15 @@ def read_confidences(path: Path) -> NDArray[np.float32]:
 def _finished_runs(folder: Path) -> list[FinishedRun]:
     """The runs below the folder, in the order in which they were started."""
     found = [
-        FinishedRun(str(path.parent.relative_to(folder)), path.parent, read_record(path.parent))
+        FinishedRun(_name(path.parent, folder), path.parent, read_record(path.parent))
         for path in folder.rglob(RECORD_NAME)
         if not any(name.startswith(".") for name in path.relative_to(folder).parts)
     ]
     return sorted(found, key=lambda run: run.record.started_at)
+
+
+def _name(output: Path, folder: Path) -> str:
+    return folder.resolve().name if output == folder else str(output.relative_to(folder))
 
 
 def _annotator_metrics(runs: list[FinishedRun]) -> AnnotatorMetrics | None:
@@ -163,6 +171,18 @@ def _annotator_metrics(runs: list[FinishedRun]) -> AnnotatorMetrics | None:
         if run.record.kind == "train-annotator" and "held_out" in results:
             return AnnotatorMetrics.model_validate(results["held_out"])
     return None
+
+
+def _latest_assessment(runs: list[FinishedRun]) -> FinishedRun | None:
+    """The latest run that tells which labels can be trusted; those of earlier versions do not."""
+    for run in reversed(runs):
+        if run.record.kind == "evaluate-annotator" and "verdict" in run.record.results:
+            return run
+    return None
+
+
+def _assessment(run: FinishedRun) -> Assessment:
+    return Assessment.model_validate(run.record.results)
 
 
 def _temperature(runs: list[FinishedRun]) -> JsonValue:
@@ -186,6 +206,7 @@ def _facts(confidences: NDArray[np.float32]) -> dict[str, float]:
 def _figures(
     runs: list[FinishedRun],
     measured: AnnotatorMetrics | None,
+    assessed: FinishedRun | None,
     confidences: NDArray[np.float32] | None,
 ) -> list[FigureText]:
     drawn = []
@@ -205,11 +226,41 @@ def _figures(
                 figures.accuracy_by_confidence(measured.bins),
                 f"{measured.pairs:,} held-out pairs in bins of equal size, least confident first. "
                 "If the bars rise to the right, weighting by confidence is useful. A bar above the "
-                "line means that the annotator is right more often than it expects.",
+                "line means that the annotator is right more often than it expects. Thin lines are "
+                "95 % intervals.",
             )
         )
+    if measured is not None and assessed is not None:
+        drawn += _assessment_figures(measured, _assessment(assessed))
     drawn += _training_figures(runs)
     return drawn
+
+
+def _assessment_figures(measured: AnnotatorMetrics, found: Assessment) -> list[FigureText]:
+    certified = None if found.certificate is None else found.certificate.coverage
+    coverage = figures.accuracy_by_coverage(
+        measured.coverage, max_error=found.max_error, certified=certified
+    )
+    return [
+        FigureText(
+            "Accuracy of the annotator by coverage",
+            coverage,
+            "Accuracy on the most confident pairs, for each share of them. The band is the 95 % "
+            "interval at each point. A certificate needs more than a band above the line: see the "
+            "verdict.",
+        ),
+        FigureText(
+            "Calibration of the annotator",
+            figures.reliability(measured.bins),
+            "On the dotted line, labels are right as often as their confidence says. Mean gap "
+            f"{measured.ece:.3f}, Brier score {_figure(measured.brier)}; calibrated "
+            f"{_figure(measured.calibrated_ece)} and {_figure(measured.calibrated_brier)}.",
+        ),
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _training_figures(runs: list[FinishedRun]) -> list[FigureText]:
@@ -236,6 +287,6 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["figure"] = _figure
     environment.filters["standard_error"] = _standard_error
     return environment.get_template("report.html")

@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
 
 from cwpo_trainer.settings.mixins import AnswerSampling, BadRows, Compute, DType
 
 
 class AnnotatorEvaluation(BadRows, Compute):
-    """Agreement of an annotator with human labels."""
+    """Agreement of an annotator with human labels, and which of its labels can be trusted."""
 
-    annotator: str = Field(description="Folder or Hub id of the annotator.")
-    data: str = Field(description="Labelled pairs, as for `cwpo train-annotator`.")
-    output: Path = Field(description="Folder to create for the figures.")
+    annotator: CliPositionalArg[str] = Field(description="Folder or Hub id of the annotator.")
+    data: str = Field(
+        description="Labelled pairs, as for `cwpo train-annotator`, that the annotator was neither "
+        "trained nor calibrated on."
+    )
+    output: Path | None = Field(
+        None,
+        description="Folder to create for the figures and their page; by default they are only "
+        "printed.",
+    )
+    max_error: float = Field(
+        0.1, gt=0, lt=0.5, description="Largest share of wrong labels that a certificate allows."
+    )
+    delta: float = Field(
+        0.05, gt=0, lt=0.5, description="Largest probability that a certificate is wrong."
+    )
+    certify: bool = Field(
+        False,
+        description="Keep the certificate in annotator.json in the annotator's folder, and fail if "
+        "there is none.",
+    )
+    compare_with: Path | None = Field(
+        None,
+        description="File of triplets, labelled or not, such as those to annotate: how do the "
+        "confidences on it differ? Not compared by default.",
+    )
     dtype: DType = Field(
         "auto",
         description="Number format of the annotator; `auto` picks bfloat16 on a GPU that has it, "
         "else float32.",
     )
+
+    @model_validator(mode="after")
+    def _certificate_has_a_place(self) -> Self:
+        if self.certify and not Path(self.annotator).is_dir():
+            raise ValueError(
+                f"--certify writes into the annotator's folder, and {self.annotator} is none: "
+                "download the annotator, and name the folder"
+            )
+        return self
 
 
 class PolicyEvaluation(AnswerSampling, BadRows, Compute):

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, JsonValue, create_model, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+    model_validator,
+)
 
 from cwpo_trainer.constants import HasConstants, names_by_constant
-from cwpo_trainer.losses import LOSSES, LossName
+from cwpo_trainer.losses import EPSILON, LOSSES, LossName
 from cwpo_trainer.settings.mixins import (
     BadRows,
     Compute,
@@ -45,6 +52,17 @@ ScheduleName = Literal[
 ]
 AttentionName = Literal["eager", "sdpa", "flash_attention_2", "flex_attention"]
 S = TypeVar("S", bound=Settings)
+
+
+def _auto_or(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else validate(value)
+
+
+if TYPE_CHECKING:
+    Epsilon = float
+else:
+    # A union would name its members, not the flag, in what it says of a wrong value.
+    Epsilon = Annotated[EPSILON.kind, WrapValidator(_auto_or)]
 
 
 class PolicyTraining(Sharding, Memory, Lora, Optimisation, Training):
@@ -285,8 +303,24 @@ class Alignment(Weighting, PairLoss, PolicyStep):
         description="What the confidence C of a pair is in its loss: `weight`, as --weight says, "
         f"or with --loss dpo its epsilon: {_SOFT_LABELS}. Each pair has the weight 1 then.",
     )
+    epsilon: Epsilon = Field(
+        EPSILON.default,
+        description=f"{EPSILON.meaning} (--loss {', '.join(names_by_constant(LOSSES)[EPSILON])}). "
+        "`auto` with --weight certified: the share of wrong labels that the certificate measured.",
+    )
     epochs: Epochs = 5
     learning_rate: LearningRate = 5e-6
+
+    @model_validator(mode="after")
+    def _epsilon_is_measured_of_what_is_trained_on(self) -> Self:
+        if self.measures_epsilon and not WEIGHTS[self.weight].reads_certified:
+            raise ValueError("--epsilon auto is that of certified labels; add --weight certified")
+        return self
+
+    @property
+    def measures_epsilon(self) -> bool:
+        """Whether epsilon is to be taken from the certificate of the data."""
+        return isinstance(self.epsilon, str)
 
     @model_validator(mode="after")
     def _confidence_has_one_use(self) -> Self:

@@ -12,12 +12,14 @@ from redis.lock import Lock
 
 from cwpo.types import (
     FINAL_STATES,
+    Certificate,
     DatasetParts,
     File,
     Job,
     JobList,
     JobRequest,
     JobState,
+    ModelRef,
     ResultFormat,
 )
 from cwpo_worker import ids
@@ -86,9 +88,18 @@ class Ledger:
         self._finished = lifecycle.finished
         self._queue = lifecycle.queue
 
-    def submit(self, request: JobRequest, *, owner: str | None, idempotency_key: str | None) -> Job:
+    def submit(
+        self,
+        request: JobRequest,
+        *,
+        owner: str | None,
+        idempotency_key: str | None,
+        certified_by: tuple[ModelRef, Certificate] | None = None,
+    ) -> Job:
         """Start a job, or return the job that this owner started with the same idempotency key.
 
+        Args:
+            certified_by: with max_error, the annotator of all rows and its certificate.
         Raises: UnknownFileError; InputRefusedError; DatasetError for an input of no known format;
         IdempotencyConflictError if the key was used for another request; WaitingRowsError.
         """
@@ -108,6 +119,9 @@ class Ledger:
             priority=request.priority,
             merge=request.merge,
             pairs=request.pairs,
+            max_error=request.max_error,
+            model=None if certified_by is None else certified_by[0],
+            certificate=None if certified_by is None else certified_by[1],
             created_at=now(),
             owner=owner,
             shard_rows=SHARD_ROWS,

@@ -241,8 +241,8 @@ class Lifecycle:
 
         Args:
             repin: annotate all rows anew, by the annotator of the first answer from now on.
-        Raises: IllegalTransitionError if it has completed, is still being cancelled, or is under
-            way and would have to be pinned anew.
+        Raises: IllegalTransitionError if it has completed, is still being cancelled, or would have
+            to be pinned anew, and is under way or has a certificate of its annotator.
         """
 
         def resumed(record: JobRecord) -> JobRecord:
@@ -257,6 +257,11 @@ class Lifecycle:
                 raise IllegalTransitionError(
                     f"job {record.id} is {record.state}: only a failed or cancelled job can "
                     "be resumed"
+                )
+            if repin and record.certificate is not None:
+                raise IllegalTransitionError(
+                    f"job {record.id} is certified by a certificate of its annotator: submit its "
+                    "input anew for another one"
                 )
             anew = {"model": None, "repins": record.repins + 1} if repin else {}
             return record.moved(

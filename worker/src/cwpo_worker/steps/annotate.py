@@ -86,6 +86,7 @@ def _try_part(
             model,
             extra=manifest.columns,
             is_paired=job.pairs is not None,
+            certificate=job.certificate,
         )
     except Exception as error:
         if not (isinstance(error, APIError) and is_failure(error)):

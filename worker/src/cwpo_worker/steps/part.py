@@ -21,7 +21,7 @@ from cwpo.columns import Column, stored
 from cwpo.datasets.ranked import RankedPairs
 from cwpo.datasets.triplets import RejectedRow
 from cwpo.datasets.weighted import ParquetWriter, columns_beside, weighted_table
-from cwpo.types import Annotation, FailedAnnotation, ModelRef
+from cwpo.types import Annotation, Certificate, FailedAnnotation, ModelRef
 from cwpo_worker.jobs.finished_shards import RowCounts
 from cwpo_worker.storage.store import BlobStore
 
@@ -73,6 +73,7 @@ def write_part(
     *,
     extra: Sequence[Column] = (),
     is_paired: bool = False,
+    certificate: Certificate | None = None,
 ) -> RowCounts:
     """Publish a part, unless it exists already.
 
@@ -81,6 +82,7 @@ def write_part(
         labels: their labels, in order.
         extra: the extra columns that are known of the input.
         is_paired: whether there is the column prompt_pairs.
+        certificate: that of the column certified; None for no such column.
     Returns: the numbers of rows in the part that exists now.
     """
     good = [label for label in labels if not isinstance(label, FailedAnnotation)]
@@ -99,6 +101,7 @@ def write_part(
         model,
         _beside(pairs.rows["extra"], extra),
         pairs.prompt_pairs,
+        certificate,
     )
     if not _publish(store, key, table, errors, shard):
         return read_row_counts(store, key)

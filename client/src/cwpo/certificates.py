@@ -1,0 +1,31 @@
+"""Certificates of an annotator, and the labels that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cwpo.errors import ConfigError
+from cwpo.types import Annotation, Certificate
+
+
+def certificate_of(certificates: Sequence[Certificate], max_error: float) -> Certificate:
+    """The annotator's certificate of this max_error; of several, the one that is false most seldom.
+
+    Raises: ConfigError that lists those that there are.
+    """
+    found = [each for each in certificates if each.max_error == max_error]
+    if found:
+        return min(found, key=lambda each: each.delta)
+    there = ", ".join(
+        f"{each.max_error:g} (delta {each.delta:g}, {each.coverage:.0%} of labels)"
+        for each in sorted(certificates, key=lambda each: each.max_error)
+    )
+    raise ConfigError(
+        f"the annotator has no certificate of max_error {max_error:g}: it has "
+        f"{there or 'none at all'}; `cwpo evaluate annotator --certify` finds them"
+    )
+
+
+def is_certified(label: Annotation, certificate: Certificate) -> bool:
+    """Whether the certificate is of this label. A tie is no label."""
+    return label.preferred != "tie" and label.confidence > certificate.threshold
