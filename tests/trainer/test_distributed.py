@@ -22,7 +22,7 @@ def launched(processes, *arguments):
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", processes]
     words = map(str, (sys.executable, *launch, *arguments))
     done = subprocess.run([*words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr[-2000:]
     return done.stderr
 
 
@@ -52,9 +52,7 @@ def test_packed_rows_of_two_processes_follow_one(more, tiny_causal, tmp_path, co
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--lora",), ("--precompute-reference",), ("--loss", "simpo")], ids=" ".join
-)
+@pytest.mark.parametrize("more", [(), ("--lora",), ("--loss", "simpo")], ids=" ".join)
 def test_fsdp2_of_two_processes_follows_one(more, tiny_causal, tmp_path, command):
     data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
     common = ("--model", tiny_causal, "--data", data, "--gradient-accumulation", 1, *more)
