@@ -77,6 +77,20 @@ def add_lora(model: Any, lora: LoraDropout) -> None:
     setattr(model, model.base_model_prefix, adapted)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Have each layer compute its activations again in the backward pass.
+
+    Raises: ConfigError for a model whose layers cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"--gradient-checkpointing: the layers of {model.config.model_type} do not have it; "
+            "leave the flag out, or lower --token-budget"
+        ) from error
+
+
 def merge_lora(model: Any) -> None:
     """Make the model a plain one again, any adapters added into the backbone."""
     if isinstance(model.base_model, PeftModel):

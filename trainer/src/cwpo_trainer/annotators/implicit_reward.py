@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import drops_attention, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_trainer.annotators.forward import (
@@ -41,7 +42,10 @@ class ResponseReader:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.eval()
-        self.shares_prompts = not drops_attention(model) and share_prompts(model)
+        self._handed_down: bool = model.is_gradient_checkpointing
+        self.shares_prompts = not drops_attention(model) and share_prompts(
+            model, handed_down=self._handed_down
+        )
 
     def of_pairs(
         self, pairs: Sequence[EncodedPair], *, bfloat16: bool
@@ -56,7 +60,7 @@ class ResponseReader:
             for row in pack_pairs(pairs, self.token_budget, most_together=together):
                 starts = [pairs[text // 2].start for text in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
-                    sums = row_log_probs(self.model, row, starts).sums
+                    sums = self._of_row(row, starts)
                 yield pairs_in(row), of_a_and_b(row, sums)
             return
         for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):
@@ -73,12 +77,15 @@ class ResponseReader:
             for row in pack_texts(ids, self.token_budget, most_together=together):
                 starts = [texts[at].start for at in row.texts]
                 with mixed_precision(self.model, bfloat16=bfloat16):
-                    sums = row_log_probs(self.model, row, starts).sums
+                    sums = self._of_row(row, starts)
                 yield row.texts, sums
             return
         for batch in length_sorted([text.tokens for text in texts], self.token_budget):
             of_batch = [(texts[at].ids, texts[at].start) for at in batch]
             yield batch, self._of_padded(of_batch, bfloat16=bfloat16)
+
+    def _of_row(self, row: Row, starts: Sequence[int]) -> Tensor:
+        return row_log_probs(self.model, row, starts, handed_down=self._handed_down).sums
 
     def _of_padded(self, texts: Sequence[tuple[Sequence[int], int]], *, bfloat16: bool) -> Tensor:
         """Log-probabilities of the responses in a padded batch of texts, each with its start."""

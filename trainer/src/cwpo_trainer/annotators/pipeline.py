@@ -86,6 +86,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 base=base,
                 layers=settings.layers,
                 lora=settings,
+                checkpointing=settings.gradient_checkpointing,
                 objective=settings,
                 stopping=settings,
                 bfloat16=process.use_bfloat16(settings.dtype),

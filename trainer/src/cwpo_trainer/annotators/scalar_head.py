@@ -50,7 +50,10 @@ class ScalarHeadScorer:
         self._attention = model.config._attn_implementation
         keep_head_in_float32(model)
         model.eval()
-        self.shares_prompts = not drops_attention(model) and share_prompts(model)
+        self._handed_down: bool = model.is_gradient_checkpointing
+        self.shares_prompts = not drops_attention(model) and share_prompts(
+            model, handed_down=self._handed_down
+        )
 
     def scores(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
         """Scores of a and b, float32: one tensor a forward pass, shape (its pairs, 2).
@@ -61,7 +64,7 @@ class ScalarHeadScorer:
             together = most_together(self.token_budget, self.model.device)
             for row in pack_pairs(pairs, self.token_budget, most_together=together):
                 with mixed_precision(self.model, bfloat16=self.bfloat16):
-                    hidden = read_row(self.model, row)
+                    hidden = read_row(self.model, row, handed_down=self._handed_down)
                 yield of_a_and_b(row, self.model.score(hidden[row.last])[:, 0])
         else:
             for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):

@@ -16,6 +16,7 @@ from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_trainer import losses
 from cwpo_trainer.annotators.base_model import (
     add_lora,
+    checkpoint_activations,
     load_causal,
     load_with_scalar_head,
     merge_lora,
@@ -43,6 +44,7 @@ class AnnotatorStages:
     """Trains an annotator on encoded pairs, of which a is the chosen response.
 
     base: folder of the pretrained model; layers: how many of its first to keep, None for all;
+    checkpointing: whether activations are computed again in the backward pass;
     bfloat16: whether training computes in it; folder: for logs, and for the reference of an
     implicit reward; training, prompts: pairs to train on, and the prompt of each; validating: pairs
     to choose weights and temperature by.
@@ -51,6 +53,7 @@ class AnnotatorStages:
     base: Path
     layers: int | None
     lora: LoraDropout
+    checkpointing: bool
     objective: AnnotatorObjective
     stopping: EarlyStopping
     bfloat16: bool
@@ -72,7 +75,7 @@ class AnnotatorStages:
     def _scalar_head(self, encoder: Encoder) -> tuple[Any, Validation[Any]]:
         """A model that scores each response (bt), or both read together (pairrm)."""
         model = load_with_scalar_head(self.base, encoder, layers=self.layers)
-        add_lora(model, self.lora)
+        self._prepare(model)
         scorer = ScalarHeadScorer(
             model.to(best_device()), encoder.pad_token_id, bfloat16=self.bfloat16
         )
@@ -97,7 +100,7 @@ class AnnotatorStages:
                 self._fine_tune(model, sft_steps)
         if not is_resumed and process.is_main():
             model.save_pretrained(reference)
-        add_lora(model, self.lora)
+        self._prepare(model)
         reader = ResponseReader(model)
         training = reader.with_reference(self.training, bfloat16=self.bfloat16)
         # Measured as it is served, in float32.
@@ -110,7 +113,7 @@ class AnnotatorStages:
 
     def _fine_tune(self, model: Any, steps: int) -> None:
         """SFT: raise the log-probability of the chosen responses."""
-        add_lora(model, self.lora)
+        self._prepare(model)
         reader = ResponseReader(model)
         objective = SupervisedFineTuning(reader, bfloat16=self.bfloat16)
         chosen = [EncodedText(pair.a, pair.truncated, pair.start) for pair in self.training]
@@ -119,6 +122,11 @@ class AnnotatorStages:
         )
         reader.restore()
         merge_lora(model)
+
+    def _prepare(self, model: Any) -> None:
+        if self.checkpointing:
+            checkpoint_activations(model)
+        add_lora(model, self.lora)
 
     def _train(
         self,

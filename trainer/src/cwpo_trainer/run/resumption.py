@@ -32,6 +32,7 @@ _WITHOUT_EFFECT = {
     "push_to_hub",
     "max_rejected_share",
     "adapter_only",
+    "gradient_checkpointing",
     "splits",
 }
 

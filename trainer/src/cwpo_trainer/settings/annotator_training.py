@@ -12,6 +12,7 @@ from cwpo_trainer.settings.mixins import (
     BadRows,
     Compute,
     Epochs,
+    GradientCheckpointing,
     LearningRate,
     LoraDropout,
     Optimisation,
@@ -124,7 +125,14 @@ class AnnotatorData(BadRows):
 
 
 class AnnotatorTraining(
-    EarlyStopping, AnnotatorObjective, AnnotatorData, LoraDropout, Optimisation, Compute, Training
+    EarlyStopping,
+    AnnotatorObjective,
+    AnnotatorData,
+    GradientCheckpointing,
+    LoraDropout,
+    Optimisation,
+    Compute,
+    Training,
 ):
     """Step (i): a small model trained on human labels as an annotator."""
 

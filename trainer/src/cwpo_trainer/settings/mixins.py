@@ -202,14 +202,19 @@ class Evaluation(Settings):
         return self.eval_data is not None or bool(self.eval_fraction)
 
 
-class Memory(Settings):
-    """What spares memory, at the price of time or exactness."""
+class GradientCheckpointing(Settings):
+    """Time spent to spare memory."""
 
     gradient_checkpointing: bool = Field(
         False,
         description="Recompute activations in the backward pass instead of storing them: less "
         "memory, more time.",
     )
+
+
+class Memory(GradientCheckpointing):
+    """What spares memory, at the price of time or exactness."""
+
     load_in_4bit: bool = Field(
         False,
         description="Hold the frozen weights in 4 bits (NF4, as in QLoRA); needs --lora and the "
