@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,20 +84,45 @@ def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, comm
     assert not (stopped / "checkpoints").exists()
 
 
+def launched(start, output, flags, *more):
+    """What a run printed; `start` is a program, alone or under torchrun."""
+    command = (*start, *flags, *more, "--output", output, "--batch-size", 7, "--max-steps", 6)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, env=environment, check=False, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+MODULE = ("-m", "cwpo_trainer.train_annotator")
+ONE = (sys.executable,)
+TWO = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
+
+
+# 7 pairs a step: the processes' shares differ in size.
 @pytest.mark.parametrize("objective", ["bt", "sft+dpo"])
 def test_two_processes_follow_one(objective, flags, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
-    # 7 pairs a step: the processes' shares differ in size.
-    for start, name, size in (((sys.executable,), "one", 1), (launch, "two", 2)):
-        command = (*start, "-m", "cwpo_trainer.train_annotator", *flags, "--batch-size", 7)
-        command += ("--output", tmp_path / name, "--world-size", size, "--objective", objective)
-        command += ("--splits", tmp_path / f"{name}-splits", "--max-steps", 6)
-        done = subprocess.run(
-            [*map(str, command)], capture_output=True, env=environment, check=False, text=True
-        )
-        assert done.returncode == 0, done.stderr
     one, two = tmp_path / "one", tmp_path / "two"
+    for start, output, size in ((ONE, one, 1), (TWO, two, 2)):
+        more = ("--world-size", size, "--objective", objective)
+        more += ("--splits", tmp_path / f"{output.name}-splits")
+        launched((*start, *MODULE), output, flags, *more)
+    assert_alike(one, two)
+
+
+def test_one_of_two_processes_may_run_out_of_memory(flags, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launched((*ONE, *MODULE), one, flags)
+    worker = Path(__file__).with_name("little_memory.py")
+    said = launched((*TWO, worker, 1, 60), two, flags, "--token-budget", 400)
+    assert said.count("tokens instead of 400") == 1
+    assert read_record(two).results["token_budget"] == 50
+    assert_alike(one, two)
+
+
+def assert_alike(one, two):
+    """Two runs of the same steps, up to rounding."""
     for left, right in zip(*(read_lines(x / "training.jsonl") for x in (one, two)), strict=True):
         assert left.keys() == right.keys()
         for key, value in left.items():

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from cwpo.errors import CwpoError
+from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.plan.row_sizes import row_tokens
 
+
+class Example(Protocol):
+    """What a model is trained on, one of many: a pair of responses, or a single response."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        ...
+
+
+E = TypeVar("E", bound=Example)
 H = TypeVar("H", bound=Hashable)
+T = TypeVar("T")
+
+Pass = Callable[[], Tensor]
+"""A forward pass that is prepared, and read when it is called."""
 
 
-def token_budget(device: torch.device) -> int:
-    """Tokens of a forward pass, padding included; it sets memory and speed, not the result."""
-    return row_tokens(device.type)
+class PassBudget:
+    """Maximum number of tokens in a forward pass, padding included, halved when memory runs out.
 
+    It sets memory and speed, not the result.
 
-def most_together(budget: int, device: torch.device) -> int:
-    """Tokens that texts with a common beginning may have in a row, for this token budget.
-
-    To read a long prompt again for some of its responses costs more than a longer row.
+    Args:
+        asked: what --token-budget says; None chooses by the device.
+        device_type: cuda, mps or cpu.
     """
-    return 2 * budget if device.type == "cpu" else budget
+
+    def __init__(self, asked: int | None, device_type: str) -> None:
+        self._memory = MemoryBudget(asked or row_tokens(device_type))
+        self._budgets_together = 2 if asked is None and device_type == "cpu" else 1
+
+    @property
+    def tokens(self) -> int:
+        """Maximum number of tokens in a pass, unless a single pair or text has more."""
+        return self._memory.tokens
+
+    @property
+    def together(self) -> int:
+        """Tokens that texts with a common beginning may have in a row.
+
+        To read a long prompt again for some of its responses costs more than a longer row.
+        """
+        return self._budgets_together * self.tokens
+
+    def fit(self, compute: Callable[[], T], *, longest: int) -> T:
+        """What `compute` returns, called again with smaller passes whenever memory runs out.
+
+        Args:
+            longest: tokens of the longest pair or text that it reads.
+        Raises: CwpoError if the longest one does not fit by itself.
+        """
+        result = self._memory.fit(compute, at_least=longest)
+        if result is None:
+            raise CwpoError(
+                f"out of memory: a pair of {longest:,} tokens does not fit by itself; try "
+                "--gradient-checkpointing, --lora, several GPUs with --sharding fsdp2, or a "
+                "smaller --max-length"
+            )
+        return result
+
+
+def most_tokens(examples: Sequence[Example]) -> int:
+    """Tokens of the longest example; 0 without any."""
+    return max((example.tokens for example in examples), default=0)
 
 
 def mixed_precision(model: Any, *, bfloat16: bool) -> AbstractContextManager[None]:
@@ -58,9 +109,3 @@ def distinct(texts: Sequence[H]) -> tuple[list[H], list[int]]:
 def pair_width(pair: EncodedPair) -> int:
     """Tokens that a pair takes in a padded batch of pairs that are no longer."""
     return 2 * max(len(pair.a), len(pair.b))
-
-
-def score_margins(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Score of a less that of b, shape (pairs,), from what each pass gave, shape (its pairs, 2)."""
-    margins = [part[:, 0] - part[:, 1] for part in scores]
-    return np.concatenate([np.empty(0), *margins]).astype(np.float64)

@@ -29,6 +29,7 @@ from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_annotator.encoding.responses import encoder_of
 from cwpo_trainer.annotators.checkpoints import Checkpoints
+from cwpo_trainer.annotators.forward import PassBudget
 from cwpo_trainer.annotators.ranks import connected_ranks
 from cwpo_trainer.annotators.stages import AnnotatorStages
 from cwpo_trainer.annotators.train_loop import TrainLoop
@@ -80,6 +81,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 seed=settings.seed,
                 save_steps=settings.save_steps,
                 ranks=ranks,
+                budget=PassBudget(settings.token_budget, ranks.device.type),
                 checkpoints=Checkpoints(output.path, checkpoint),
             )
             model, validation = AnnotatorStages(
@@ -96,6 +98,8 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 prompts=pairs.training.prompts,
                 validating=pairs.validating.pairs,
             ).train(encoder)
+            # Each process has halved its own.
+            output.results["token_budget"] = ranks.least(loop.budget.tokens)
         if process.is_main():
             model.save_pretrained(output.path)
             encoder.save(output.path)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from cwpo_trainer.annotators.objectives import E
+from cwpo_trainer.annotators.forward import E
 from cwpo_trainer.run import process
 
 
@@ -72,6 +72,14 @@ class Ranks:
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set in any of the processes."""
         return any(self.total(flag))
+
+    def least(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, device=self.device)
+        distributed.all_reduce(values, distributed.ReduceOp.MIN)
+        return int(values)
 
     def gather(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The values of all processes, concatenated."""

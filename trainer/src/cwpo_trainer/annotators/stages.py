@@ -21,9 +21,9 @@ from cwpo_trainer.annotators.base_model import (
     load_with_scalar_head,
     merge_lora,
 )
+from cwpo_trainer.annotators.forward import E
 from cwpo_trainer.annotators.implicit_reward import ImplicitRewardScorer, ResponseReader
 from cwpo_trainer.annotators.objectives import (
-    E,
     PairScorer,
     PreferenceObjective,
     SupervisedFineTuning,
@@ -77,7 +77,10 @@ class AnnotatorStages:
         model = load_with_scalar_head(self.base, encoder, layers=self.layers)
         self._prepare(model)
         scorer = ScalarHeadScorer(
-            model.to(best_device()), encoder.pad_token_id, bfloat16=self.bfloat16
+            model.to(best_device()),
+            encoder.pad_token_id,
+            self.loop.budget,
+            bfloat16=self.bfloat16,
         )
         validation = self._train(scorer, self.training, self.validating)
         scorer.restore()
@@ -101,7 +104,7 @@ class AnnotatorStages:
         if not is_resumed and process.is_main():
             model.save_pretrained(reference)
         self._prepare(model)
-        reader = ResponseReader(model)
+        reader = ResponseReader(model, self.loop.budget)
         training = reader.with_reference(self.training, bfloat16=self.bfloat16)
         # Measured as it is served, in float32.
         validating = reader.with_reference(self.validating, bfloat16=False)
@@ -114,7 +117,7 @@ class AnnotatorStages:
     def _fine_tune(self, model: Any, steps: int) -> None:
         """SFT: raise the log-probability of the chosen responses."""
         self._prepare(model)
-        reader = ResponseReader(model)
+        reader = ResponseReader(model, self.loop.budget)
         objective = SupervisedFineTuning(reader, bfloat16=self.bfloat16)
         chosen = [EncodedText(pair.a, pair.truncated, pair.start) for pair in self.training]
         self.loop.run(

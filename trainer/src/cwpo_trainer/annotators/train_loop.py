@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 import torch
+from torch import Tensor
 from transformers import get_scheduler
 
 from cwpo_trainer.annotators.checkpoints import Checkpoints
-from cwpo_trainer.annotators.objectives import E, Objective
+from cwpo_trainer.annotators.forward import E, PassBudget, most_tokens
+from cwpo_trainer.annotators.objectives import Objective
 from cwpo_trainer.annotators.ranks import Ranks
 from cwpo_trainer.annotators.validation import Validation, trainable
 from cwpo_trainer.plan.schedule import steps_between_checkpoints, warmup_steps
@@ -82,7 +84,7 @@ class TrainLoop:
 
     batch_size: examples of a step, over all ranks; schedule: shape in which the learning rate falls
     after warm-up; save_steps: steps between checkpoints, 0 for one after SIGTERM alone, None for as
-    many as the steps of a stage ask for.
+    many as the steps of a stage ask for; budget: of each forward pass.
     """
 
     optimisation: Optimisation
@@ -91,6 +93,7 @@ class TrainLoop:
     seed: int
     save_steps: int | None
     ranks: Ranks
+    budget: PassBudget
     checkpoints: Checkpoints
 
     def steps_of_epoch(self, examples: int) -> int:
@@ -121,10 +124,10 @@ class TrainLoop:
                     break
                 # Dropout depends on the step alone, so that a resumed run draws what it would have.
                 seed_of_step = self.seed * stage.steps + step
-                torch.manual_seed(seed_of_step * self.ranks.size + self.ranks.rank)
-                figures = self._step(stage.objective, batch, state)
+                seed = seed_of_step * self.ranks.size + self.ranks.rank
+                figures = self._step(stage.objective, batch, state, seed)
                 if validation is not None and validation.is_due(step, stage.steps):
-                    figures |= validation.check(step, self.ranks)
+                    figures |= validation.check(step, self.ranks, self.budget)
                 if log is not None:
                     log.step(step=step, **figures)
                 asked = self.ranks.any_rank(termination.asked and step < stage.steps)
@@ -174,14 +177,18 @@ class TrainLoop:
             del order[:size]
 
     def _step(
-        self, objective: Objective[E], batch: Sequence[E], state: TrainingState
+        self, objective: Objective[E], batch: Sequence[E], state: TrainingState, seed: int
     ) -> dict[str, float]:
         """An optimiser step on the mean loss of the batch; its figures, means over the batch."""
-        # Read once all is under way: each look at a number waits for the device.
-        sums = torch.zeros(len(objective.figures), device=self.ranks.device)
-        for values in objective.values(self.ranks.share(batch)):
-            (values[0].sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
-            sums += values.detach().sum(dim=1)
+
+        def compute() -> Tensor:
+            torch.manual_seed(seed)
+            # Those of passes before one that ran out of memory.
+            state.optimizer.zero_grad()
+            return self._gradients(objective, own, share=1 / len(batch))
+
+        own = self.ranks.share(batch)
+        sums = self.budget.fit(compute, longest=most_tokens(own))
         self.ranks.sum_gradients(state.model)
         totals = self.ranks.total(*sums.tolist())
         # Without a limit it is still measured.
@@ -195,3 +202,18 @@ class TrainLoop:
             name: total / len(batch) for name, total in zip(objective.figures, totals, strict=True)
         }
         return {"lr": lr, "grad_norm": norm.item(), **means}
+
+    def _gradients(self, objective: Objective[E], examples: Sequence[E], *, share: float) -> Tensor:
+        """Add the gradients of the examples' losses to those of the parameters.
+
+        Args:
+            share: of an example in the mean loss of the step.
+        Returns: the sum of each figure, shape (figures,).
+        """
+        # Read once all is under way: each look at a number waits for the device.
+        sums = torch.zeros(len(objective.figures), device=self.ranks.device)
+        for read in objective.passes(examples):
+            values = read()
+            (values[0].sum() * share).backward()  # type: ignore[no-untyped-call]
+            sums += values.detach().sum(dim=1)
+        return sums

@@ -7,10 +7,12 @@ from typing import Any, Generic
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.calibration import fit_temperature, likelihood_loss
-from cwpo_trainer.annotators.objectives import E, PairScorer
+from cwpo_trainer.annotators.forward import E, PassBudget, most_tokens
+from cwpo_trainer.annotators.objectives import PairScorer
 from cwpo_trainer.annotators.ranks import Ranks
 
 
@@ -45,9 +47,14 @@ class Validation(Generic[E]):
         """Whether to check the weights after step `step` of `steps`."""
         return bool(self.pairs) and (step % self._every == 0 or step == steps)
 
-    def check(self, step: int, ranks: Ranks) -> dict[str, float]:
-        """Judge the weights of this step by the margins of the pairs; figures for the log."""
-        margins = ranks.gather(self._scorer.margins(ranks.share(self.pairs)))
+    def check(self, step: int, ranks: Ranks, budget: PassBudget) -> dict[str, float]:
+        """Judge the weights of this step by the margins of the pairs; figures for the log.
+
+        Args:
+            budget: of the scorer's forward passes.
+        """
+        own = ranks.share(self.pairs)
+        margins = ranks.gather(budget.fit(lambda: self._margins(own), longest=most_tokens(own)))
         temperature = fit_temperature(margins)
         loss = likelihood_loss(margins, temperature if temperature is not None else np.inf)
         self._checks_since += 1
@@ -61,6 +68,17 @@ class Validation(Generic[E]):
             "validation_loss_calibrated": loss,
             "validation_accuracy": float(np.where(margins == 0, 0.5, margins > 0).mean()),
         }
+
+    @torch.no_grad()
+    def _margins(self, pairs: Sequence[E]) -> NDArray[np.float64]:
+        """Score of a less that of b, without dropout, shape (pairs,), in any order."""
+        model = self._scorer.model
+        model.eval()
+        passes = self._scorer.passes(pairs, as_served=True)
+        scores = [read().cpu().numpy() for read in passes]
+        model.train()
+        margins = [part[:, 0] - part[:, 1] for part in scores]
+        return np.concatenate([np.empty(0), *margins]).astype(np.float64)
 
     @property
     def is_over(self) -> bool:

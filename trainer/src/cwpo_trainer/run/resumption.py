@@ -33,6 +33,7 @@ _WITHOUT_EFFECT = {
     "max_rejected_share",
     "adapter_only",
     "gradient_checkpointing",
+    "token_budget",
     "splits",
 }
 

@@ -142,6 +142,13 @@ class AnnotatorTraining(
     batch_size: int = Field(
         32, ge=1, description="Pairs in an optimiser step, over all processes together."
     )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of tokens in a forward pass of one process, unless a single "
+        "pair has more: it sets memory and speed, not the result. By default 65,536 on a GPU and "
+        "1,024 on a CPU; halved, and the step repeated, whenever a GPU runs out of memory.",
+    )
     schedule: Literal["linear", "cosine"] = Field(
         "cosine", description="Shape in which the learning rate falls to 0 after warm-up."
     )
