@@ -84,13 +84,18 @@ def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, comm
     assert not (stopped / "checkpoints").exists()
 
 
-def launched(start, output, flags, *more):
-    """What a run printed; `start` is a program, alone or under torchrun."""
-    command = (*start, *flags, *more, "--output", output, "--batch-size", 7, "--max-steps", 6)
+def run(start, output, flags, *more, batch_size=7):
+    """A run of a program, alone or under torchrun."""
+    command = (*start, *flags, *more, "--output", output, "--batch-size", batch_size)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [*map(str, command)], capture_output=True, env=environment, check=False, text=True
     )
+
+
+def launched(*arguments, **more):
+    """What a run that has to succeed printed."""
+    done = run(*arguments, **more)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -119,6 +124,61 @@ def test_one_of_two_processes_may_run_out_of_memory(flags, tmp_path):
     assert said.count("tokens instead of 400") == 1
     assert read_record(two).results["token_budget"] == 50
     assert_alike(one, two)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "more"),
+    [
+        (7, ("--token-budget", 60)),
+        # One of the processes has no pair of its own.
+        (1, ()),
+        (7, ("--lora", "--lora-dropout", 0, "--gradient-checkpointing")),
+        (7, ("--objective", "sft+dpo")),
+        (7, ("--objective", "sft+dpo", "--lora", "--lora-dropout", 0)),
+    ],
+)
+def test_two_processes_that_share_the_model_follow_one(batch_size, more, flags, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launched((*ONE, *MODULE), one, flags, *more, batch_size=batch_size)
+    shared = (*more, "--sharding", "fsdp2")
+    launched((*TWO, *MODULE), two, flags, *shared, batch_size=batch_size)
+    assert_alike(one, two)
+    if "--objective" in more:
+        assert_same_weights(one / "reference", two / "reference", rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("more", [(), ("--objective", "sft+dpo")])
+def test_a_shared_model_that_was_stopped_ends_as_one_that_was_not(more, flags, tmp_path, failure):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    flags = (*flags, *more, "--sharding", "fsdp2", "--save-steps", 1)
+    module, log = "cwpo_trainer.train_annotator", partial(stopped) / "training.jsonl"
+    arguments = (*flags, "--output", stopped, "--batch-size", 7)
+    message = stopped_after(7, log, module, *arguments, processes=2)
+    assert "continue with --resume" in message
+    checkpoint = last_checkpoint(partial(stopped))
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    assert state["weights"]["model.embed_tokens.weight"].shape[1] == 32
+    assert all(type(value) is torch.Tensor for value in state["weights"].values())
+    launched((*TWO, *MODULE), stopped, flags, "--resume")
+    launched((*TWO, *MODULE), whole, flags)
+    assert losses(stopped) == losses(whole)
+    assert_same_weights(stopped, whole)
+    results = [read_record(path).results for path in (stopped, whole)]
+    assert results[0] == results[1]
+    assert results[0]["best_step"] is not None
+
+
+def test_processes_that_share_a_model_say_what_would_fit(flags, tmp_path):
+    worker = Path(__file__).with_name("little_memory.py")
+    shared = ("--sharding", "fsdp2", "--token-budget", 400)
+    done = run((*TWO, worker, 1, 60), tmp_path / "out", flags, *shared)
+    assert done.returncode != 0
+    assert "start again (or --resume) with --token-budget 200" in done.stderr
+
+
+def test_one_process_shares_no_model(flags, tmp_path, failure):
+    message = failure(TrainAnnotator, *flags, "--output", tmp_path, "--sharding", "fsdp2")
+    assert "torchrun --nproc-per-node ... -m cwpo_trainer.train_annotator" in message
 
 
 def assert_alike(one, two):

@@ -33,6 +33,21 @@ Pass = Callable[[], Tensor]
 """A forward pass that is prepared, and read when it is called."""
 
 
+class Root(torch.nn.Module):
+    """Holds a model, and makes forward passes with it: a call is one pass.
+
+    What FSDP gathers before a pass, and frees after it, is what the call of a module computes with.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, read: Pass) -> Tensor:
+        """What the pass gives."""
+        return read()
+
+
 class PassBudget:
     """Maximum number of tokens in a forward pass, padding included, halved when memory runs out.
 
@@ -41,9 +56,12 @@ class PassBudget:
     Args:
         asked: what --token-budget says; None chooses by the device.
         device_type: cuda, mps or cpu.
+        repeats: whether a process can make a pass again by itself; not where a model is shared,
+            since the others have gone on to the next gathering of weights.
     """
 
-    def __init__(self, asked: int | None, device_type: str) -> None:
+    def __init__(self, asked: int | None, device_type: str, *, repeats: bool = True) -> None:
+        self._repeats = repeats
         self._memory = MemoryBudget(asked or row_tokens(device_type))
         self._budgets_together = 2 if asked is None and device_type == "cpu" else 1
 
@@ -65,9 +83,15 @@ class PassBudget:
 
         Args:
             longest: tokens of the longest pair or text that it reads.
-        Raises: CwpoError if the longest one does not fit by itself.
+        Raises: CwpoError if the longest one does not fit by itself, or nothing can be repeated.
         """
-        result = self._memory.fit(compute, at_least=longest)
+        result = self._memory.fit(compute, at_least=longest if self._repeats else self.tokens)
+        if result is None and self.tokens > longest:
+            raise CwpoError(
+                f"out of memory: a forward pass may have {self.tokens:,} tokens, and processes "
+                "that share a model cannot repeat one with fewer; start again (or --resume) with "
+                f"--token-budget {max(self.tokens // 2, longest)}"
+            )
         if result is None:
             raise CwpoError(
                 f"out of memory: a pair of {longest:,} tokens does not fit by itself; try "

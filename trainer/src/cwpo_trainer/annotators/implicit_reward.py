@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_trainer.annotators.forward import (
     Pass,
     PassBudget,
+    Root,
     distinct,
     mixed_precision,
     most_tokens,
@@ -38,6 +39,7 @@ class ResponseReader:
 
     def __init__(self, model: Any, budget: PassBudget) -> None:
         self.model = model
+        self.root = Root(model)
         self.budget = budget
         self._attention = model.config._attn_implementation
         for module in model.modules():
@@ -60,11 +62,12 @@ class ResponseReader:
         if self.shares_prompts:
             rows = pack_pairs(pairs, self.budget.tokens, most_together=self.budget.together)
             return [
-                (pairs_in(row), partial(self._pairs_of_row, row, pairs, bfloat16)) for row in rows
+                (pairs_in(row), self._pass(self._pairs_of_row, row, pairs, bfloat16))
+                for row in rows
             ]
         batches = length_sorted([pair_width(pair) for pair in pairs], self.budget.tokens)
         return [
-            (batch, partial(self._pairs_of_batch, [pairs[at] for at in batch], bfloat16))
+            (batch, self._pass(self._pairs_of_batch, [pairs[at] for at in batch], bfloat16))
             for batch in batches
         ]
 
@@ -75,30 +78,33 @@ class ResponseReader:
         if self.shares_prompts:
             ids = [text.ids for text in texts]
             rows = pack_texts(ids, self.budget.tokens, most_together=self.budget.together)
-            return [(row.texts, partial(self._of_row, row, texts, bfloat16)) for row in rows]
+            return [(row.texts, self._pass(self._of_row, row, texts, bfloat16)) for row in rows]
         batches = length_sorted([text.tokens for text in texts], self.budget.tokens)
         return [
-            (batch, partial(self._of_batch, [texts[at] for at in batch], bfloat16))
+            (batch, self._pass(self._of_batch, [texts[at] for at in batch], bfloat16))
             for batch in batches
         ]
+
+    def _pass(self, read: Callable[..., Tensor], *args: Any) -> Pass:
+        return partial(self.root, partial(read, *args))
 
     def _pairs_of_row(self, row: Row, pairs: Sequence[EncodedPair], bfloat16: bool) -> Tensor:
         starts = [pairs[text // 2].start for text in row.texts]
         return of_a_and_b(row, self._of_packed(row, starts, bfloat16))
 
-    def _of_row(self, row: Row, texts: Sequence[EncodedText], bfloat16: bool) -> Tensor:
-        return self._of_packed(row, [texts[at].start for at in row.texts], bfloat16)
-
-    def _of_packed(self, row: Row, starts: Sequence[int], bfloat16: bool) -> Tensor:
-        with mixed_precision(self.model, bfloat16=bfloat16):
-            return row_log_probs(self.model, row, starts, handed_down=self._handed_down).sums
-
     def _pairs_of_batch(self, pairs: Sequence[EncodedPair], bfloat16: bool) -> Tensor:
         texts = [(ids, pair.start) for pair in pairs for ids in pair.texts]
         return self._of_padded(texts, bfloat16).view(-1, 2)
 
+    def _of_row(self, row: Row, texts: Sequence[EncodedText], bfloat16: bool) -> Tensor:
+        return self._of_packed(row, [texts[at].start for at in row.texts], bfloat16)
+
     def _of_batch(self, texts: Sequence[EncodedText], bfloat16: bool) -> Tensor:
         return self._of_padded([(text.ids, text.start) for text in texts], bfloat16)
+
+    def _of_packed(self, row: Row, starts: Sequence[int], bfloat16: bool) -> Tensor:
+        with mixed_precision(self.model, bfloat16=bfloat16):
+            return row_log_probs(self.model, row, starts, handed_down=self._handed_down).sums
 
     def _of_padded(self, texts: Sequence[tuple[Sequence[int], int]], bfloat16: bool) -> Tensor:
         """Log-probabilities of the responses in a padded batch of texts, each with its start."""

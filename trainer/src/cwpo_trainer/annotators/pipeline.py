@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cwpo.errors import DatasetError
+from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import ItemError
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -44,7 +44,11 @@ from cwpo_trainer.run import process
 from cwpo_trainer.run.chunks import chunks
 from cwpo_trainer.run.folder import RunFolder, new_run_folder
 from cwpo_trainer.run.resumption import checkpoint_to_resume
-from cwpo_trainer.settings.annotator_training import AnnotatorData, AnnotatorTraining
+from cwpo_trainer.settings.annotator_training import (
+    AnnotatorData,
+    AnnotatorShardingName,
+    AnnotatorTraining,
+)
 
 _ENCODED_AT_ONCE = 4096
 
@@ -55,6 +59,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
     process.expect_world_size(settings.world_size)
+    _check_launch(settings.sharding)
     unused = UnusedRows(settings.max_rejected_share)
     parts = _parts(settings, unused, seed=settings.seed)
     training, validating = validation_split(
@@ -73,7 +78,8 @@ def train_annotator(settings: AnnotatorTraining) -> None:
         pairs = _Pairs(encode(encoder, training), encode(encoder, validating))
         _report_lengths(output, pairs, encoder.max_length, asked=settings.max_length)
         checkpoint = checkpoint_to_resume(output, settings.data)
-        with connected_ranks(best_device()) as ranks:
+        share_model = settings.sharding == "fsdp2"
+        with connected_ranks(best_device(), share_model=share_model) as ranks:
             loop = TrainLoop(
                 optimisation=settings,
                 batch_size=settings.batch_size,
@@ -81,7 +87,9 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 seed=settings.seed,
                 save_steps=settings.save_steps,
                 ranks=ranks,
-                budget=PassBudget(settings.token_budget, ranks.device.type),
+                budget=PassBudget(
+                    settings.token_budget, ranks.device.type, repeats=not share_model
+                ),
                 checkpoints=Checkpoints(output.path, checkpoint),
             )
             model, validation = AnnotatorStages(
@@ -119,6 +127,15 @@ def train_annotator(settings: AnnotatorTraining) -> None:
             if parts.held_out:
                 _measure_held_out(output, card, parts.held_out)
             write_annotator_card(output, card)
+
+
+def _check_launch(sharding: AnnotatorShardingName) -> None:
+    """Raises: ConfigError where one process alone is to share the model."""
+    if sharding != "none" and process.world_size() == 1:
+        raise ConfigError(
+            f"--sharding {sharding}: several processes share the model; start them with "
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.train_annotator`"
+        )
 
 
 def _parts(data: AnnotatorData, unused: UnusedRows, *, seed: int) -> Split:

@@ -21,6 +21,7 @@ from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.annotators.forward import (
     Pass,
     PassBudget,
+    Root,
     distinct,
     mixed_precision,
     of_a_and_b,
@@ -45,6 +46,7 @@ class ScalarHeadScorer:
         self, model: Any, pad_token_id: int, budget: PassBudget, *, bfloat16: bool
     ) -> None:
         self.model = model
+        self.root = Root(model)
         self.pad_token_id = pad_token_id
         self.bfloat16 = bfloat16
         self.budget = budget
@@ -66,9 +68,12 @@ class ScalarHeadScorer:
         """
         if self.shares_prompts:
             rows = pack_pairs(pairs, self.budget.tokens, most_together=self.budget.together)
-            return [partial(self._of_row, row) for row in rows]
+            return [partial(self.root, partial(self._of_row, row)) for row in rows]
         batches = length_sorted([pair_width(pair) for pair in pairs], self.budget.tokens)
-        return [partial(self._of_padded, [pairs[at] for at in batch]) for batch in batches]
+        return [
+            partial(self.root, partial(self._of_padded, [pairs[at] for at in batch]))
+            for batch in batches
+        ]
 
     def restore(self) -> None:
         """Give the model its own attention back."""

@@ -21,7 +21,7 @@ from cwpo_trainer.annotators.base_model import (
     load_with_scalar_head,
     merge_lora,
 )
-from cwpo_trainer.annotators.forward import E
+from cwpo_trainer.annotators.forward import E, Root
 from cwpo_trainer.annotators.implicit_reward import ImplicitRewardScorer, ResponseReader
 from cwpo_trainer.annotators.objectives import (
     PairScorer,
@@ -29,6 +29,7 @@ from cwpo_trainer.annotators.objectives import (
     SupervisedFineTuning,
 )
 from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
+from cwpo_trainer.annotators.shards import gather, shard
 from cwpo_trainer.annotators.train_loop import Stage, TrainLoop
 from cwpo_trainer.annotators.validation import Validation
 from cwpo_trainer.run import process
@@ -77,14 +78,11 @@ class AnnotatorStages:
         model = load_with_scalar_head(self.base, encoder, layers=self.layers)
         self._prepare(model)
         scorer = ScalarHeadScorer(
-            model.to(best_device()),
-            encoder.pad_token_id,
-            self.loop.budget,
-            bfloat16=self.bfloat16,
+            self._placed(model), encoder.pad_token_id, self.loop.budget, bfloat16=self.bfloat16
         )
+        self._share(scorer.root, bfloat16=self.bfloat16)
         validation = self._train(scorer, self.training, self.validating)
-        scorer.restore()
-        merge_lora(model)
+        self._finish(scorer)
         return model, validation
 
     def _implicit_reward(self) -> tuple[Any, Validation[Any]]:
@@ -95,7 +93,6 @@ class AnnotatorStages:
         reference = self.folder / REFERENCE_NAME
         is_resumed = self.loop.checkpoints.resumed_in(_ANNOTATOR)
         model = load_causal(reference if is_resumed else self.base, layers=self.layers)
-        model.to(best_device())
         sft_steps = 0
         if self.objective.objective == "sft+dpo":
             sft_steps = self.loop.steps(len(self.training), self.objective.sft_epochs)
@@ -103,33 +100,53 @@ class AnnotatorStages:
                 self._fine_tune(model, sft_steps)
         if not is_resumed and process.is_main():
             model.save_pretrained(reference)
+        if sft_steps and not is_resumed and self.loop.ranks.share_model:
+            # Only the first process has it whole.
+            self.loop.ranks.wait()
+            model = load_causal(reference, layers=self.layers)
         self._prepare(model)
-        reader = ResponseReader(model, self.loop.budget)
+        reader = ResponseReader(self._placed(model), self.loop.budget)
+        # An implicit reward is measured in float32, as it is served.
+        self._share(reader.root, bfloat16=False)
         training = reader.with_reference(self.training, bfloat16=self.bfloat16)
-        # Measured as it is served, in float32.
         validating = reader.with_reference(self.validating, bfloat16=False)
         scorer = ImplicitRewardScorer(reader, beta=self.objective.beta, bfloat16=self.bfloat16)
         validation = self._train(scorer, training, validating, steps_before=sft_steps)
-        reader.restore()
-        merge_lora(model)
+        self._finish(reader)
         return model, validation
 
     def _fine_tune(self, model: Any, steps: int) -> None:
         """SFT: raise the log-probability of the chosen responses."""
         self._prepare(model)
-        reader = ResponseReader(model, self.loop.budget)
+        reader = ResponseReader(self._placed(model), self.loop.budget)
+        self._share(reader.root, bfloat16=self.bfloat16)
         objective = SupervisedFineTuning(reader, bfloat16=self.bfloat16)
         chosen = [EncodedText(pair.a, pair.truncated, pair.start) for pair in self.training]
         self.loop.run(
             Stage(_SFT, objective, chosen, self.prompts, steps, self.folder / SFT_LOG_NAME)
         )
-        reader.restore()
-        merge_lora(model)
+        self._finish(reader)
 
     def _prepare(self, model: Any) -> None:
+        """Set up what is trained of the model, and what is kept for the backward pass."""
         if self.checkpointing:
             checkpoint_activations(model)
         add_lora(model, self.lora)
+
+    def _placed(self, model: Any) -> Any:
+        """The model on the device; one that is to be shared may be too large for that."""
+        return model if self.loop.ranks.share_model else model.to(best_device())
+
+    def _share(self, root: Root, *, bfloat16: bool) -> None:
+        if self.loop.ranks.share_model:
+            shard(root, self.loop.ranks, bfloat16=bfloat16)
+
+    def _finish(self, trained: ScalarHeadScorer | ResponseReader) -> None:
+        """Make a plain model of what was trained; of a shared one, in the first process."""
+        trained.restore()
+        if self.loop.ranks.share_model:
+            gather(trained.root)
+        merge_lora(trained.model)
 
     def _train(
         self,

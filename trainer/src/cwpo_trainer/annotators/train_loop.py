@@ -13,12 +13,14 @@ from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from cwpo_trainer.annotators.checkpoints import Checkpoints
 from cwpo_trainer.annotators.forward import E, PassBudget, most_tokens
 from cwpo_trainer.annotators.objectives import Objective
 from cwpo_trainer.annotators.ranks import Ranks
+from cwpo_trainer.annotators.shards import part_of, whole_of
 from cwpo_trainer.annotators.validation import Validation, trainable
 from cwpo_trainer.plan.schedule import steps_between_checkpoints, warmup_steps
 from cwpo_trainer.run import process
@@ -56,11 +58,16 @@ class TrainingState:
     validation: Validation[Any] | None
 
     def save(self, step: int) -> dict[str, Any]:
-        """The state after a step, as tensors and plain values."""
+        """The state after a step, as tensors and plain values.
+
+        Of a shared model every process takes part, and the first has the state.
+        """
         return {
             "step": step,
-            "weights": {name: value.detach() for name, value in trainable(self.model).items()},
-            "optimizer": self.optimizer.state_dict(),
+            "weights": {
+                name: whole_of(value.detach()) for name, value in trainable(self.model).items()
+            },
+            "optimizer": self._optimizer_state(),
             "scheduler": self.scheduler.state_dict(),
             "validation": None if self.validation is None else self.validation.state(),
         }
@@ -69,13 +76,34 @@ class TrainingState:
     def load(self, saved: dict[str, Any]) -> int:
         """Restore a saved state; returns the step after which it was saved."""
         for name, value in trainable(self.model).items():
-            value.copy_(saved["weights"][name])
-        self.optimizer.load_state_dict(saved["optimizer"])
+            value.copy_(part_of(saved["weights"][name], value))
+        self._load_optimizer(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.validation is not None:
             self.validation.load(saved["validation"])
         step: int = saved["step"]
         return step
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        state = self.optimizer.state_dict()
+        of_weights = {
+            number: {name: whole_of(value) for name, value in of_weight.items()}
+            for number, of_weight in state["state"].items()
+        }
+        return state | {"state": of_weights}
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        weights = [*trainable(self.model).values()]
+        of_weights = {
+            number: {
+                name: part_of(value, weights[number])
+                if value.shape == weights[number].shape
+                else value
+                for name, value in of_weight.items()
+            }
+            for number, of_weight in saved["state"].items()
+        }
+        self.optimizer.load_state_dict(saved | {"state": of_weights})
 
 
 @dataclass(frozen=True)
@@ -185,15 +213,17 @@ class TrainLoop:
             torch.manual_seed(seed)
             # Those of passes before one that ran out of memory.
             state.optimizer.zero_grad()
-            return self._gradients(objective, own, share=1 / len(batch))
+            return self._gradients(objective, batch)
 
-        own = self.ranks.share(batch)
-        sums = self.budget.fit(compute, longest=most_tokens(own))
+        longest = most_tokens(self.ranks.share(batch))
+        sums = self.budget.fit(compute, longest=longest)
         self.ranks.sum_gradients(state.model)
         totals = self.ranks.total(*sums.tolist())
         # Without a limit it is still measured.
         limit = self.optimisation.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         lr = state.scheduler.get_last_lr()[0]
         state.optimizer.step()
         state.scheduler.step()
@@ -203,17 +233,14 @@ class TrainLoop:
         }
         return {"lr": lr, "grad_norm": norm.item(), **means}
 
-    def _gradients(self, objective: Objective[E], examples: Sequence[E], *, share: float) -> Tensor:
-        """Add the gradients of the examples' losses to those of the parameters.
+    def _gradients(self, objective: Objective[E], batch: Sequence[E]) -> Tensor:
+        """Add the gradients of this process's share of the mean loss to those of the parameters.
 
-        Args:
-            share: of an example in the mean loss of the step.
-        Returns: the sum of each figure, shape (figures,).
+        Returns: the sum of each figure over its examples, shape (figures,).
         """
         # Read once all is under way: each look at a number waits for the device.
         sums = torch.zeros(len(objective.figures), device=self.ranks.device)
-        for read in objective.passes(examples):
-            values = read()
-            (values[0].sum() * share).backward()  # type: ignore[no-untyped-call]
-            sums += values.detach().sum(dim=1)
+        for values, counts in self.ranks.read(batch, objective.passes):
+            (values[0].sum() * counts / len(batch)).backward()  # type: ignore[no-untyped-call]
+            sums += values.detach().sum(dim=1) * counts
         return sums

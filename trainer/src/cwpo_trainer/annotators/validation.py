@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Generic
 
 import numpy as np
@@ -14,6 +15,7 @@ from cwpo_annotator.calibration import fit_temperature, likelihood_loss
 from cwpo_trainer.annotators.forward import E, PassBudget, most_tokens
 from cwpo_trainer.annotators.objectives import PairScorer
 from cwpo_trainer.annotators.ranks import Ranks
+from cwpo_trainer.annotators.shards import part_of, whole_of
 
 
 class Validation(Generic[E]):
@@ -53,8 +55,8 @@ class Validation(Generic[E]):
         Args:
             budget: of the scorer's forward passes.
         """
-        own = ranks.share(self.pairs)
-        margins = ranks.gather(budget.fit(lambda: self._margins(own), longest=most_tokens(own)))
+        longest = most_tokens(ranks.share(self.pairs))
+        margins = ranks.gather(budget.fit(lambda: self._margins(ranks), longest=longest))
         temperature = fit_temperature(margins)
         loss = likelihood_loss(margins, temperature if temperature is not None else np.inf)
         self._checks_since += 1
@@ -70,12 +72,12 @@ class Validation(Generic[E]):
         }
 
     @torch.no_grad()
-    def _margins(self, pairs: Sequence[E]) -> NDArray[np.float64]:
-        """Score of a less that of b, without dropout, shape (pairs,), in any order."""
+    def _margins(self, ranks: Ranks) -> NDArray[np.float64]:
+        """Score of a less that of b, without dropout, of this process's pairs in any order."""
         model = self._scorer.model
         model.eval()
-        passes = self._scorer.passes(pairs, as_served=True)
-        scores = [read().cpu().numpy() for read in passes]
+        passes = partial(self._scorer.passes, as_served=True)
+        scores = [part.cpu().numpy() for part, counts in ranks.read(self.pairs, passes) if counts]
         model.train()
         margins = [part[:, 0] - part[:, 1] for part in scores]
         return np.concatenate([np.empty(0), *margins]).astype(np.float64)
@@ -86,20 +88,23 @@ class Validation(Generic[E]):
         return self._patience is not None and self._checks_since >= self._patience
 
     def state(self) -> dict[str, Any]:
-        """The state to resume from, for `load`."""
+        """The state to resume from, for `load`; of a shared model, in the first process."""
         return {
             "temperature": self.temperature,
             "best_step": self.best_step,
             "lowest": self._lowest,
             "checks_since": self._checks_since,
-            "weights": self._weights,
+            "weights": {name: whole_of(value) for name, value in self._weights.items()},
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Resume from a `state`."""
         self.temperature, self.best_step = state["temperature"], state["best_step"]
         self._lowest, self._checks_since = state["lowest"], state["checks_since"]
-        self._weights = state["weights"]
+        weights = trainable(self._scorer.model)
+        self._weights = {
+            name: _copy(part_of(value, weights[name])) for name, value in state["weights"].items()
+        }
 
     @torch.no_grad()
     def restore_best(self) -> None:

@@ -46,6 +46,7 @@ _ADDED: dict[str, JsonValue] = {
     "lora_targets": ["all-linear"],
     "keep_best": False,
     "confidence_as": "weight",
+    "sharding": "none",
 }
 
 

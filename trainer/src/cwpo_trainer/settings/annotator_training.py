@@ -22,6 +22,8 @@ from cwpo_trainer.settings.mixins import (
 )
 from cwpo_trainer.settings.unused_flags import any_of, refuse_if_set
 
+AnnotatorShardingName = Literal["none", "fsdp2"]
+
 # What not all of the objectives have.
 _OF_OBJECTIVES = {
     "beta": ("dpo", "sft+dpo"),
@@ -148,6 +150,11 @@ class AnnotatorTraining(
         description="Maximum number of tokens in a forward pass of one process, unless a single "
         "pair has more: it sets memory and speed, not the result. By default 65,536 on a GPU and "
         "1,024 on a CPU; halved, and the step repeated, whenever a GPU runs out of memory.",
+    )
+    sharding: AnnotatorShardingName = Field(
+        "none",
+        description="How GPUs hold the model: `none`: each holds all of it; `fsdp2`: each holds a "
+        "part of weights, gradients and optimiser state.",
     )
     schedule: Literal["linear", "cosine"] = Field(
         "cosine", description="Shape in which the learning rate falls to 0 after warm-up."
