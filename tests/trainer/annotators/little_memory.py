@@ -1,20 +1,11 @@
-"""A device with memory for few tokens: models raise torch's own error for more of them.
-
-usage: little_memory.py RANK TOKENS FLAGS...: `cwpo train-annotator` with these flags, on a device
-of which the process of this rank, under torchrun, can read so many tokens at a time.
-"""
+"""A device with memory for few tokens: models raise torch's own error for more of them."""
 
 from __future__ import annotations
 
-import os
-import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
-
-from cwpo_trainer.commands import TrainAnnotator
-from cwpo_trainer.run import launch
 
 
 def is_training() -> bool:
@@ -44,10 +35,3 @@ def memory_for(tokens, *, when=is_training):
         yield
     finally:
         hook.remove()
-
-
-if __name__ == "__main__":
-    _, rank, tokens, *flags = sys.argv
-    sys.argv = ["train_annotator", *flags]
-    with memory_for(int(tokens)) if os.environ.get("RANK", "0") == rank else nullcontext():
-        launch.main(TrainAnnotator, "train_annotator")

@@ -68,7 +68,7 @@ def test_packed_rows_are_read_again_in_the_backward_pass(tiny_causal, labelled):
     model.train()
     reads = []
     first = model.model.layers[0].mlp
-    first.register_forward_hook(lambda *_: reads.append(torch.is_grad_enabled()))
+    first.register_forward_pre_hook(lambda *_: reads.append(torch.is_grad_enabled()))
     (read,) = scorer.passes(batch)
     scores = read()
     assert len(reads) == 1

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
@@ -26,6 +28,7 @@ from cwpo_trainer.annotators.forward import (
     pair_width,
     pairs_in,
 )
+from cwpo_trainer.annotators.ranks import Ranks
 
 
 class ResponseReader:
@@ -116,21 +119,33 @@ class ResponseReader:
 
     @torch.no_grad()
     def with_reference(
-        self, pairs: Sequence[EncodedPair], *, bfloat16: bool
+        self, pairs: Sequence[EncodedPair], ranks: Ranks, *, bfloat16: bool
     ) -> list[ReferencedPair]:
-        """The pairs, with the model as it is now for their reference."""
-        reference = self.budget.fit(
-            lambda: self._log_probs(pairs, bfloat16=bfloat16), longest=most_tokens(pairs)
+        """The pairs, with the model as it is now for their reference; each process reads some."""
+        if not pairs:
+            return []
+        own = self.budget.fit(
+            lambda: self._log_probs(pairs, ranks, bfloat16=bfloat16),
+            longest=most_tokens(ranks.share(pairs)),
         )
-        return [ReferencedPair(pair, reference[at]) for at, pair in enumerate(pairs)]
+        of_all = torch.from_numpy(ranks.gather(own)).float().to(ranks.device)
+        return [ReferencedPair(pair, of_all[at]) for at, pair in enumerate(pairs)]
 
-    def _log_probs(self, pairs: Sequence[EncodedPair], *, bfloat16: bool) -> dict[int, Tensor]:
-        """Those of both responses of each pair, shape (2,), by the place of the pair."""
-        return {
-            at: log_probs
-            for places, read in self.of_pairs(pairs, bfloat16=bfloat16)
-            for at, log_probs in zip(places, read(), strict=True)
-        }
+    def _log_probs(
+        self, pairs: Sequence[EncodedPair], ranks: Ranks, *, bfloat16: bool
+    ) -> NDArray[np.float64]:
+        """Those of this process's share of the pairs, in order, shape (its pairs, 2)."""
+        order: list[int] = []
+
+        def passes(some: Sequence[EncodedPair]) -> list[Pass]:
+            of_pairs = self.of_pairs(some, bfloat16=bfloat16)
+            order.extend(at for places, _ in of_pairs for at in places)
+            return [read for _, read in of_pairs]
+
+        sums = [part.cpu().numpy() for part, counts in ranks.read(pairs, passes) if counts]
+        found = np.concatenate([np.empty((0, 2)), *sums])
+        # What comes after these are pairs that do not count.
+        return found[np.argsort(order[: len(found)])]
 
     def restore(self) -> None:
         """Give the model its own attention back."""

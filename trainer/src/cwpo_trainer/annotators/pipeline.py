@@ -30,6 +30,7 @@ from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_annotator.encoding.responses import encoder_of
 from cwpo_trainer.annotators.checkpoints import Checkpoints
 from cwpo_trainer.annotators.forward import PassBudget
+from cwpo_trainer.annotators.planning import plan
 from cwpo_trainer.annotators.ranks import connected_ranks
 from cwpo_trainer.annotators.stages import AnnotatorStages
 from cwpo_trainer.annotators.train_loop import TrainLoop
@@ -40,6 +41,7 @@ from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.data.splits import Split, sample, split, validation_split, write_splits
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.agreement import measure
+from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.run import process
 from cwpo_trainer.run.chunks import chunks
 from cwpo_trainer.run.folder import RunFolder, new_run_folder
@@ -58,14 +60,19 @@ def train_annotator(settings: AnnotatorTraining) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    process.expect_world_size(settings.world_size)
-    _check_launch(settings.sharding)
+    if not settings.dry_run:
+        process.expect_world_size(settings.world_size)
+        _check_launch(settings.sharding)
     unused = UnusedRows(settings.max_rejected_share)
     parts = _parts(settings, unused, seed=settings.seed)
     training, validating = validation_split(
         parts.labelled, settings.validation_fraction, seed=settings.seed
     )
-    base = resolve(settings.model)
+    base = resolve(settings.model, weights=not settings.dry_run)
+    if settings.dry_run:
+        unused.tell(are_listed=False)
+        _plan(settings, base, training, validation_pairs=len(validating)).show()
+        return
     recorded = settings.model_dump(mode="json")
     with new_run_folder(
         "train-annotator", settings.output, recorded, resume=settings.resume
@@ -127,6 +134,21 @@ def train_annotator(settings: AnnotatorTraining) -> None:
             if parts.held_out:
                 _measure_held_out(output, card, parts.held_out)
             write_annotator_card(output, card)
+
+
+def _plan(
+    settings: AnnotatorTraining,
+    base: Path,
+    training: Sequence[LabelledPair],
+    *,
+    validation_pairs: int,
+) -> Plan:
+    process.prepare(seed=settings.seed, threads=settings.threads)
+    encoder = _encoder(settings.objective, base, settings.model, settings.max_length)
+    pairs, _, left_out = encode(encoder, training)
+    kept = f"{len(pairs):,} to train on, {left_out.total():,} too long"
+    fact = ("pairs", f"{kept}; {validation_pairs:,} to validate on")
+    return plan(settings, base, pairs, facts=[fact])
 
 
 def _check_launch(sharding: AnnotatorShardingName) -> None:

@@ -64,7 +64,7 @@ def whole_of(value: Any) -> Any:
     """
     if not isinstance(value, DTensor):
         return value
-    on_device = value.to(value.device_mesh.device_type)
+    on_device: Any = value.to(value.device_mesh.device_type)
     return on_device.full_tensor().to("cpu" if process.is_main() else "meta")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -108,8 +109,9 @@ class AnnotatorStages:
         reader = ResponseReader(self._placed(model), self.loop.budget)
         # An implicit reward is measured in float32, as it is served.
         self._share(reader.root, bfloat16=False)
-        training = reader.with_reference(self.training, bfloat16=self.bfloat16)
-        validating = reader.with_reference(self.validating, bfloat16=False)
+        ranks = self.loop.ranks
+        training = reader.with_reference(self.training, ranks, bfloat16=self.bfloat16)
+        validating = reader.with_reference(self.validating, ranks, bfloat16=False)
         scorer = ImplicitRewardScorer(reader, beta=self.objective.beta, bfloat16=self.bfloat16)
         validation = self._train(scorer, training, validating, steps_before=sft_steps)
         self._finish(reader)
@@ -126,6 +128,8 @@ class AnnotatorStages:
             Stage(_SFT, objective, chosen, self.prompts, steps, self.folder / SFT_LOG_NAME)
         )
         self._finish(reader)
+        # In training each process drew numbers of its own; the next adapters are those of all.
+        torch.manual_seed(self.loop.seed)
 
     def _prepare(self, model: Any) -> None:
         """Set up what is trained of the model, and what is kept for the backward pass."""

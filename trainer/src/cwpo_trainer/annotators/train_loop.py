@@ -22,7 +22,7 @@ from cwpo_trainer.annotators.objectives import Objective
 from cwpo_trainer.annotators.ranks import Ranks
 from cwpo_trainer.annotators.shards import part_of, whole_of
 from cwpo_trainer.annotators.validation import Validation, trainable
-from cwpo_trainer.plan.schedule import steps_between_checkpoints, warmup_steps
+from cwpo_trainer.plan.schedule import annotator_steps, steps_between_checkpoints, warmup_steps
 from cwpo_trainer.run import process
 from cwpo_trainer.run.log import TrainingLog
 from cwpo_trainer.run.termination import Termination, leave_stopped
@@ -130,7 +130,12 @@ class TrainLoop:
 
     def steps(self, examples: int, epochs: float) -> int:
         """Optimiser steps in so many passes; `max_steps` where it is given."""
-        return self.optimisation.max_steps or max(1, round(epochs * self.steps_of_epoch(examples)))
+        return annotator_steps(
+            examples,
+            batch_size=self.batch_size,
+            epochs=epochs,
+            max_steps=self.optimisation.max_steps,
+        )
 
     def run(self, stage: Stage[E]) -> None:
         """Train the stage, from its start or from its checkpoint; the best weights are kept.

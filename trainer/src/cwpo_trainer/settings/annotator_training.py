@@ -11,6 +11,7 @@ from cwpo_annotator.checkpoint import Objective
 from cwpo_trainer.settings.mixins import (
     BadRows,
     Compute,
+    DryRun,
     Epochs,
     GradientCheckpointing,
     LearningRate,
@@ -127,6 +128,7 @@ class AnnotatorData(BadRows):
 
 
 class AnnotatorTraining(
+    DryRun,
     EarlyStopping,
     AnnotatorObjective,
     AnnotatorData,

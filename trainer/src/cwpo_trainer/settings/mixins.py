@@ -237,6 +237,16 @@ class Sharding(Settings):
     )
 
 
+class DryRun(Settings):
+    """Whether a run is only planned."""
+
+    dry_run: bool = Field(
+        False,
+        description="Print steps, tokens, memory, time and which GPUs the run fits on, without "
+        "training.",
+    )
+
+
 class Publication(Settings):
     """Where a training is followed, and where its result goes."""
 

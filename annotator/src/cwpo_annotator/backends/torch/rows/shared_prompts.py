@@ -46,6 +46,12 @@ def read_row(model: Any, row: Row, *, handed_down: bool = False) -> torch.Tensor
     return hidden
 
 
+def has_decoder_head(model: Any) -> bool:
+    """Whether a model has the head of a decoder, without which it does not read packed rows."""
+    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
+    return any(isinstance(head, torch.nn.Linear) for head in heads)
+
+
 @torch.inference_mode()
 def share_prompts(model: Any, *, handed_down: bool = False) -> bool:
     """Switch a decoder to packed rows; encoders, and decoders of an attention of their own, stay.
@@ -54,8 +60,7 @@ def share_prompts(model: Any, *, handed_down: bool = False) -> bool:
         handed_down: rows are to be read as `read_row` does with it.
     Returns: whether the model reads packed rows now.
     """
-    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
-    if not any(isinstance(head, torch.nn.Linear) for head in heads):
+    if not has_decoder_head(model):
         return False
     before = model.config._attn_implementation
     texts, row = _probe(model)
