@@ -64,7 +64,7 @@ from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer import losses
-from cwpo_trainer.annotators.forward import most_together
+from cwpo_trainer.annotators.forward import PassBudget
 from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOConfig, ConfidenceDPOTrainer
@@ -271,7 +271,9 @@ def bt(settings: argparse.Namespace) -> Contestant:
     """What `cwpo train-annotator` does in a step."""
     model, encoder = scalar()
     bfloat16 = process.use_bfloat16(settings.dtype)
-    scorer = ScalarHeadScorer(model.to(best_device()), encoder.pad_token_id, bfloat16=bfloat16)
+    model.to(best_device())
+    budget = PassBudget(None, model.device.type)
+    scorer = ScalarHeadScorer(model, encoder.pad_token_id, budget, bfloat16=bfloat16)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
     )
@@ -279,7 +281,8 @@ def bt(settings: argparse.Namespace) -> Contestant:
 
     def step(batch: Sequence[EncodedPair]) -> float:
         total = torch.zeros((), device=model.device)
-        for scores in scorer.scores(batch):
+        for read in scorer.passes(batch):
+            scores = read()
             loss = losses.bradley_terry(scores[:, 0] - scores[:, 1]).sum() / len(batch)
             loss.backward()
             total += loss.detach()
@@ -289,9 +292,8 @@ def bt(settings: argparse.Namespace) -> Contestant:
         return total.item()
 
     def tokens(batch: Sequence[EncodedPair]) -> int:
-        budget = scorer.token_budget
-        together = most_together(budget, model.device)
-        return sum(len(row.ids) for row in pack_pairs(batch, budget, most_together=together))
+        rows = pack_pairs(batch, budget.tokens, most_together=budget.together)
+        return sum(len(row.ids) for row in rows)
 
     return Contestant(step, tokens)
 

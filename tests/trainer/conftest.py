@@ -42,3 +42,25 @@ def hub():
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def wide_models(tiny_tokenizer, tmp_path_factory):
+    """Two families, large enough for their tensors to outweigh all else."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+    root = tmp_path_factory.mktemp("models")
+    common = dict(vocab_size=len(tiny_tokenizer), hidden_size=192, num_hidden_layers=4)
+    tokens = dict(bos_token_id=None, eos_token_id=1, pad_token_id=0, num_attention_heads=4)
+    configs = {
+        "llama": LlamaConfig(
+            **common, **tokens, intermediate_size=512, num_key_value_heads=2, attention_dropout=0.0
+        ),
+        "opt": OPTConfig(**common, **tokens, ffn_dim=768, word_embed_proj_dim=192),
+    }
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        tiny_tokenizer.save_pretrained(root / name)
+    return root

@@ -27,9 +27,14 @@ runpy.run_module(module, run_name="__main__")
 """
 
 
-def stopped_after(step, log, module, *arguments) -> str:
-    """What `python -m module` printed to stderr; it was stopped when its log had so many steps."""
-    command = [sys.executable, "-c", _PROGRAM, log, step, module, *arguments]
+def stopped_after(step, log, module, *arguments, processes=1) -> str:
+    """What `python -m module` printed to stderr; it was stopped when its log had so many steps.
+
+    Several processes are started by torchrun, which has an exit code of its own.
+    """
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes)
+    start = (*launch, "--no-python") if processes > 1 else ()
+    command = [*start, sys.executable, "-c", _PROGRAM, log, step, module, *arguments]
     done = subprocess.run([*map(str, command)], stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == EXIT_CODE, done.stderr
+    assert done.returncode == (EXIT_CODE if processes == 1 else 1), done.stderr
     return done.stderr

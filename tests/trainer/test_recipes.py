@@ -15,7 +15,7 @@ from transformers import LlamaConfig, OPTConfig, Qwen2Config
 from cwpo_trainer.commands import Align, Sft, TrainAnnotator
 from cwpo_trainer.policy.sharding import FSDP2, ZERO3
 
-from .samples import weighted, write_lines
+from .samples import pairs, weighted, write_lines
 
 RECIPES = Path(__file__).parents[2] / "trainer" / "recipes"
 KINDS = {"align": Align, "sft": Sft, "annotator": TrainAnnotator}
@@ -105,6 +105,25 @@ def test_every_size_can_be_planned(name, tiny_tokenizer, tmp_path, command, caps
     nominal = float(re.search(r"([\d.]+)b$", name)[1]) * 1000
     assert millions == pytest.approx(nominal, rel=0.1)
     assert "H100 80 GB │ 80 │ yes │ 1" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b"])
+def test_every_annotator_fits_on_eight_gpus(name, tiny_tokenizer, tmp_path, command, capsys):
+    model = tmp_path / "model"
+    tiny_tokenizer.save_pretrained(model)
+    config(name).save_pretrained(model)
+    data = write_lines(tmp_path / "pairs.jsonl", pairs(40))
+    flags = ("--config", RECIPES / name / "annotator.yaml", "--model", model, "--data", data)
+    command(TrainAnnotator, *flags, "--dry-run")
+    fits_on_one = "no" if name == "qwen2.5-7b" else "yes"
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"H100 80 GB │ 80 │ {fits_on_one} │" in said
+    millions = float(re.search(r"([\d.,]+) M parameters", said)[1].replace(",", ""))
+    assert millions == pytest.approx(float(re.search(r"([\d.]+)b$", name)[1]) * 1000, rel=0.1)
+    shared = ("--gradient-checkpointing", "--sharding", "fsdp2", "--world-size", 8)
+    command(TrainAnnotator, *flags, *shared, "--dry-run")
+    assert "A100 40 GB │ 40 │ yes │" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_policy_has_a_recipe():

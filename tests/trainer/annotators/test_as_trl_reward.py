@@ -19,6 +19,7 @@ from transformers import (
 
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
+from cwpo_trainer.annotators.forward import PassBudget
 from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
 from cwpo_trainer.commands import TrainAnnotator
 
@@ -185,5 +186,6 @@ def test_attention_dropout_keeps_an_annotator_from_rows(probability, tiny_tokeni
         attn_pdrop=probability,
         pad_token_id=tiny_tokenizer.pad_token_id,
     )
-    scorer = ScalarHeadScorer(GPT2ForSequenceClassification(config), 0, bfloat16=False)
+    model = GPT2ForSequenceClassification(config)
+    scorer = ScalarHeadScorer(model, 0, PassBudget(None, "cpu"), bfloat16=False)
     assert scorer.shares_prompts == (probability == 0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cwpo_trainer.annotators.checkpoints import Checkpoints
+from cwpo_trainer.annotators.forward import PassBudget
 from cwpo_trainer.annotators.ranks import Ranks
 from cwpo_trainer.annotators.train_loop import Stage, TrainLoop
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
@@ -31,9 +32,9 @@ class Recorded:
         self.model = torch.nn.Linear(1, 1)
         self.steps = []
 
-    def values(self, examples):
+    def passes(self, examples):
         self.steps.append(examples)
-        yield self.model(torch.ones(len(examples), 1)).T
+        return [lambda: self.model(torch.ones(len(examples), 1)).T]
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def trained(tmp_path):
             seed=SEED,
             save_steps=None,
             ranks=ranks or Ranks(0, 1, torch.device("cpu")),
+            budget=PassBudget(None, "cpu"),
             checkpoints=Checkpoints(tmp_path, None),
         )
         objective = Recorded()

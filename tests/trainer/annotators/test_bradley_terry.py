@@ -15,6 +15,7 @@ from cwpo_annotator.calibration import likelihood_loss
 from cwpo_annotator.checkpoint import read_card
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_trainer.annotators.base_model import load_with_scalar_head
+from cwpo_trainer.annotators.forward import PassBudget
 from cwpo_trainer.annotators.pipeline import encode
 from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
 from cwpo_trainer.commands import TrainAnnotator
@@ -24,27 +25,6 @@ from cwpo_trainer.evaluation.agreement import judge_pairs, measure
 from cwpo_trainer.run.folder import read_lines, read_record
 
 from ..samples import pairs, write_lines
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(tiny_tokenizer, tmp_path_factory):
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("tiny") / "bert"
-    BertModel(
-        BertConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-            pad_token_id=tiny_tokenizer.pad_token_id,
-        )
-    ).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -310,16 +290,22 @@ def test_packed_training_follows_padded(tiny_causal, labelled, tmp_path):
         if not packed:
             scorer.restore()
             scorer.shares_prompts = False
-        margins.append(np.sort(scorer.margins(batch)))
-        gradients.append(gradients_of(scorer.model, scorer.scores(batch)))
+        scores = torch.cat([*scores_of(scorer, batch)]).detach().numpy()
+        margins.append(np.sort(scores[:, 0] - scores[:, 1]))
+        gradients.append(gradients_of(scorer.model, scores_of(scorer, batch)))
     np.testing.assert_allclose(margins[0], margins[1], atol=1e-5)
     assert_same_gradients(gradients[0], gradients[1])
 
 
-def scorer_of(folder, encoder):
+def scorer_of(folder, encoder, token_budget=None):
     torch.manual_seed(0)
     model = load_with_scalar_head(folder, encoder)
-    return ScalarHeadScorer(model, encoder.pad_token_id, bfloat16=False)
+    budget = PassBudget(token_budget, "cpu")
+    return ScalarHeadScorer(model, encoder.pad_token_id, budget, bfloat16=False)
+
+
+def scores_of(scorer, pairs):
+    return (read() for read in scorer.passes(pairs))
 
 
 def gradients_of(model, scores):
@@ -343,12 +329,11 @@ def test_texts_of_several_pairs_are_read_once_and_learnt_from_as_often(model, re
     encoder = Encoder.create(folder, max_length=128)
     # Each pair in one order: the gradients of both would nearly cancel.
     batch = [pair for pair in all_pairs_of_a_prompt(encoder) if [*pair.a] < [*pair.b]]
-    scorer = scorer_of(folder, encoder)
-    scorer.token_budget = 4096
+    scorer = scorer_of(folder, encoder, token_budget=4096)
     read = []
     embeddings = scorer.model.get_input_embeddings()
     embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
-    gradients = gradients_of(scorer.model, scorer.scores(batch))
+    gradients = gradients_of(scorer.model, scores_of(scorer, batch))
     texts = {tuple(text) for pair in batch for text in pair.texts}
     assert sum(read) <= len(texts) * max(map(len, texts))
     alone = scorer_of(folder, encoder)

@@ -21,6 +21,7 @@ from cwpo.types import ScoreItem, Triplet
 from cwpo_annotator import Annotator, CheckpointError
 from cwpo_annotator.checkpoint import read_card
 from cwpo_annotator.encoding.responses import PairwiseError, ResponseEncoder
+from cwpo_trainer.annotators.forward import PassBudget
 from cwpo_trainer.annotators.implicit_reward import ResponseReader
 from cwpo_trainer.commands import Evaluate, TrainAnnotator
 from cwpo_trainer.data.labelled import read_pairs
@@ -147,7 +148,8 @@ def test_texts_of_several_pairs_are_read_once_in_a_forward_pass(packed, tiny_cau
         Triplet(prompt=prompt, response_a=a, response_b=b) for a, b in combinations(answers, 2)
     ]
     pairs = ResponseEncoder.create(tiny_causal, max_length=128).encode_pairs(several)
-    reader = ResponseReader(AutoModelForCausalLM.from_pretrained(tiny_causal))
+    model = AutoModelForCausalLM.from_pretrained(tiny_causal)
+    reader = ResponseReader(model, PassBudget(None, "cpu"))
     assert reader.shares_prompts
     if not packed:
         reader.restore()
@@ -155,7 +157,8 @@ def test_texts_of_several_pairs_are_read_once_in_a_forward_pass(packed, tiny_cau
     read = []
     embeddings = reader.model.get_input_embeddings()
     embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
-    ((places, sums),) = reader.of_pairs(pairs, bfloat16=False)
+    ((places, all_at_once),) = reader.of_pairs(pairs, bfloat16=False)
+    sums = all_at_once()
     longest = max(len(text) for pair in pairs for text in pair.texts)
     assert sum(read) <= len(answers) * longest
     reader.restore()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,26 +87,134 @@ def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, comm
     assert not (stopped / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("objective", ["bt", "sft+dpo"])
-def test_two_processes_follow_one(objective, flags, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def launched(program, *arguments):
+    """A run of a program in two processes."""
     launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
-    # 7 pairs a step: the processes' shares differ in size.
-    for start, name, size in (((sys.executable,), "one", 1), (launch, "two", 2)):
-        command = (*start, "-m", "cwpo_trainer.train_annotator", *flags, "--batch-size", 7)
-        command += ("--output", tmp_path / name, "--world-size", size, "--objective", objective)
-        command += ("--splits", tmp_path / f"{name}-splits", "--max-steps", 6)
-        done = subprocess.run(
-            [*map(str, command)], capture_output=True, env=environment, check=False, text=True
-        )
-        assert done.returncode == 0, done.stderr
-    one, two = tmp_path / "one", tmp_path / "two"
-    for left, right in zip(*(read_lines(x / "training.jsonl") for x in (one, two)), strict=True):
-        assert left.keys() == right.keys()
-        for key, value in left.items():
-            assert right[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    return subprocess.run(
+        [*map(str, (*launch, *program, *arguments))],
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+        text=True,
+    )
+
+
+MODULE = ("-m", "cwpo_trainer.train_annotator")
+IN_TURN = (Path(__file__).with_name("in_turn.py"),)
+SHARED = ("--sharding", "fsdp2")
+PLAIN_LORA = ("--lora", "--lora-dropout", 0)
+# By name: flags, and the tokens that the second process has memory for.
+RUNS = {
+    # The processes' shares differ in size.
+    "bt": (("--batch-size", 7), None),
+    "little memory": (("--batch-size", 7, "--token-budget", 400), 60),
+    "sft+dpo, lora": ((*PLAIN_LORA, "--objective", "sft+dpo"), None),
+    "shared": ((*SHARED, "--batch-size", 7, "--token-budget", 60), None),
+    # One of the processes has no pair of its own.
+    "shared, single pairs": ((*SHARED, "--batch-size", 1), None),
+    "shared, lora": ((*SHARED, *PLAIN_LORA, "--gradient-checkpointing"), None),
+    "shared, sft+dpo": ((*SHARED, "--objective", "sft+dpo"), None),
+    "shared, sft+dpo, lora": ((*SHARED, *PLAIN_LORA, "--objective", "sft+dpo"), None),
+}
+TOO_LITTLE = "shared, little memory"
+
+
+@pytest.fixture(scope="module")
+def two(flags, tmp_path_factory):
+    """The folder with the outputs of RUNS in two processes, and of one that has to fail."""
+    root = tmp_path_factory.mktemp("two")
+    runs = RUNS | {TOO_LITTLE: ((*SHARED, "--token-budget", 400), 60)}
+    with ExitStack() as sockets:
+        ports = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in runs]
+        given = {
+            name: ([*map(str, (*flags, *more, "--output", root / name))], tokens, port)
+            for (name, (more, tokens)), port in zip(
+                runs.items(), (each.getsockname()[1] for each in ports), strict=True
+            )
+        }
+    (root / "runs.json").write_text(json.dumps(given))
+    done = launched(IN_TURN, root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def said(root, name):
+    """What both processes printed in a run, with their exit codes at the end."""
+    return [(root / f"{name}.{rank}.txt").read_text() for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_follow_one(name, flags, two, tmp_path, command):
+    assert all(text.endswith("exit code 0\n") for text in said(two, name)), said(two, name)
+    more = tuple(flag for flag in RUNS[name][0] if flag not in SHARED)
+    command(TrainAnnotator, *flags, *more, "--output", tmp_path / "one")
+    assert_alike(tmp_path / "one", two / name)
+
+
+def test_one_of_two_processes_may_run_out_of_memory(two):
+    first, second = said(two, "little memory")
+    assert "out of memory" not in first
+    assert second.count("forward passes now have 200 tokens instead of 400") == 1
+    assert read_record(two / "little memory").results["token_budget"] == 50
+
+
+def test_processes_that_share_a_model_say_what_would_fit(two):
+    _, second = said(two, TOO_LITTLE)
+    assert "start again (or --resume) with --token-budget 200" in second
+    assert second.endswith("exit code 1\n")
+
+
+def test_two_launched_processes_follow_one(flags, tmp_path, command):
+    flags = (*flags, "--objective", "sft+dpo", "--batch-size", 7)
+    for name in ("one", "two"):
+        more = ("--output", tmp_path / name, "--splits", tmp_path / f"{name}-splits")
+        if name == "one":
+            command(TrainAnnotator, *flags, *more)
+        else:
+            done = launched(MODULE, *flags, *more, "--world-size", 2)
+            assert done.returncode == 0, done.stderr
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+def assert_alike(one, two):
+    """Two runs of the same steps, up to rounding."""
+    for log in ("training.jsonl", "sft.jsonl"):
+        lines, others = (read_lines(path / log) for path in (one, two))
+        for left, right in zip(lines, others, strict=True):
+            assert left.keys() == right.keys()
+            for key, value in left.items():
+                assert right[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
     assert_same_weights(one, two, rtol=1e-3, atol=2e-4)
+    if (one / "reference").exists():
+        assert_same_weights(one / "reference", two / "reference", rtol=1e-3, atol=2e-4)
     assert read_card(one).temperature == pytest.approx(read_card(two).temperature, rel=1e-2)
+
+
+def test_a_shared_model_that_was_stopped_ends_as_one_that_was_not(flags, two, tmp_path):
+    stopped, whole = tmp_path / "stopped", two / "shared, sft+dpo"
+    arguments = (*flags, *RUNS["shared, sft+dpo"][0], "--output", stopped)
+    module, log = "cwpo_trainer.train_annotator", partial(stopped) / "training.jsonl"
+    message = stopped_after(7, log, module, *arguments, processes=2)
+    assert "continue with --resume" in message
+    state = torch.load(last_checkpoint(partial(stopped)) / "state.pt", weights_only=True)
+    weights = load_file(whole / "model.safetensors")
+    for kept in (state["weights"], state["validation"]["weights"]):
+        assert {name: kept[name].shape for name in weights} == {
+            name: weight.shape for name, weight in weights.items()
+        }
+    done = launched(MODULE, *arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    for name in ("training.jsonl", "sft.jsonl"):
+        assert losses(stopped, name) == losses(whole, name)
+    assert_same_weights(stopped, whole)
+    results = [read_record(path).results for path in (stopped, whole)]
+    assert results[0] == results[1]
+    assert results[0]["best_step"] is not None
+
+
+def test_one_process_shares_no_model(flags, tmp_path, failure):
+    message = failure(TrainAnnotator, *flags, "--output", tmp_path, "--sharding", "fsdp2")
+    assert "torchrun --nproc-per-node ... -m cwpo_trainer.train_annotator" in message
 
 
 def test_a_missing_process_is_noticed(flags, tmp_path, failure):

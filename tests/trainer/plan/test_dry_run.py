@@ -7,12 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from peft import get_peft_model
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM
 
 from cwpo_trainer.commands import Align
 from cwpo_trainer.lora import lora_config
@@ -31,6 +28,7 @@ from cwpo_trainer.run.folder import read_lines
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 
 from ..samples import weighted, write_lines
+from .measured import counted_by_torch, peak, planned
 
 # Share of the measured peak that the estimate may be off by. It counts a layer's activations as if
 # its units were gated; OPT's layers keep fewer.
@@ -40,43 +38,6 @@ TOLERANCES = {"llama": 0.2, "opt": 0.4}
 @pytest.fixture
 def data(tmp_path):
     return write_lines(tmp_path / "weighted.jsonl", weighted(16))
-
-
-@pytest.fixture(scope="module")
-def models(tiny_tokenizer, tmp_path_factory):
-    """Two families, large enough for their tensors to outweigh all else."""
-    root = tmp_path_factory.mktemp("models")
-    common = dict(vocab_size=len(tiny_tokenizer), hidden_size=192, num_hidden_layers=4)
-    tokens = dict(bos_token_id=None, eos_token_id=1, pad_token_id=0, num_attention_heads=4)
-    configs = {
-        "llama": LlamaConfig(
-            **common, **tokens, intermediate_size=512, num_key_value_heads=2, attention_dropout=0.0
-        ),
-        "opt": OPTConfig(**common, **tokens, ffn_dim=768, word_embed_proj_dim=192),
-    }
-    for name, config in configs.items():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
-        tiny_tokenizer.save_pretrained(root / name)
-    return root
-
-
-def peak(profiler):
-    """The most bytes that tensors held at once."""
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = highest = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        highest = max(highest, held)
-    return highest
-
-
-def planned(capsys):
-    """The tokens and steps that a dry run said."""
-    text = " ".join(capsys.readouterr().out.split())
-    tokens = int(re.search(r"texts [\d,]+, ([\d,]+) tokens", text)[1].replace(",", ""))
-    steps = int(re.search(r"steps ([\d,]+),", text)[1].replace(",", ""))
-    return tokens, steps
 
 
 def plan_alignment(settings):
@@ -108,9 +69,9 @@ STEPS = {
         ("sft", "llama", {"gradient_accumulation": 2, "batch_size": 8}),
     ],
 )
-def test_the_estimate_is_near_the_measured_peak(step, model, more, models, data, tmp_path):
+def test_the_estimate_is_near_the_measured_peak(step, model, more, wide_models, data, tmp_path):
     kind, plan, train = STEPS[step]
-    given = dict(model=str(models / model), data=data, output=tmp_path / "out", threads=1)
+    given = dict(model=str(wide_models / model), data=data, output=tmp_path / "out", threads=1)
     small = dict(batch_size=4, gradient_accumulation=1, max_steps=2, dtype="float32")
     settings = kind(**given | small | more)
     estimated = plan(settings).memory(on_cpu=True)
@@ -129,18 +90,6 @@ def alike(tmp_path):
     words = {"prompt": "what about the water", "chosen": "kind good help"}
     rows = [row | words | {"rejected": "good kind help"} for row in weighted(8)]
     return write_lines(tmp_path / "alike.jsonl", rows)
-
-
-def counted_by_torch(run):
-    """Operations of all matrix products, those of attention with them, and those into gradients."""
-
-    def into(_, left, right, *args, out_shape=None, **kwargs):
-        return 2 * left[0] * left[1] * right[1]
-
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: into})
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return counter.get_total_flops()
 
 
 def counted_in_trials(folder, settings, step):
@@ -176,20 +125,22 @@ def counted_in_trials(folder, settings, step):
         ("align", {"lora": True}, 0.06),
     ],
 )
-def test_operations_are_those_that_torch_counts(step, more, tolerance, models, alike, tmp_path):
+def test_operations_are_those_that_torch_counts(
+    step, more, tolerance, wide_models, alike, tmp_path
+):
     kind, plan, train = STEPS[step]
-    given = dict(model=str(models / "llama"), data=alike, output=tmp_path / "out", threads=1)
+    given = dict(model=str(wide_models / "llama"), data=alike, output=tmp_path / "out", threads=1)
     small = dict(batch_size=4, gradient_accumulation=1, epochs=1, dtype="float32")
     settings = kind(**given | small | more)
     estimated = plan(settings)
     counted = counted_by_torch(lambda: train(settings))
-    counted -= counted_in_trials(models / "llama", settings, step)
+    counted -= counted_in_trials(wide_models / "llama", settings, step)
     assert estimated.operations(on_cpu=True) == pytest.approx(counted, rel=tolerance)
 
 
 @pytest.mark.slow
-def test_a_dry_run_counts_what_training_reads(models, data, tmp_path, command, capsys):
-    flags = ("--model", models / "llama", "--data", data, "--output", tmp_path / "out")
+def test_a_dry_run_counts_what_training_reads(wide_models, data, tmp_path, command, capsys):
+    flags = ("--model", wide_models / "llama", "--data", data, "--output", tmp_path / "out")
     flags = (*flags, "--batch-size", 2, "--gradient-accumulation", 1, "--epochs", 2)
     command(Align, *flags, "--world-size", 2, "--dry-run")
     tokens, steps = planned(capsys)
@@ -201,9 +152,9 @@ def test_a_dry_run_counts_what_training_reads(models, data, tmp_path, command, c
 
 
 def test_on_a_cpu_the_process_counts_and_numbers_are_those_that_it_computes_with(
-    models, data, tmp_path
+    wide_models, data, tmp_path
 ):
-    given = dict(model=str(models / "llama"), data=data, output=tmp_path / "out", lora=True)
+    given = dict(model=str(wide_models / "llama"), data=data, output=tmp_path / "out", lora=True)
     by_dtype = {
         dtype: plan_alignment(Alignment(**given, dtype=dtype))
         for dtype in ("auto", "float32", "bfloat16")
@@ -221,9 +172,9 @@ def test_on_a_cpu_the_process_counts_and_numbers_are_those_that_it_computes_with
 @pytest.mark.parametrize("model", ["llama", "opt"])
 @pytest.mark.parametrize("more", [{}, {"sharding": "fsdp2"}, {"lora": True, "reference": ""}])
 def test_main_memory_is_what_the_loaded_models_hold(
-    model, more, models, data, tmp_path, monkeypatch, capsys
+    model, more, wide_models, data, tmp_path, monkeypatch, capsys
 ):
-    folder = str(models / model)
+    folder = str(wide_models / model)
     settings = Alignment(
         model=folder,
         data=data,
@@ -253,9 +204,9 @@ def test_main_memory_is_what_the_loaded_models_hold(
     assert (float(needed), count) == (pytest.approx(loading * sum(held) / 2**30, rel=0.01), "4")
 
 
-def test_more_devices_or_fewer_trained_weights_need_less(models, tmp_path):
-    shape = Shape.read(models / "llama")
-    model = AutoModelForCausalLM.from_pretrained(models / "llama")
+def test_more_devices_or_fewer_trained_weights_need_less(wide_models, tmp_path):
+    shape = Shape.read(wide_models / "llama")
+    model = AutoModelForCausalLM.from_pretrained(wide_models / "llama")
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     batch = dict(tokens=16 * 512, scored=16 * 256, with_reference=False)
     method = Method(accumulation=4)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cwpo.errors import ConfigError, first_line
 from cwpo_annotator.backends.torch.loading import load_language_model
@@ -25,9 +25,7 @@ def load_with_scalar_head(base: Path, encoder: Encoder, *, layers: int | None = 
     Raises: CheckpointError for one that cannot be loaded so; ConfigError for too many layers.
     """
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False, num_labels=1)
-        if layers is not None:
-            _keep_layers(config, layers)
+        config = _config(base, layers, num_labels=1)
         model = AutoModelForSequenceClassification.from_pretrained(
             base,
             config=config,
@@ -52,12 +50,24 @@ def load_causal(base: Path, *, layers: int | None = None) -> Any:
         layers: how many of the backbone's layers to keep, from the input on; None keeps all.
     Raises: CheckpointError for one that is none; ConfigError for too many layers.
     """
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    if layers is not None:
-        _keep_layers(config, layers)
+    config = _config(base, layers)
     model = load_language_model(base, torch.float32, config)
     _check_finite(model, base)
     return model
+
+
+def outline(base: Path, *, scalar_head: bool, layers: int | None = None) -> Any:
+    """The model that either of the above loads, without memory for its weights.
+
+    Raises: as they do, for what config.json tells.
+    """
+    kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
+    try:
+        config = _config(base, layers, **({"num_labels": 1} if scalar_head else {}))
+        with torch.device("meta"):
+            return kind.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{base}: cannot become an annotator: {first_line(error)}") from error
 
 
 def add_lora(model: Any, lora: LoraDropout) -> None:
@@ -77,6 +87,20 @@ def add_lora(model: Any, lora: LoraDropout) -> None:
     setattr(model, model.base_model_prefix, adapted)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Have each layer compute its activations again in the backward pass.
+
+    Raises: ConfigError for a model whose layers cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"--gradient-checkpointing: the layers of {model.config.model_type} do not have it; "
+            "leave the flag out, or lower --token-budget"
+        ) from error
+
+
 def merge_lora(model: Any) -> None:
     """Make the model a plain one again, any adapters added into the backbone."""
     if isinstance(model.base_model, PeftModel):
@@ -89,6 +113,13 @@ def _check_finite(model: Any, base: Path) -> None:
             raise CheckpointError(
                 f"{base}: {name} contains NaN or infinite weights: download or export it again"
             )
+
+
+def _config(base: Path, layers: int | None, **more: Any) -> Any:
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False, **more)
+    if layers is not None:
+        _keep_layers(config, layers)
+    return config
 
 
 def _keep_layers(config: Any, layers: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,74 +14,102 @@ from torch import Tensor
 
 from cwpo_annotator.backends.torch.log_probs import batch_log_probs, row_log_probs
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs, pack_texts
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import drops_attention, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
 from cwpo_trainer.annotators.forward import (
+    Pass,
+    PassBudget,
+    Root,
     distinct,
     mixed_precision,
-    most_together,
+    most_tokens,
     of_a_and_b,
     pair_width,
     pairs_in,
-    score_margins,
-    token_budget,
 )
+from cwpo_trainer.annotators.ranks import Ranks
 
 
 class ResponseReader:
     """Reads responses with a causal language model, on the device that the model is on.
 
     Dropout is switched off: a log-ratio is to measure training, not the noise of its two sides.
+
+    Args:
+        budget: of each forward pass.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, budget: PassBudget) -> None:
         self.model = model
-        self.token_budget = token_budget(model.device)
+        self.root = Root(model)
+        self.budget = budget
         self._attention = model.config._attn_implementation
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         model.eval()
-        self.shares_prompts = not drops_attention(model) and share_prompts(model)
+        self._handed_down: bool = model.is_gradient_checkpointing
+        self.shares_prompts = not drops_attention(model) and share_prompts(
+            model, handed_down=self._handed_down
+        )
 
     def of_pairs(
         self, pairs: Sequence[EncodedPair], *, bfloat16: bool
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    ) -> list[tuple[list[int], Pass]]:
         """Log-probabilities of both responses of each pair, summed over their tokens.
 
-        Yields: for each forward pass the places of its pairs in `pairs`, and a float32 tensor of
-            shape (its pairs, 2).
+        Returns: the places in `pairs` of the pairs of each forward pass, and the pass, which gives
+            a float32 tensor of shape (its pairs, 2).
         """
         if self.shares_prompts:
-            together = most_together(self.token_budget, self.model.device)
-            for row in pack_pairs(pairs, self.token_budget, most_together=together):
-                starts = [pairs[text // 2].start for text in row.texts]
-                with mixed_precision(self.model, bfloat16=bfloat16):
-                    sums = row_log_probs(self.model, row, starts).sums
-                yield pairs_in(row), of_a_and_b(row, sums)
-            return
-        for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):
-            texts = [(ids, pairs[at].start) for at in batch for ids in pairs[at].texts]
-            yield batch, self._of_padded(texts, bfloat16=bfloat16).view(-1, 2)
+            rows = pack_pairs(pairs, self.budget.tokens, most_together=self.budget.together)
+            return [
+                (pairs_in(row), self._pass(self._pairs_of_row, row, pairs, bfloat16))
+                for row in rows
+            ]
+        batches = length_sorted([pair_width(pair) for pair in pairs], self.budget.tokens)
+        return [
+            (batch, self._pass(self._pairs_of_batch, [pairs[at] for at in batch], bfloat16))
+            for batch in batches
+        ]
 
     def of_texts(
         self, texts: Sequence[EncodedText], *, bfloat16: bool
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    ) -> list[tuple[list[int], Pass]]:
         """Log-probabilities of single responses, as `of_pairs` gives them; shape (its texts,)."""
         if self.shares_prompts:
-            together = most_together(self.token_budget, self.model.device)
             ids = [text.ids for text in texts]
-            for row in pack_texts(ids, self.token_budget, most_together=together):
-                starts = [texts[at].start for at in row.texts]
-                with mixed_precision(self.model, bfloat16=bfloat16):
-                    sums = row_log_probs(self.model, row, starts).sums
-                yield row.texts, sums
-            return
-        for batch in length_sorted([text.tokens for text in texts], self.token_budget):
-            of_batch = [(texts[at].ids, texts[at].start) for at in batch]
-            yield batch, self._of_padded(of_batch, bfloat16=bfloat16)
+            rows = pack_texts(ids, self.budget.tokens, most_together=self.budget.together)
+            return [(row.texts, self._pass(self._of_row, row, texts, bfloat16)) for row in rows]
+        batches = length_sorted([text.tokens for text in texts], self.budget.tokens)
+        return [
+            (batch, self._pass(self._of_batch, [texts[at] for at in batch], bfloat16))
+            for batch in batches
+        ]
 
-    def _of_padded(self, texts: Sequence[tuple[Sequence[int], int]], *, bfloat16: bool) -> Tensor:
+    def _pass(self, read: Callable[..., Tensor], *args: Any) -> Pass:
+        return partial(self.root, partial(read, *args))
+
+    def _pairs_of_row(self, row: Row, pairs: Sequence[EncodedPair], bfloat16: bool) -> Tensor:
+        starts = [pairs[text // 2].start for text in row.texts]
+        return of_a_and_b(row, self._of_packed(row, starts, bfloat16))
+
+    def _pairs_of_batch(self, pairs: Sequence[EncodedPair], bfloat16: bool) -> Tensor:
+        texts = [(ids, pair.start) for pair in pairs for ids in pair.texts]
+        return self._of_padded(texts, bfloat16).view(-1, 2)
+
+    def _of_row(self, row: Row, texts: Sequence[EncodedText], bfloat16: bool) -> Tensor:
+        return self._of_packed(row, [texts[at].start for at in row.texts], bfloat16)
+
+    def _of_batch(self, texts: Sequence[EncodedText], bfloat16: bool) -> Tensor:
+        return self._of_padded([(text.ids, text.start) for text in texts], bfloat16)
+
+    def _of_packed(self, row: Row, starts: Sequence[int], bfloat16: bool) -> Tensor:
+        with mixed_precision(self.model, bfloat16=bfloat16):
+            return row_log_probs(self.model, row, starts, handed_down=self._handed_down).sums
+
+    def _of_padded(self, texts: Sequence[tuple[Sequence[int], int]], bfloat16: bool) -> Tensor:
         """Log-probabilities of the responses in a padded batch of texts, each with its start."""
         read, places = distinct([(tuple(ids), start) for ids, start in texts])
         ids, starts = zip(*read, strict=True)
@@ -90,15 +119,33 @@ class ResponseReader:
 
     @torch.no_grad()
     def with_reference(
-        self, pairs: Sequence[EncodedPair], *, bfloat16: bool
+        self, pairs: Sequence[EncodedPair], ranks: Ranks, *, bfloat16: bool
     ) -> list[ReferencedPair]:
-        """The pairs, with the model as it is now for their reference."""
-        reference = {
-            at: log_probs
-            for places, sums in self.of_pairs(pairs, bfloat16=bfloat16)
-            for at, log_probs in zip(places, sums, strict=True)
-        }
-        return [ReferencedPair(pair, reference[at]) for at, pair in enumerate(pairs)]
+        """The pairs, with the model as it is now for their reference; each process reads some."""
+        if not pairs:
+            return []
+        own = self.budget.fit(
+            lambda: self._log_probs(pairs, ranks, bfloat16=bfloat16),
+            longest=most_tokens(ranks.share(pairs)),
+        )
+        of_all = torch.from_numpy(ranks.gather(own)).float().to(ranks.device)
+        return [ReferencedPair(pair, of_all[at]) for at, pair in enumerate(pairs)]
+
+    def _log_probs(
+        self, pairs: Sequence[EncodedPair], ranks: Ranks, *, bfloat16: bool
+    ) -> NDArray[np.float64]:
+        """Those of this process's share of the pairs, in order, shape (its pairs, 2)."""
+        order: list[int] = []
+
+        def passes(some: Sequence[EncodedPair]) -> list[Pass]:
+            of_pairs = self.of_pairs(some, bfloat16=bfloat16)
+            order.extend(at for places, _ in of_pairs for at in places)
+            return [read for _, read in of_pairs]
+
+        sums = [part.cpu().numpy() for part, counts in ranks.read(pairs, passes) if counts]
+        found = np.concatenate([np.empty((0, 2)), *sums])
+        # What comes after these are pairs that do not count.
+        return found[np.argsort(order[: len(found)])]
 
     def restore(self) -> None:
         """Give the model its own attention back."""
@@ -123,7 +170,7 @@ class ImplicitRewardScorer:
 
     Args:
         beta: strength of the pull towards the reference.
-        bfloat16: whether training computes in it; `margins` are in float32, as in serving.
+        bfloat16: whether training computes in it.
     """
 
     def __init__(self, reader: ResponseReader, *, beta: float, bfloat16: bool) -> None:
@@ -136,20 +183,20 @@ class ImplicitRewardScorer:
         """The language model that is trained."""
         return self.reader.model
 
-    def scores(self, pairs: Sequence[ReferencedPair]) -> Iterator[Tensor]:
-        """Scores of a and b, float32: one tensor a forward pass, shape (its pairs, 2).
+    def passes(self, pairs: Sequence[ReferencedPair], *, as_served: bool = False) -> list[Pass]:
+        """Forward passes that give scores of a and b, float32, shape (pairs of the pass, 2).
 
         The pairs come in any order.
+
+        Args:
+            as_served: in float32.
         """
-        yield from self._rewards(pairs, bfloat16=self.bfloat16)
+        bfloat16 = self.bfloat16 and not as_served
+        of_pairs = self.reader.of_pairs([item.pair for item in pairs], bfloat16=bfloat16)
+        return [
+            partial(self._rewards, read, [pairs[at].reference for at in places])
+            for places, read in of_pairs
+        ]
 
-    @torch.no_grad()
-    def margins(self, pairs: Sequence[ReferencedPair]) -> NDArray[np.float64]:
-        """Score of a less that of b, shape (pairs,), in any order."""
-        return score_margins([part.cpu().numpy() for part in self._rewards(pairs, bfloat16=False)])
-
-    def _rewards(self, pairs: Sequence[ReferencedPair], *, bfloat16: bool) -> Iterator[Tensor]:
-        encoded = [item.pair for item in pairs]
-        for places, sums in self.reader.of_pairs(encoded, bfloat16=bfloat16):
-            reference = torch.stack([pairs[at].reference for at in places])
-            yield self.beta * (sums - reference)
+    def _rewards(self, read: Pass, reference: Sequence[Tensor]) -> Tensor:
+        return self.beta * (read() - torch.stack([*reference]))

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.encoded import EncodedText
+from cwpo_trainer.annotators.forward import E, Example, Pass
 from cwpo_trainer.annotators.implicit_reward import ResponseReader
 
-
-class Example(Protocol):
-    """What a model is trained on, one of many: a pair of responses, or a single response."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the model reads."""
-        ...
-
-
-E = TypeVar("E", bound=Example)
 E_contra = TypeVar("E_contra", bound=Example, contravariant=True)
 
 
@@ -35,19 +24,19 @@ class PairScorer(Protocol[E_contra]):
         """The module whose parameters are trained."""
         ...
 
-    def scores(self, pairs: Sequence[E_contra]) -> Iterator[Tensor]:
-        """Scores of a and b, float32: one tensor a forward pass, shape (its pairs, 2)."""
-        ...
+    def passes(self, pairs: Sequence[E_contra], *, as_served: bool = False) -> list[Pass]:
+        """Forward passes that give scores of a and b, float32, shape (pairs of the pass, 2).
 
-    def margins(self, pairs: Sequence[E_contra]) -> NDArray[np.float64]:
-        """Score of a less that of b, without gradients, shape (pairs,), in any order."""
+        Args:
+            as_served: in the number format that the annotator is served in, to measure it.
+        """
         ...
 
 
 class Objective(Protocol[E_contra]):
     """What a training minimises over examples of one kind.
 
-    figures: names of what `values` tells of each example; the first is the loss.
+    figures: names of what is told of each example; the first is the loss.
     """
 
     figures: tuple[str, ...]
@@ -57,8 +46,8 @@ class Objective(Protocol[E_contra]):
         """The module whose parameters are trained."""
         ...
 
-    def values(self, examples: Sequence[E_contra]) -> Iterator[Tensor]:
-        """The figures of the examples of each forward pass, shape (figures, its examples)."""
+    def passes(self, examples: Sequence[E_contra]) -> list[Pass]:
+        """Forward passes that give figures, shape (figures, examples of the pass)."""
         ...
 
 
@@ -80,10 +69,13 @@ class PreferenceObjective(Generic[E]):
         """The module whose parameters are trained."""
         return self._scorer.model
 
-    def values(self, examples: Sequence[E]) -> Iterator[Tensor]:
-        """The loss of each pair, and 1 where a scores above b."""
-        for scores in self._scorer.scores(examples):
-            yield torch.stack([self._loss(scores), (scores[:, 0] > scores[:, 1]).float()])
+    def passes(self, examples: Sequence[E]) -> list[Pass]:
+        """Passes that give the loss of each pair, and 1 where a scores above b."""
+        return [partial(self._figures, read) for read in self._scorer.passes(examples)]
+
+    def _figures(self, read: Pass) -> Tensor:
+        scores = read()
+        return torch.stack([self._loss(scores), (scores[:, 0] > scores[:, 1]).float()])
 
 
 class SupervisedFineTuning:
@@ -104,8 +96,13 @@ class SupervisedFineTuning:
         """The language model that is trained."""
         return self._reader.model
 
-    def values(self, examples: Sequence[EncodedText]) -> Iterator[Tensor]:
-        """The loss of each response."""
-        for places, sums in self._reader.of_texts(examples, bfloat16=self._bfloat16):
-            tokens = [examples[at].tokens - examples[at].start for at in places]
-            yield -(sums / torch.tensor(tokens, device=sums.device))[None]
+    def passes(self, examples: Sequence[EncodedText]) -> list[Pass]:
+        """Passes that give the loss of each response."""
+        return [
+            partial(self._losses, read, [examples[at].tokens - examples[at].start for at in places])
+            for places, read in self._reader.of_texts(examples, bfloat16=self._bfloat16)
+        ]
+
+    def _losses(self, read: Pass, tokens: Sequence[int]) -> Tensor:
+        sums = read()
+        return -(sums / torch.tensor(tokens, device=sums.device))[None]

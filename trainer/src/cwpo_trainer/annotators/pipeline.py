@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cwpo.errors import DatasetError
+from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import ItemError
 from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -29,6 +29,8 @@ from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_annotator.encoding.responses import encoder_of
 from cwpo_trainer.annotators.checkpoints import Checkpoints
+from cwpo_trainer.annotators.forward import PassBudget
+from cwpo_trainer.annotators.planning import plan
 from cwpo_trainer.annotators.ranks import connected_ranks
 from cwpo_trainer.annotators.stages import AnnotatorStages
 from cwpo_trainer.annotators.train_loop import TrainLoop
@@ -40,11 +42,16 @@ from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.data.splits import Split, sample, split, validation_split, write_splits
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.agreement import measure
+from cwpo_trainer.plan.dry_run import Plan
 from cwpo_trainer.run import process
 from cwpo_trainer.run.chunks import chunks
 from cwpo_trainer.run.folder import RunFolder, new_run_folder
 from cwpo_trainer.run.resumption import checkpoint_to_resume
-from cwpo_trainer.settings.annotator_training import AnnotatorData, AnnotatorTraining
+from cwpo_trainer.settings.annotator_training import (
+    AnnotatorData,
+    AnnotatorShardingName,
+    AnnotatorTraining,
+)
 
 _ENCODED_AT_ONCE = 4096
 
@@ -54,13 +61,19 @@ def train_annotator(settings: AnnotatorTraining) -> None:
 
     Raises: DatasetError, CheckpointError or ConfigError, before any training.
     """
-    process.expect_world_size(settings.world_size)
+    if not settings.dry_run:
+        process.expect_world_size(settings.world_size)
+        _check_launch(settings.sharding)
     unused = UnusedRows(settings.max_rejected_share)
     parts = _parts(settings, unused, seed=settings.seed)
     training, validating = validation_split(
         parts.labelled, settings.validation_fraction, seed=settings.seed
     )
-    base = resolve(settings.model)
+    base = resolve(settings.model, weights=not settings.dry_run)
+    if settings.dry_run:
+        unused.tell(are_listed=False)
+        _plan(settings, base, training, validation_pairs=len(validating)).show()
+        return
     recorded = settings.model_dump(mode="json")
     with new_run_folder(
         "train-annotator", settings.output, recorded, resume=settings.resume
@@ -73,7 +86,8 @@ def train_annotator(settings: AnnotatorTraining) -> None:
         pairs = _Pairs(encode(encoder, training), encode(encoder, validating))
         _report_lengths(output, pairs, encoder.max_length, asked=settings.max_length)
         checkpoint = checkpoint_to_resume(output, settings.data)
-        with connected_ranks(best_device()) as ranks:
+        share_model = settings.sharding == "fsdp2"
+        with connected_ranks(best_device(), share_model=share_model) as ranks:
             loop = TrainLoop(
                 optimisation=settings,
                 batch_size=settings.batch_size,
@@ -81,12 +95,16 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 seed=settings.seed,
                 save_steps=settings.save_steps,
                 ranks=ranks,
+                budget=PassBudget(
+                    settings.token_budget, ranks.device.type, repeats=not share_model
+                ),
                 checkpoints=Checkpoints(output.path, checkpoint),
             )
             model, validation = AnnotatorStages(
                 base=base,
                 layers=settings.layers,
                 lora=settings,
+                checkpointing=settings.gradient_checkpointing,
                 objective=settings,
                 stopping=settings,
                 bfloat16=process.use_bfloat16(settings.dtype),
@@ -96,6 +114,8 @@ def train_annotator(settings: AnnotatorTraining) -> None:
                 prompts=pairs.training.prompts,
                 validating=pairs.validating.pairs,
             ).train(encoder)
+            # Each process has halved its own.
+            output.results["token_budget"] = ranks.least(loop.budget.tokens)
         if process.is_main():
             model.save_pretrained(output.path)
             encoder.save(output.path)
@@ -116,6 +136,30 @@ def train_annotator(settings: AnnotatorTraining) -> None:
             if parts.held_out:
                 _measure_held_out(output, card, parts.held_out)
             write_annotator_card(output, card)
+
+
+def _plan(
+    settings: AnnotatorTraining,
+    base: Path,
+    training: Sequence[LabelledPair],
+    *,
+    validation_pairs: int,
+) -> Plan:
+    process.prepare(seed=settings.seed, threads=settings.threads)
+    encoder = _encoder(settings.objective, base, settings.model, settings.max_length)
+    pairs, _, left_out = encode(encoder, training)
+    kept = f"{len(pairs):,} to train on, {left_out.total():,} too long"
+    fact = ("pairs", f"{kept}; {validation_pairs:,} to validate on")
+    return plan(settings, base, pairs, facts=[fact])
+
+
+def _check_launch(sharding: AnnotatorShardingName) -> None:
+    """Raises: ConfigError where one process alone is to share the model."""
+    if sharding != "none" and process.world_size() == 1:
+        raise ConfigError(
+            f"--sharding {sharding}: several processes share the model; start them with "
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.train_annotator`"
+        )
 
 
 def _parts(data: AnnotatorData, unused: UnusedRows, *, seed: int) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed
+from torch import Tensor, distributed
 
-from cwpo_trainer.annotators.objectives import E
+from cwpo_trainer.annotators.forward import E, Pass
 from cwpo_trainer.run import process
 
 
@@ -24,9 +24,13 @@ class Ranks:
 
     Args:
         device: that the process computes on.
+        share_model: whether each holds a part of the model, gathered in each forward pass.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+    def __init__(
+        self, rank: int, size: int, device: torch.device, *, share_model: bool = False
+    ) -> None:
+        self.share_model = share_model
         self.rank = rank
         self.size = size
         self.device = device
@@ -47,9 +51,30 @@ class Ranks:
             if (2 * end - example.tokens) * self.size // (2 * total) == self.rank
         ]
 
+    def read(
+        self, examples: Sequence[E], passes: Callable[[Sequence[E]], list[Pass]]
+    ) -> Iterator[tuple[Tensor, int]]:
+        """What the passes over this process's share of the examples give.
+
+        Processes that share a model all make as many passes: those with fewer end with passes over
+        the shortest example, which do not count.
+
+        Yields: the result of each pass, and 1 if it counts, or 0.
+        """
+        own, spare = passes(self.share(examples)), []
+        if self.share_model:
+            shortest = min(examples, key=lambda example: example.tokens)
+            spare = passes([shortest]) * (self.most(len(own)) - len(own))
+        for counts, some in ((1, own), (0, spare)):
+            for read in some:
+                yield read(), counts
+
     def sum_gradients(self, model: Any) -> None:
-        """Give every process the sum of the gradients of all."""
-        if self.size == 1:
+        """Give every process the sum of the gradients of all.
+
+        A shared model has it already.
+        """
+        if self.size == 1 or self.share_model:
             return
         works = []
         for parameter in model.parameters():
@@ -73,6 +98,22 @@ class Ranks:
         """Whether the flag is set in any of the processes."""
         return any(self.total(flag))
 
+    def most(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, device=self.device)
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        return int(values)
+
+    def least(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        return -self.most(-value)
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.any_rank(False)
+
     def gather(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The values of all processes, concatenated."""
         if self.size == 1:
@@ -83,7 +124,7 @@ class Ranks:
 
 
 @contextmanager
-def connected_ranks(device: str) -> Iterator[Ranks]:
+def connected_ranks(device: str, *, share_model: bool) -> Iterator[Ranks]:
     """The processes that torchrun started, connected until the block ends."""
     rank, size = int(os.environ.get("RANK", "0")), process.world_size()
     if size == 1:
@@ -94,6 +135,6 @@ def connected_ranks(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if is_cuda else "gloo")
     try:
-        yield Ranks(rank, size, torch.device(device))
+        yield Ranks(rank, size, torch.device(device), share_model=share_model)
     finally:
         distributed.destroy_process_group()

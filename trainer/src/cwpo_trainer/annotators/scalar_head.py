@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.backends.torch.loading import keep_head_in_float32
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_pairs
 from cwpo_annotator.backends.torch.rows.padding import padded
+from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import (
     drops_attention,
     read_row,
@@ -20,13 +19,13 @@ from cwpo_annotator.backends.torch.rows.shared_prompts import (
 )
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.annotators.forward import (
+    Pass,
+    PassBudget,
+    Root,
     distinct,
     mixed_precision,
-    most_together,
     of_a_and_b,
     pair_width,
-    score_margins,
-    token_budget,
 )
 
 
@@ -39,45 +38,51 @@ class ScalarHeadScorer:
 
     Args:
         pad_token_id: of the encoder; a padded text's score is read at its last other token.
+        budget: of each forward pass.
         bfloat16: whether the backbone computes in it; the head is float32 always.
     """
 
-    def __init__(self, model: Any, pad_token_id: int, *, bfloat16: bool) -> None:
+    def __init__(
+        self, model: Any, pad_token_id: int, budget: PassBudget, *, bfloat16: bool
+    ) -> None:
         self.model = model
+        self.root = Root(model)
         self.pad_token_id = pad_token_id
         self.bfloat16 = bfloat16
-        self.token_budget = token_budget(model.device)
+        self.budget = budget
         self._attention = model.config._attn_implementation
         keep_head_in_float32(model)
         model.eval()
-        self.shares_prompts = not drops_attention(model) and share_prompts(model)
+        self._handed_down: bool = model.is_gradient_checkpointing
+        self.shares_prompts = not drops_attention(model) and share_prompts(
+            model, handed_down=self._handed_down
+        )
 
-    def scores(self, pairs: Sequence[EncodedPair]) -> Iterator[Tensor]:
-        """Scores of a and b, float32: one tensor a forward pass, shape (its pairs, 2).
+    def passes(self, pairs: Sequence[EncodedPair], *, as_served: bool = False) -> list[Pass]:
+        """Forward passes that give scores of a and b, float32, shape (pairs of the pass, 2).
 
         The pairs come in any order.
+
+        Args:
+            as_served: the same; a scalar head is served as it is trained.
         """
         if self.shares_prompts:
-            together = most_together(self.token_budget, self.model.device)
-            for row in pack_pairs(pairs, self.token_budget, most_together=together):
-                with mixed_precision(self.model, bfloat16=self.bfloat16):
-                    hidden = read_row(self.model, row)
-                yield of_a_and_b(row, self.model.score(hidden[row.last])[:, 0])
-        else:
-            for batch in length_sorted([pair_width(pair) for pair in pairs], self.token_budget):
-                yield self._of_padded([pairs[at] for at in batch])
-
-    @torch.no_grad()
-    def margins(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
-        """Score of a less that of b, without dropout, shape (pairs,), in any order."""
-        self.model.eval()
-        scores = [part.cpu().numpy() for part in self.scores(pairs)]
-        self.model.train()
-        return score_margins(scores)
+            rows = pack_pairs(pairs, self.budget.tokens, most_together=self.budget.together)
+            return [partial(self.root, partial(self._of_row, row)) for row in rows]
+        batches = length_sorted([pair_width(pair) for pair in pairs], self.budget.tokens)
+        return [
+            partial(self.root, partial(self._of_padded, [pairs[at] for at in batch]))
+            for batch in batches
+        ]
 
     def restore(self) -> None:
         """Give the model its own attention back."""
         self.model.set_attn_implementation(self._attention)
+
+    def _of_row(self, row: Row) -> Tensor:
+        with mixed_precision(self.model, bfloat16=self.bfloat16):
+            hidden = read_row(self.model, row, handed_down=self._handed_down)
+        return of_a_and_b(row, self.model.score(hidden[row.last])[:, 0])
 
     def _of_padded(self, pairs: Sequence[EncodedPair]) -> Tensor:
         texts, places = distinct([tuple(ids) for pair in pairs for ids in pair.texts])

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, Generic, Literal
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import get_scheduler
 
 from cwpo_trainer.annotators.checkpoints import Checkpoints
-from cwpo_trainer.annotators.objectives import E, Objective
+from cwpo_trainer.annotators.forward import E, PassBudget, most_tokens
+from cwpo_trainer.annotators.objectives import Objective
 from cwpo_trainer.annotators.ranks import Ranks
+from cwpo_trainer.annotators.shards import part_of, whole_of
 from cwpo_trainer.annotators.validation import Validation, trainable
-from cwpo_trainer.plan.schedule import steps_between_checkpoints, warmup_steps
+from cwpo_trainer.plan.schedule import annotator_steps, steps_between_checkpoints, warmup_steps
 from cwpo_trainer.run import process
 from cwpo_trainer.run.log import TrainingLog
 from cwpo_trainer.run.termination import Termination, leave_stopped
@@ -54,11 +58,16 @@ class TrainingState:
     validation: Validation[Any] | None
 
     def save(self, step: int) -> dict[str, Any]:
-        """The state after a step, as tensors and plain values."""
+        """The state after a step, as tensors and plain values.
+
+        Of a shared model every process takes part, and the first has the state.
+        """
         return {
             "step": step,
-            "weights": {name: value.detach() for name, value in trainable(self.model).items()},
-            "optimizer": self.optimizer.state_dict(),
+            "weights": {
+                name: whole_of(value.detach()) for name, value in trainable(self.model).items()
+            },
+            "optimizer": self._optimizer_state(),
             "scheduler": self.scheduler.state_dict(),
             "validation": None if self.validation is None else self.validation.state(),
         }
@@ -67,13 +76,34 @@ class TrainingState:
     def load(self, saved: dict[str, Any]) -> int:
         """Restore a saved state; returns the step after which it was saved."""
         for name, value in trainable(self.model).items():
-            value.copy_(saved["weights"][name])
-        self.optimizer.load_state_dict(saved["optimizer"])
+            value.copy_(part_of(saved["weights"][name], value))
+        self._load_optimizer(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.validation is not None:
             self.validation.load(saved["validation"])
         step: int = saved["step"]
         return step
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        state = self.optimizer.state_dict()
+        of_weights = {
+            number: {name: whole_of(value) for name, value in of_weight.items()}
+            for number, of_weight in state["state"].items()
+        }
+        return state | {"state": of_weights}
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+        weights = [*trainable(self.model).values()]
+        of_weights = {
+            number: {
+                name: part_of(value, weights[number])
+                if value.shape == weights[number].shape
+                else value
+                for name, value in of_weight.items()
+            }
+            for number, of_weight in saved["state"].items()
+        }
+        self.optimizer.load_state_dict(saved | {"state": of_weights})
 
 
 @dataclass(frozen=True)
@@ -82,7 +112,7 @@ class TrainLoop:
 
     batch_size: examples of a step, over all ranks; schedule: shape in which the learning rate falls
     after warm-up; save_steps: steps between checkpoints, 0 for one after SIGTERM alone, None for as
-    many as the steps of a stage ask for.
+    many as the steps of a stage ask for; budget: of each forward pass.
     """
 
     optimisation: Optimisation
@@ -91,6 +121,7 @@ class TrainLoop:
     seed: int
     save_steps: int | None
     ranks: Ranks
+    budget: PassBudget
     checkpoints: Checkpoints
 
     def steps_of_epoch(self, examples: int) -> int:
@@ -99,7 +130,12 @@ class TrainLoop:
 
     def steps(self, examples: int, epochs: float) -> int:
         """Optimiser steps in so many passes; `max_steps` where it is given."""
-        return self.optimisation.max_steps or max(1, round(epochs * self.steps_of_epoch(examples)))
+        return annotator_steps(
+            examples,
+            batch_size=self.batch_size,
+            epochs=epochs,
+            max_steps=self.optimisation.max_steps,
+        )
 
     def run(self, stage: Stage[E]) -> None:
         """Train the stage, from its start or from its checkpoint; the best weights are kept.
@@ -121,10 +157,10 @@ class TrainLoop:
                     break
                 # Dropout depends on the step alone, so that a resumed run draws what it would have.
                 seed_of_step = self.seed * stage.steps + step
-                torch.manual_seed(seed_of_step * self.ranks.size + self.ranks.rank)
-                figures = self._step(stage.objective, batch, state)
+                seed = seed_of_step * self.ranks.size + self.ranks.rank
+                figures = self._step(stage.objective, batch, state, seed)
                 if validation is not None and validation.is_due(step, stage.steps):
-                    figures |= validation.check(step, self.ranks)
+                    figures |= validation.check(step, self.ranks, self.budget)
                 if log is not None:
                     log.step(step=step, **figures)
                 asked = self.ranks.any_rank(termination.asked and step < stage.steps)
@@ -174,19 +210,25 @@ class TrainLoop:
             del order[:size]
 
     def _step(
-        self, objective: Objective[E], batch: Sequence[E], state: TrainingState
+        self, objective: Objective[E], batch: Sequence[E], state: TrainingState, seed: int
     ) -> dict[str, float]:
         """An optimiser step on the mean loss of the batch; its figures, means over the batch."""
-        # Read once all is under way: each look at a number waits for the device.
-        sums = torch.zeros(len(objective.figures), device=self.ranks.device)
-        for values in objective.values(self.ranks.share(batch)):
-            (values[0].sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
-            sums += values.detach().sum(dim=1)
+
+        def compute() -> Tensor:
+            torch.manual_seed(seed)
+            # Those of passes before one that ran out of memory.
+            state.optimizer.zero_grad()
+            return self._gradients(objective, batch)
+
+        longest = most_tokens(self.ranks.share(batch))
+        sums = self.budget.fit(compute, longest=longest)
         self.ranks.sum_gradients(state.model)
         totals = self.ranks.total(*sums.tolist())
         # Without a limit it is still measured.
         limit = self.optimisation.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         lr = state.scheduler.get_last_lr()[0]
         state.optimizer.step()
         state.scheduler.step()
@@ -195,3 +237,15 @@ class TrainLoop:
             name: total / len(batch) for name, total in zip(objective.figures, totals, strict=True)
         }
         return {"lr": lr, "grad_norm": norm.item(), **means}
+
+    def _gradients(self, objective: Objective[E], batch: Sequence[E]) -> Tensor:
+        """Add the gradients of this process's share of the mean loss to those of the parameters.
+
+        Returns: the sum of each figure over its examples, shape (figures,).
+        """
+        # Read once all is under way: each look at a number waits for the device.
+        sums = torch.zeros(len(objective.figures), device=self.ranks.device)
+        for values, counts in self.ranks.read(batch, objective.passes):
+            (values[0].sum() * counts / len(batch)).backward()  # type: ignore[no-untyped-call]
+            sums += values.detach().sum(dim=1) * counts
+        return sums

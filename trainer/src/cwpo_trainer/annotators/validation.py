@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Generic
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cwpo_annotator.calibration import fit_temperature, likelihood_loss
-from cwpo_trainer.annotators.objectives import E, PairScorer
+from cwpo_trainer.annotators.forward import E, PassBudget, most_tokens
+from cwpo_trainer.annotators.objectives import PairScorer
 from cwpo_trainer.annotators.ranks import Ranks
+from cwpo_trainer.annotators.shards import part_of, whole_of
 
 
 class Validation(Generic[E]):
@@ -45,9 +49,14 @@ class Validation(Generic[E]):
         """Whether to check the weights after step `step` of `steps`."""
         return bool(self.pairs) and (step % self._every == 0 or step == steps)
 
-    def check(self, step: int, ranks: Ranks) -> dict[str, float]:
-        """Judge the weights of this step by the margins of the pairs; figures for the log."""
-        margins = ranks.gather(self._scorer.margins(ranks.share(self.pairs)))
+    def check(self, step: int, ranks: Ranks, budget: PassBudget) -> dict[str, float]:
+        """Judge the weights of this step by the margins of the pairs; figures for the log.
+
+        Args:
+            budget: of the scorer's forward passes.
+        """
+        longest = most_tokens(ranks.share(self.pairs))
+        margins = ranks.gather(budget.fit(lambda: self._margins(ranks), longest=longest))
         temperature = fit_temperature(margins)
         loss = likelihood_loss(margins, temperature if temperature is not None else np.inf)
         self._checks_since += 1
@@ -62,26 +71,40 @@ class Validation(Generic[E]):
             "validation_accuracy": float(np.where(margins == 0, 0.5, margins > 0).mean()),
         }
 
+    @torch.no_grad()
+    def _margins(self, ranks: Ranks) -> NDArray[np.float64]:
+        """Score of a less that of b, without dropout, of this process's pairs in any order."""
+        model = self._scorer.model
+        model.eval()
+        passes = partial(self._scorer.passes, as_served=True)
+        scores = [part.cpu().numpy() for part, counts in ranks.read(self.pairs, passes) if counts]
+        model.train()
+        margins = [part[:, 0] - part[:, 1] for part in scores]
+        return np.concatenate([np.empty(0), *margins]).astype(np.float64)
+
     @property
     def is_over(self) -> bool:
         """Whether training should stop: `patience` checks have brought no lower loss."""
         return self._patience is not None and self._checks_since >= self._patience
 
     def state(self) -> dict[str, Any]:
-        """The state to resume from, for `load`."""
+        """The state to resume from, for `load`; of a shared model, in the first process."""
         return {
             "temperature": self.temperature,
             "best_step": self.best_step,
             "lowest": self._lowest,
             "checks_since": self._checks_since,
-            "weights": self._weights,
+            "weights": {name: whole_of(value) for name, value in self._weights.items()},
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Resume from a `state`."""
         self.temperature, self.best_step = state["temperature"], state["best_step"]
         self._lowest, self._checks_since = state["lowest"], state["checks_since"]
-        self._weights = state["weights"]
+        weights = trainable(self._scorer.model)
+        self._weights = {
+            name: _copy(part_of(value, weights[name])) for name, value in state["weights"].items()
+        }
 
     @torch.no_grad()
     def restore_best(self) -> None:

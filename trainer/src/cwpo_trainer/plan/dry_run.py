@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from rich.table import Table
 from cwpo_annotator.backends.torch.rows.packing import LEAST_SHARED
 from cwpo_trainer.plan import estimate
 from cwpo_trainer.plan.estimate import DEVICES, Device, Method, Shape
-from cwpo_trainer.plan.row_sizes import filled, row_tokens
+from cwpo_trainer.plan.row_sizes import ROW_MULTIPLE, filled, row_tokens
 from cwpo_trainer.plan.schedule import processes, processes_a_node, rows_a_step, total_steps
 from cwpo_trainer.run import process
+from cwpo_trainer.settings.mixins import ShardingName, Training
 from cwpo_trainer.settings.policy_training import PolicyTraining
 
 _GIB = 2**30
@@ -36,105 +37,140 @@ class ReferenceUse:
     is_precomputed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How a run reads its data.
+
+    size: items of a batch that a device reads, in one packed row or in several; of_step: items of
+    an optimiser step, over all devices; described: these, for the user; row_limit: maximum number
+    of tokens in a row of several items, on a device of this type, None for one row; filled_to:
+    number of tokens that rows are filled up to a multiple of; alike: padded batches are of items of
+    about one length.
+    """
+
+    size: int
+    of_step: int
+    steps: int
+    described: str
+    row_limit: Callable[[str], int | None]
+    filled_to: int = ROW_MULTIPLE
+    alike: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What one epoch reads.
+
+    lengths: tokens of each text, shape (items, texts of an item); scored: of these, tokens that
+    carry the loss, same shape; shared: tokens with which all texts of an item begin, shape
+    (items,).
+    """
+
+    lengths: NDArray[np.int64]
+    scored: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+
 class Plan:
-    """A run of sft or align, before it starts.
+    """A training, before it starts.
 
     Args:
-        folder: of the model.
-        lengths: tokens of each text that one epoch reads, shape (items, texts of an item).
-        scored: of these, tokens that carry the loss, same shape.
-        shared: tokens with which all texts of an item begin, shape (items,).
+        training: of which model, number format, seed and --world-size are read.
+        sharding: how devices hold the model.
         facts: names and values of the command's own, to show first.
         reference: None for a loss without one.
+        before: a training of the same model that the run begins with.
+        loads_once: the first process alone loads the models.
     """
 
     def __init__(
         self,
-        training: PolicyTraining,
-        folder: Path,
-        lengths: NDArray[np.int64],
-        scored: NDArray[np.int64],
-        shared: NDArray[np.int64],
+        training: Training,
+        shape: Shape,
+        method: Method,
+        texts: Texts,
+        batches: Batches,
         *,
+        sharding: ShardingName,
         facts: Sequence[tuple[str, str]] = (),
         reference: ReferenceUse | None = None,
+        before: Plan | None = None,
+        loads_once: bool = False,
     ) -> None:
         self.model = training.model
         self.dtype = training.dtype
         self.seed = training.seed
-        self.shape = Shape.read(folder)
-        self.lengths = lengths
-        self.scored = scored
+        self.shape = shape
+        self.method = method
+        self.lengths, self.scored = texts.lengths, texts.scored
         # Few of them are read again.
-        self.shared = np.where(shared >= LEAST_SHARED, shared, 0)
+        self.shared = np.where(texts.shared >= LEAST_SHARED, texts.shared, 0)
+        self.batches = batches
         self.facts = facts
         self.reference = reference
-        self.method = Method(
-            # What is planned for is a GPU, which computes in bfloat16 unless told not to.
-            bfloat16=training.dtype != "float32",
-            lora_rank=training.lora_rank if training.lora else None,
-            in_4bit=training.load_in_4bit,
-            checkpointing=training.gradient_checkpointing,
-            accumulation=training.gradient_accumulation,
-            packed=training.share_prompts and training.sharding != "zero3",
-        )
-        self.one_row = training.sharding == "fsdp2"
+        self.before = before
         self.processes = processes(training.world_size)
-        self.sharded_over = self.processes if training.sharding != "none" else 1
-        self.is_loaded_in_parts = training.sharding == "zero3"
-        # A policy that is its own reference reads the pairs in advance before it is sharded.
-        is_read_first = bool(
-            reference and reference.is_precomputed and not reference.is_second_model
-        )
-        self.is_loaded_once = training.sharding == "fsdp2" and not is_read_first
+        self.sharded_over = self.processes if sharding != "none" else 1
+        self.is_loaded_in_parts = sharding == "zero3"
+        self.loads_once = loads_once
         self.node_processes = processes_a_node(self.processes)
-        self.batch_size = training.batch_size
-        self.rows_a_step = rows_a_step(training)
-        self.steps = total_steps(training, len(lengths))
 
     @property
     def tokens(self) -> float:
         """Tokens of all texts that training reads, without padding."""
-        return float(self.lengths.mean() * self.lengths.shape[1] * self.rows_a_step * self.steps)
+        items = self.batches.of_step * self.batches.steps
+        return float(self.lengths.mean() * self.lengths.shape[1] * items)
 
     def memory(self, devices: int = 1, *, on_cpu: bool = False) -> estimate.Memory:
         """On each device at the batch of the longest texts."""
-        method = self.method
-        if on_cpu:
-            method = replace(method, bfloat16=process.use_bfloat16(self.dtype))
+        rows = self._largest_batch(on_cpu)
         return estimate.memory(
             self.shape,
-            method,
-            **self._largest_pass(on_cpu),
+            self._method(on_cpu, len(rows)),
+            **self._largest_pass(rows),
             with_reference=self._holds_reference,
             sharded_over=devices,
             on_cpu=on_cpu,
         )
 
-    def _largest_pass(self, on_cpu: bool) -> dict[str, int]:
+    def _method(self, on_cpu: bool, rows: int) -> Method:
+        """Of training on this device, with batches of so many rows."""
+        accumulation = self.method.accumulation * rows
+        bfloat16 = process.use_bfloat16(self.dtype) if on_cpu else self.method.bfloat16
+        return replace(self.method, accumulation=accumulation, bfloat16=bfloat16)
+
+    def _largest_batch(self, on_cpu: bool) -> list[int]:
+        """Tokens of the rows of the largest batch, or of its padded batches."""
+        size = self.batches.size
+        if self.method.packed:
+            largest = np.sort(self._read)[-size:]
+            rows = self._filled(largest, on_cpu)
+            return [max(*rows, int(largest[-1]))] * len(rows)
+        of_item = self.lengths.shape[1] * int(self.lengths.max())
+        limit = self._row_limit(on_cpu)
+        at_once = size if limit is None else max(1, min(size, limit // of_item))
+        return [at_once * of_item] * math.ceil(size / at_once)
+
+    def _largest_pass(self, rows: Sequence[int]) -> dict[str, int]:
         """Tokens of the largest forward pass, and how many of them carry the loss."""
-        if not self.method.packed:
-            texts = self.batch_size * self.lengths.shape[1]
-            return {
-                "tokens": texts * int(self.lengths.max()),
-                "scored": texts * int(self.scored.max()),
-            }
-        largest = np.sort(self._read)[-self.batch_size :]
-        tokens = max(filled(largest, self._row_limit(on_cpu)))
-        scored = np.sort(self.scored.sum(axis=1))[-self.batch_size :].sum()
-        return {"tokens": max(tokens, int(largest[-1])), "scored": min(int(scored), tokens)}
+        if self.method.packed:
+            scored = int(np.sort(self.scored.sum(axis=1))[-self.batches.size :].sum())
+        else:
+            scored = self.batches.size * self.lengths.shape[1] * int(self.scored.max())
+        return {"tokens": rows[0], "scored": min(scored, rows[0])}
 
     def operations(self, *, on_cpu: bool = False) -> float:
         """Of the whole run.
 
         The head reads tokens that carry the loss; on a CPU, in padded batches, all but the last.
         """
+        before = 0.0 if self.before is None else self.before.operations(on_cpu=on_cpu)
         passes = self.tokens / self.lengths.sum()
         read, seen = self._packed(on_cpu) if self.method.packed else self._padded()
         scored = float(self.scored.sum())
         if on_cpu and not self.method.packed:
             scored = read - self.lengths.size
-        return estimate.operations(
+        return before + estimate.operations(
             self.shape,
             self.method,
             tokens=passes * read,
@@ -161,14 +197,18 @@ class Plan:
         return read
 
     def _row_limit(self, on_cpu: bool) -> int | None:
-        return None if self.one_row else row_tokens("cpu" if on_cpu else "cuda")
+        return self.batches.row_limit("cpu" if on_cpu else "cuda")
+
+    def _filled(self, sizes: NDArray[np.int64], on_cpu: bool) -> list[int]:
+        limit = self._row_limit(on_cpu)
+        return filled(sizes.tolist(), limit, multiple=self.batches.filled_to)
 
     def _packed(self, on_cpu: bool) -> tuple[float, float]:
         """Tokens that an epoch reads, filled up, and for each of them those that it attends to."""
-        read, limit = self._read, self._row_limit(on_cpu)
+        read, size = self._read, self.batches.size
         shuffled = np.random.default_rng(self.seed).permutation(read)
-        batches = np.split(shuffled, range(self.batch_size, len(read), self.batch_size))
-        tokens = sum(sum(filled(batch, limit)) for batch in batches)
+        batches = np.split(shuffled, range(size, len(read), size))
+        tokens = sum(sum(self._filled(batch, on_cpu)) for batch in batches)
         own = self.lengths - self.shared[:, None]
         seen = (own * self.lengths).sum() + (self.shared**2).sum()
         return float(tokens), float(seen)
@@ -176,9 +216,9 @@ class Plan:
     def _padded(self) -> tuple[float, float]:
         """Tokens of an epoch with padding, and for each of them those of its text."""
         longest = np.random.default_rng(self.seed).permutation(self.lengths.max(axis=1))
-        of_batch = np.maximum.reduceat(longest, np.arange(0, len(longest), self.batch_size)).repeat(
-            self.batch_size
-        )[: len(longest)]
+        size = 1 if self.batches.alike else self.batches.size
+        starts = np.arange(0, len(longest), size)
+        of_batch = np.maximum.reduceat(longest, starts).repeat(size)[: len(longest)]
         texts = self.lengths.shape[1]
         return float(texts * of_batch.sum()), float(texts * (of_batch**2).sum())
 
@@ -186,7 +226,7 @@ class Plan:
     def loaded(self) -> tuple[float, float]:
         """Bytes of policy and reference that a process loads into main memory.
 
-        Under ZeRO-3 a process keeps its share of them; under FSDP2 the first one alone loads them.
+        Under ZeRO-3 a process keeps its share of them.
         """
         share = 1 / self.processes if self.is_loaded_in_parts else 1
         reference = estimate.loaded_reference(
@@ -209,11 +249,12 @@ class Plan:
 
     def devices_needed(self, device: Device) -> int | None:
         """The least number that has to share the model; None where not even 64 do."""
+        rows = self._largest_batch(on_cpu=False)
         return estimate.devices_needed(
             device,
             self.shape,
-            self.method,
-            **self._largest_pass(on_cpu=False),
+            self._method(False, len(rows)),
+            **self._largest_pass(rows),
             with_reference=self._holds_reference,
         )
 
@@ -235,15 +276,14 @@ class Plan:
             if held
         )
         policy, reference = self.loaded
-        whose = f"the policy, {policy / _GIB:.3g} GiB"
+        whose = f"the model, {policy / _GIB:.3g} GiB"
         if reference:
             whose += f", and the reference, {reference / _GIB:.3g} GiB"
-        loading = 1 if self.is_loaded_once else self.node_processes
-        who = "the first process of all" if self.is_loaded_once else "each"
+        loading = 1 if self.loads_once else self.node_processes
+        who = "the first process of all" if self.loads_once else "each"
         host = loading * (policy + reference) / _GIB
         hours, rate = self.hours_here()
         kind = "CPU" if on_cpu else "GPU"
-        batch = f"{self.batch_size} x {self.method.accumulation} x {self.processes}"
         return [
             ("model", f"{self.model}, {self.shape.parameters / 1e6:,.1f} M parameters"),
             (
@@ -253,7 +293,7 @@ class Plan:
             ),
             (
                 "steps",
-                f"{self.steps:,}, each of {batch} rows (a device x accumulated x processes); "
+                f"{self.batches.steps:,}, each of {self.batches.described}; "
                 f"{self.tokens:,.0f} tokens in all",
             ),
             ("memory", f"{memory.total / _GIB:.3g} GiB on a {kind} at the peak ({parts})"),
@@ -286,6 +326,54 @@ class Plan:
             f"time on {self.processes} of them at {estimate.UTILISATION:.0%} of the peak"
         )
         return table
+
+
+def policy_plan(
+    training: PolicyTraining,
+    folder: Path,
+    texts: Texts,
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+    reference: ReferenceUse | None = None,
+) -> Plan:
+    """A run of sft or align.
+
+    Args:
+        folder: of the model.
+        facts, reference: as of Plan.
+    """
+    method = Method(
+        # What is planned for is a GPU, which computes in bfloat16 unless told not to.
+        bfloat16=training.dtype != "float32",
+        lora_rank=training.lora_rank if training.lora else None,
+        in_4bit=training.load_in_4bit,
+        checkpointing=training.gradient_checkpointing,
+        accumulation=training.gradient_accumulation,
+        packed=training.share_prompts and training.sharding != "zero3",
+    )
+    in_rows = method.packed and training.sharding != "fsdp2"
+    each = f"{training.batch_size} x {training.gradient_accumulation}"
+    batches = Batches(
+        size=training.batch_size,
+        of_step=rows_a_step(training),
+        steps=total_steps(training, len(texts.lengths)),
+        described=f"{each} x {processes(training.world_size)} rows (a device x accumulated x "
+        "processes)",
+        row_limit=lambda device: row_tokens(device) if in_rows else None,
+    )
+    # A policy that is its own reference reads the pairs in advance, before it is sharded.
+    reads_first = bool(reference and reference.is_precomputed and not reference.is_second_model)
+    return Plan(
+        training,
+        Shape.read(folder),
+        method,
+        texts,
+        batches,
+        sharding=training.sharding,
+        facts=facts,
+        reference=reference,
+        loads_once=training.sharding == "fsdp2" and not reads_first,
+    )
 
 
 def _time(hours: float) -> str:

@@ -1,12 +1,12 @@
-"""Memory per device and time that alignment or SFT of a model needs, estimated before it starts.
+"""Memory per device and time that a training needs, estimated before it starts.
 
 Symbols: P parameters, of which T are trained; L layers of width h; t tokens in a forward pass, u of
 them responses' (a packed row, or a padded batch of two texts for each pair in alignment); c bytes
 per number in forward and backward passes; V words in the vocabulary; N devices that shard the
 states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
 
-    weights        w P / N        w = 4, or 2 if frozen in bfloat16 (LoRA); in 4 bits 0.55 for the
-                                  weights of linear layers
+    weights        w P / N        w = 4, or 2 if frozen in bfloat16 (LoRA of policies); in 4 bits
+                                  0.55 for the weights of linear layers
     bfloat16 copy  2 P_linear     float32 weights are cast by autocast; if sharded, two layers only
     gathered       w P / L * 2    if sharded: two layers are complete at a time
     adapters       4 T            LoRA: r (in + out) of each linear layer except the head
@@ -45,6 +45,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cwpo_annotator.backends.torch.loading import scalar_heads
 from cwpo_annotator.backends.torch.log_probs import logits_at_a_time
 from cwpo_annotator.checkpoint import CheckpointError
 
@@ -109,9 +110,14 @@ class Shape:
                 model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise CheckpointError(f"{folder}: not a causal language model") from error
-        head: Any = model.get_output_embeddings()
+        return cls.of(model)
+
+    @classmethod
+    def of(cls, model: Any) -> Shape:
+        """Of a language model, or one with a scalar head; it may have no memory for its weights."""
+        head = model.get_output_embeddings() or scalar_heads(model)[-1]
         linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-        text = config.get_text_config()
+        text = model.config.get_text_config()
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
             linear_parameters=sum(m.weight.numel() for m in [*linears, head]),
@@ -130,7 +136,8 @@ class Method:
 
     bfloat16: passes compute in it; lora_rank: None where all weights are trained; in_4bit: frozen
     weights are held in 4 bits; checkpointing: activations are computed again in backward;
-    accumulation: batches a step; packed: texts are read in packed rows rather than padded batches.
+    accumulation: batches a step; packed: texts are read in packed rows rather than padded batches;
+    frozen_float32: frozen weights are float32 whatever passes compute in.
     """
 
     bfloat16: bool = True
@@ -139,6 +146,7 @@ class Method:
     checkpointing: bool = False
     accumulation: int = 1
     packed: bool = True
+    frozen_float32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +241,14 @@ def loaded_reference(shape: Shape, method: Method, *, is_sharded: bool) -> float
 
 
 def _bytes_of_weight(method: Method) -> int:
-    return 2 if method.lora_rank is not None and method.bfloat16 else 4
+    is_halved = method.lora_rank is not None and method.bfloat16 and not method.frozen_float32
+    return 2 if is_halved else 4
 
 
 def _loss_bytes(shape: Shape, method: Method, scored: int, number: int, device_type: str) -> float:
-    if not method.packed:
-        return _TILE_WIDTH * number * min(scored, _TILE_TOKENS)
     vocabulary = shape.head_parameters // shape.width
+    if not method.packed:
+        return min(_TILE_WIDTH, vocabulary) * number * min(scored, _TILE_TOKENS)
     logits = min(scored * vocabulary, logits_at_a_time(device_type))
     return 3 * 4 * logits + shape.width * number * scored
 

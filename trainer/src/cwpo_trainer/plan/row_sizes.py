@@ -18,15 +18,16 @@ def row_tokens(device_type: str) -> int:
     return _TOKENS.get(device_type, 8192)
 
 
-def filled(sizes: Iterable[int], limit: int | None) -> list[int]:
+def filled(sizes: Iterable[int], limit: int | None, *, multiple: int = ROW_MULTIPLE) -> list[int]:
     """Tokens of the rows that items of these sizes make, nearly equal ones, as they are filled up.
 
     Args:
         limit: maximum number of a row of several items; None for one row.
+        multiple: number of tokens that rows are filled up to a multiple of.
     """
     items = [*sizes]
     count = (
         1 if limit is None else max(1, math.ceil(sum(min(size, limit) for size in items) / limit))
     )
-    row = math.ceil(sum(items) / count / ROW_MULTIPLE) * ROW_MULTIPLE
+    row = math.ceil(sum(items) / count / multiple) * multiple
     return [row] * count

@@ -39,6 +39,11 @@ def total_steps(training: PolicyTraining, rows: int) -> int:
     return training.max_steps or math.ceil(steps_an_epoch * training.epochs)
 
 
+def annotator_steps(pairs: int, *, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimiser steps of an annotator over so many epochs of a dataset, or --max-steps."""
+    return max_steps or max(1, round(epochs * math.ceil(pairs / batch_size)))
+
+
 def steps_between_checkpoints(asked: int | None, steps: int) -> int:
     """What --save-steps says, or else a tenth of all steps; 0 for no checkpoints.
 

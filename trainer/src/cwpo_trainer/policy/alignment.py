@@ -29,7 +29,7 @@ from cwpo_trainer.data.weighted import (
 )
 from cwpo_trainer.hub import push
 from cwpo_trainer.losses import EPSILON, LOSSES
-from cwpo_trainer.plan.dry_run import Plan, ReferenceUse
+from cwpo_trainer.plan.dry_run import Plan, ReferenceUse, Texts, policy_plan
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
@@ -187,12 +187,14 @@ def plan(
         for ids in in_python(pairs.dataset, "prompt_ids", "chosen_ids", "rejected_ids")
     ]
     prompt, chosen, rejected, begin_alike = np.array(lengths, dtype=np.int64).T
-    return Plan(
+    return policy_plan(
         training,
         base_folder(resolve(training.model, weights=False), weights=False),
-        np.stack([prompt + chosen, prompt + rejected], axis=1),
-        np.stack([chosen, rejected], axis=1),
-        prompt + begin_alike,
+        Texts(
+            np.stack([prompt + chosen, prompt + rejected], axis=1),
+            np.stack([chosen, rejected], axis=1),
+            prompt + begin_alike,
+        ),
         facts=[
             ("loss", objective),
             (

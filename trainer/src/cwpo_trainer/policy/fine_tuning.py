@@ -18,7 +18,7 @@ from cwpo_trainer.cards.policy_card import write_policy_cards
 from cwpo_trainer.data.weighted import PairFile, WeightedPair, annotator_results
 from cwpo_trainer.hub import push
 from cwpo_trainer.lora import adding_adapters
-from cwpo_trainer.plan.dry_run import Plan
+from cwpo_trainer.plan.dry_run import Plan, Texts, policy_plan
 from cwpo_trainer.policy import preflight
 from cwpo_trainer.policy.adapters import going_on, new_adapter
 from cwpo_trainer.policy.arguments import evaluation_arguments, training_arguments
@@ -123,7 +123,7 @@ def plan(training: PolicyTraining, responses: Fitting) -> Plan:
     facts = [("responses", f"{len(dataset):,} chosen ones, {too_long:,} too long")]
     shared = np.zeros(len(lengths), dtype=np.int64)
     folder = base_folder(resolve(training.model, weights=False), weights=False)
-    return Plan(training, folder, lengths, scored, shared, facts=facts)
+    return policy_plan(training, folder, Texts(lengths, scored, shared), facts=facts)
 
 
 def response_parts(

@@ -32,6 +32,8 @@ _WITHOUT_EFFECT = {
     "push_to_hub",
     "max_rejected_share",
     "adapter_only",
+    "gradient_checkpointing",
+    "token_budget",
     "splits",
 }
 
@@ -44,6 +46,7 @@ _ADDED: dict[str, JsonValue] = {
     "lora_targets": ["all-linear"],
     "keep_best": False,
     "confidence_as": "weight",
+    "sharding": "none",
 }
 
 

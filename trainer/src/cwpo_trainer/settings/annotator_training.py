@@ -11,7 +11,9 @@ from cwpo_annotator.checkpoint import Objective
 from cwpo_trainer.settings.mixins import (
     BadRows,
     Compute,
+    DryRun,
     Epochs,
+    GradientCheckpointing,
     LearningRate,
     LoraDropout,
     Optimisation,
@@ -20,6 +22,8 @@ from cwpo_trainer.settings.mixins import (
     WeightDecay,
 )
 from cwpo_trainer.settings.unused_flags import any_of, refuse_if_set
+
+AnnotatorShardingName = Literal["none", "fsdp2"]
 
 # What not all of the objectives have.
 _OF_OBJECTIVES = {
@@ -124,7 +128,15 @@ class AnnotatorData(BadRows):
 
 
 class AnnotatorTraining(
-    EarlyStopping, AnnotatorObjective, AnnotatorData, LoraDropout, Optimisation, Compute, Training
+    DryRun,
+    EarlyStopping,
+    AnnotatorObjective,
+    AnnotatorData,
+    GradientCheckpointing,
+    LoraDropout,
+    Optimisation,
+    Compute,
+    Training,
 ):
     """Step (i): a small model trained on human labels as an annotator."""
 
@@ -133,6 +145,18 @@ class AnnotatorTraining(
     weight_decay: WeightDecay = 0.01
     batch_size: int = Field(
         32, ge=1, description="Pairs in an optimiser step, over all processes together."
+    )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of tokens in a forward pass of one process, unless a single "
+        "pair has more: it sets memory and speed, not the result. By default 65,536 on a GPU and "
+        "1,024 on a CPU; halved, and the step repeated, whenever a GPU runs out of memory.",
+    )
+    sharding: AnnotatorShardingName = Field(
+        "none",
+        description="How GPUs hold the model: `none`: each holds all of it; `fsdp2`: each holds a "
+        "part of weights, gradients and optimiser state.",
     )
     schedule: Literal["linear", "cosine"] = Field(
         "cosine", description="Shape in which the learning rate falls to 0 after warm-up."

@@ -202,14 +202,19 @@ class Evaluation(Settings):
         return self.eval_data is not None or bool(self.eval_fraction)
 
 
-class Memory(Settings):
-    """What spares memory, at the price of time or exactness."""
+class GradientCheckpointing(Settings):
+    """Time spent to spare memory."""
 
     gradient_checkpointing: bool = Field(
         False,
         description="Recompute activations in the backward pass instead of storing them: less "
         "memory, more time.",
     )
+
+
+class Memory(GradientCheckpointing):
+    """What spares memory, at the price of time or exactness."""
+
     load_in_4bit: bool = Field(
         False,
         description="Hold the frozen weights in 4 bits (NF4, as in QLoRA); needs --lora and the "
@@ -229,6 +234,16 @@ class Sharding(Settings):
         "none",
         description="How GPUs hold the model: `none`: each holds all of it (DDP); `fsdp2`, "
         "`zero3` (DeepSpeed): each holds a part.",
+    )
+
+
+class DryRun(Settings):
+    """Whether a run is only planned."""
+
+    dry_run: bool = Field(
+        False,
+        description="Print steps, tokens, memory, time and which GPUs the run fits on, without "
+        "training.",
     )
 
 

@@ -20,6 +20,7 @@ from cwpo_trainer.losses import EPSILON, LOSSES, LossName
 from cwpo_trainer.settings.mixins import (
     BadRows,
     Compute,
+    DryRun,
     Epochs,
     Evaluation,
     LearningRate,
@@ -152,14 +153,8 @@ class PolicyData(BadRows):
     )
 
 
-class PolicyStep(Publication, Evaluation, PolicyData, Compute, PolicyTraining):
+class PolicyStep(DryRun, Publication, Evaluation, PolicyData, Compute, PolicyTraining):
     """What SFT and alignment of the strong model share."""
-
-    dry_run: bool = Field(
-        False,
-        description="Print steps, tokens, memory, time and which GPUs the run fits on, without "
-        "training.",
-    )
 
 
 class FineTuning(LoraDropout, PolicyStep):

@@ -71,10 +71,14 @@ def keep_head_in_float32(model: torch.nn.Module) -> None:
 
     A bfloat16 score has eight bits, too few to tell close responses apart.
     """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.out_features == 1:
-            head: Any = module.float()
-            head.forward = partial(_linear_in_float32, head)
+    for head in scalar_heads(model):
+        head.float().forward = partial(_linear_in_float32, head)
+
+
+def scalar_heads(model: torch.nn.Module) -> list[Any]:
+    """The linear layers with one output."""
+    linears = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return [linear for linear in linears if linear.out_features == 1]
 
 
 def _linear_in_float32(head: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from cwpo_annotator.scores import Scores
 
 Item = TypeVar("Item", EncodedPair, EncodedText)
 Score = Callable[[Sequence[Item]], NDArray[np.float32]]
+T = TypeVar("T")
 
 logger = logging.getLogger("cwpo_annotator")
 
@@ -35,19 +36,27 @@ class MemoryBudget:
         Args:
             score: returns one row of values per item, in passes of at most `self.tokens` tokens.
         """
-        while (values := _within_memory(items, score)) is None:
-            longest = max(items, key=_length)
-            if self.tokens > _length(longest):
-                self._halve(_length(longest))
-            elif len(items) == 1:
-                logger.error(
-                    "out of memory: an item of %d tokens does not fit even alone", longest.tokens
-                )
-                shape = (1, 2) if isinstance(longest, EncodedPair) else (1,)
-                return Scores(np.full(shape, np.nan, np.float32), np.ones(1, np.bool_))
-            else:
-                return self._longest_alone(items, score)
-        return Scores(values)
+        longest = max(items, key=_length)
+        values = self.fit(lambda: score(items), at_least=_length(longest))
+        if values is not None:
+            return Scores(values)
+        if len(items) > 1:
+            return self._longest_alone(items, score)
+        logger.error("out of memory: an item of %d tokens does not fit even alone", longest.tokens)
+        shape = (1, 2) if isinstance(longest, EncodedPair) else (1,)
+        return Scores(np.full(shape, np.nan, np.float32), np.ones(1, np.bool_))
+
+    def fit(self, compute: Callable[[], T], *, at_least: int) -> T | None:
+        """What `compute` returns, called again with half the budget whenever memory runs out.
+
+        Args:
+            compute: makes passes of at most `self.tokens` tokens; it never returns None.
+            at_least: budget below which passes get no smaller, the tokens of the longest item.
+        Returns: None if memory does not suffice with that budget either.
+        """
+        while (result := _within_memory(compute)) is None and self.tokens > at_least:
+            self._halve(at_least)
+        return result
 
     def _halve(self, at_least: int) -> None:
         half = max(self.tokens // 2, at_least)
@@ -71,9 +80,9 @@ class MemoryBudget:
         return Scores.concatenate(parts)[np.argsort(order)]
 
 
-def _within_memory(items: Sequence[Item], score: Score[Item]) -> NDArray[np.float32] | None:
+def _within_memory(compute: Callable[[], T]) -> T | None:
     try:
-        return score(items)
+        return compute()
     except torch.OutOfMemoryError:
         # What follows is not in this block: the error keeps the failed pass's tensors alive.
         pass

@@ -46,14 +46,21 @@ def read_row(model: Any, row: Row, *, handed_down: bool = False) -> torch.Tensor
     return hidden
 
 
+def has_decoder_head(model: Any) -> bool:
+    """Whether a model has the head of a decoder, without which it does not read packed rows."""
+    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
+    return any(isinstance(head, torch.nn.Linear) for head in heads)
+
+
 @torch.inference_mode()
-def share_prompts(model: Any) -> bool:
+def share_prompts(model: Any, *, handed_down: bool = False) -> bool:
     """Switch a decoder to packed rows; encoders, and decoders of an attention of their own, stay.
 
+    Args:
+        handed_down: rows are to be read as `read_row` does with it.
     Returns: whether the model reads packed rows now.
     """
-    heads = (getattr(model, name, None) for name in ("score", "lm_head"))
-    if not any(isinstance(head, torch.nn.Linear) for head in heads):
+    if not has_decoder_head(model):
         return False
     before = model.config._attn_implementation
     texts, row = _probe(model)
@@ -63,7 +70,7 @@ def share_prompts(model: Any) -> bool:
     for implementation in IMPLEMENTATIONS:
         try:
             model.set_attn_implementation(implementation)
-            if _is_close(_read_probe(model), expected):
+            if _is_close(_read_probe(model, handed_down=handed_down), expected):
                 return True
         except (TypeError, ValueError, RuntimeError, LookupError):
             continue
@@ -147,9 +154,9 @@ def _read(model: Any, texts: Sequence[Sequence[int]]) -> torch.Tensor:
     return last
 
 
-def _read_probe(model: Any) -> torch.Tensor:
+def _read_probe(model: Any, *, handed_down: bool = False) -> torch.Tensor:
     _, row = _probe(model)
-    return read_row(model, row)[row.last]
+    return read_row(model, row, handed_down=handed_down)[row.last]
 
 
 def _is_close(hidden: torch.Tensor, expected: torch.Tensor) -> bool:

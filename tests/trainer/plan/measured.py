@@ -1,0 +1,39 @@
+"""What a run says that it needs, and what it takes."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def peak(profiler):
+    """The most bytes that tensors held at once."""
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest
+
+
+def planned(capsys):
+    """The tokens and steps that a dry run said."""
+    text = " ".join(capsys.readouterr().out.split())
+    tokens = int(re.search(r"texts [\d,]+, ([\d,]+) tokens", text)[1].replace(",", ""))
+    steps = int(re.search(r"steps ([\d,]+),", text)[1].replace(",", ""))
+    return tokens, steps
+
+
+def counted_by_torch(run):
+    """Operations of all matrix products, those of attention with them, and those into gradients."""
+
+    def into(_, left, right, *args, out_shape=None, **kwargs):
+        return 2 * left[0] * left[1] * right[1]
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: into})
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
