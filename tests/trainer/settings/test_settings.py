@@ -6,14 +6,14 @@ from pydantic import ValidationError
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
 from cwpo_trainer.settings.mixins import Lora
-from cwpo_trainer.settings.online_rounds import OnlineRounds
+from cwpo_trainer.settings.online_alignment import OnlineAlignment
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 
 ALL = (
     AnnotatorTraining,
     FineTuning,
     Alignment,
-    OnlineRounds,
+    OnlineAlignment,
     AnnotatorEvaluation,
     PolicyEvaluation,
 )

@@ -12,7 +12,7 @@ from cwpo.commands.service_command import ServiceCommand
 from cwpo.errors import CwpoError
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
-from cwpo_trainer.settings.online_rounds import OnlineRounds
+from cwpo_trainer.settings.online_alignment import OnlineAlignment
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 from cwpo_trainer.settings.uploads import AnnotatorPublication, DatasetPublication
 
@@ -74,21 +74,28 @@ class Align(Alignment, Command):
         align(self)
 
 
-class Online(OnlineRounds, ServiceCommand):
-    """Align the strong model in rounds, on its own answers, which the service annotates.
+class Online(OnlineAlignment, ServiceCommand):
+    """Align the strong model on its own answers, which the service annotates.
 
     Each round samples answers from the current policy, has the service annotate them, and aligns
     the policy on them as `cwpo align` does. OUTPUT/rounds.jsonl has the figures of each round. One
     is the drift of confidence from that on the annotator's held-out pairs: in the paper, online
     alignment fails once the policy's answers differ too much from the annotator's training data.
 
+    With --update immediate there are no rounds: each optimiser step samples answers, has them
+    annotated, and trains on them. OUTPUT is the trained policy, its training.jsonl has the figures
+    of each step, and pairs.jsonl the annotated pairs.
+
     Example:
         cwpo online --model runs/sft --prompts prompts.jsonl --align align.yaml -o runs/online
     """
 
     def cli_cmd(self) -> None:
-        """Run the rounds."""
-        from cwpo_trainer.policy.rounds import online
+        """Train."""
+        if self.update == "immediate":
+            from cwpo_trainer.policy.immediate_updates import online
+        else:
+            from cwpo_trainer.policy.rounds import online
 
         # Each round has its own data and output, so those in the file are ignored.
         alignment = {

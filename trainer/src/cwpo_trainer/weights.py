@@ -119,6 +119,7 @@ class Weight:
         reads_confidence: whether pairs of different confidence have different weights.
         reads_certified: the function takes the column certified, rather than confidences.
         selects: whether a pair of weight 0 is left out; the others are not normalised then.
+        compares: whether it depends on the other pairs of the dataset.
     """
 
     function: Callable[..., NDArray[np.float32]]
@@ -129,6 +130,7 @@ class Weight:
     reads_confidence: bool = True
     reads_certified: bool = False
     selects: bool = False
+    compares: bool = False
 
 
 WEIGHTS = {
@@ -147,6 +149,7 @@ WEIGHTS = {
         (TOP_PERCENT,),
         is_the_papers=True,
         selects=True,
+        compares=True,
     ),
     "certified": Weight(
         certified,
@@ -162,6 +165,7 @@ WEIGHTS = {
         r"\Delta / \max \Delta",
         "the margin, divided by the largest in the dataset; under AdamW the same as margin, up to "
         "the clipping of gradients",
+        compares=True,
     ),
     "power": Weight(power, "C^k", "C to the power k, the exponent", (EXPONENT,)),
     "entropy": Weight(
@@ -170,7 +174,10 @@ WEIGHTS = {
         "1 minus the entropy, in bits, of the predicted label",
     ),
     "rank": Weight(
-        rank, r"\mathrm{rank}(C) / n", "the share of the pairs that are at most as confident"
+        rank,
+        r"\mathrm{rank}(C) / n",
+        "the share of the pairs that are at most as confident",
+        compares=True,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The card of a policy that `cwpo sft` or `cwpo align` trained."""
+"""The card of a policy that `cwpo sft`, `cwpo align` or `cwpo online` trained."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _write(folder: Path, record: RunRecord, run: Path) -> None:
         is_adapter=is_lora,
         has_template=(folder / "chat_template.jinja").is_file(),
         place=repository or ".",
-        loss=_loss(settings) if record.kind == "align" else {},
+        loss={} if record.kind == "sft" else _loss(settings),
         data=_data(settings, results, started_with(run)),
         training=_training(settings, started_with(run)),
         results=_results(results, run),
@@ -124,11 +124,13 @@ def _data(
     if annotator:
         by = f"the annotator `{annotator['name']}`, revision `{annotator['revision']}`"
     fingerprint = started.get("sha256 of data")
-    held_out = results.get("eval_pairs")
+    held_out, prompts = results.get("eval_pairs"), results.get("prompts")
+    hashed = f"SHA-256 of the {'prompts' if prompts else 'file'}"
     return {
         "pairs": f"{results['pairs']:,}",
+        "answers": f"of the policy itself, to {prompts:,} prompts" if prompts else None,
         "labelled by": "people" if settings["labels"] == "human" else by,
-        "SHA-256 of the file": f"`{fingerprint}`" if fingerprint else None,
+        hashed: f"`{fingerprint}`" if fingerprint else None,
         "rows left out": left_out(results),
         "pairs of the evaluation": f"{held_out:,}" if held_out else None,
     }

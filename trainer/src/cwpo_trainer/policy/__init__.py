@@ -1,1 +1,1 @@
-"""The strong model: SFT, CW-PO, online rounds."""
+"""The strong model: SFT, CW-PO, online alignment."""

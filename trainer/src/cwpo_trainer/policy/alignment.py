@@ -67,9 +67,11 @@ from cwpo_trainer.settings.unused_flags import flag
 from cwpo_trainer.soft_labels import SOFT_LABELS, epsilons
 from cwpo_trainer.weights import WEIGHTS
 
-_WEIGHT_COLUMN, _EPSILON_COLUMN = "weight", "epsilon"
+WEIGHT_COLUMN, EPSILON_COLUMN = "weight", "epsilon"
+"""Of the datasets that are trained on: the numbers of each pair."""
+
 # Of adapters: TRL switches that of all layers off, since policy and reference are compared.
-_DROPOUT = 0.0
+DROPOUT = 0.0
 
 
 def align(settings: Alignment) -> None:
@@ -87,7 +89,8 @@ def align(settings: Alignment) -> None:
     training, evaluation = weighted_parts(settings, tokenizer)
     pairs = weighted_fitting(training, settings.max_length)
     has_prompt_pairs = training.file.prompt_pairs is not None
-    objective = _objective(settings, by_prompt=has_prompt_pairs and settings.weight_by == "prompt")
+    by_prompt = has_prompt_pairs and settings.weight_by == "prompt"
+    objective = objective_of(settings, by_prompt=by_prompt)
     if settings.dry_run:
         training.file.unused.tell(are_listed=False)
         plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
@@ -117,7 +120,7 @@ def align(settings: Alignment) -> None:
             report_to=settings.report_to,
         )
         config = with_set(ConfidenceDPOConfig, ours, more)
-        policy, reference = _models(settings, weights=process.is_main() or not once)
+        policy, reference = policy_and_reference(settings, weights=process.is_main() or not once)
         output.results |= end_turns(policy, tokenizer)
         trainer = ConfidenceDPOTrainer(
             model=policy,
@@ -126,7 +129,7 @@ def align(settings: Alignment) -> None:
             train_dataset=pairs.dataset,
             eval_dataset=evaluated.dataset if evaluated is not None else None,
             processing_class=tokenizer,
-            peft_config=new_adapter(policy, settings, dropout=_DROPOUT),
+            peft_config=new_adapter(policy, settings, dropout=DROPOUT),
         )
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
@@ -221,7 +224,7 @@ def _loads_once(settings: Alignment) -> bool:
     return all(map(can_load_once, {settings.model, settings.reference or settings.model}))
 
 
-def _models(settings: Alignment, *, weights: bool) -> tuple[Any, Any | None]:
+def policy_and_reference(settings: Alignment, *, weights: bool = True) -> tuple[Any, Any | None]:
     """The policy, and the reference if it is a second model.
 
     Args:
@@ -236,7 +239,7 @@ def _models(settings: Alignment, *, weights: bool) -> tuple[Any, Any | None]:
         attention=settings.attn_implementation,
         weights=weights,
     )
-    policy = loaded(settings.model, adapter_dropout=_DROPOUT)
+    policy = loaded(settings.model, adapter_dropout=DROPOUT)
     use = reference_use(settings, lora=settings.lora)
     if use is None or not use.is_second_model:
         return policy, None
@@ -283,13 +286,19 @@ def weighted_parts(
     return training, evaluation
 
 
+def all_pairs(path: Path, settings: Alignment, tokenizer: PreTrainedTokenizerBase) -> Part:
+    """All pairs of a file, with the columns of `weighted_parts`. Raises: DatasetError."""
+    file = _weighted_file(path, settings=settings, tokenizer=tokenizer)
+    return Part(file, np.ones(len(file), dtype=np.bool_))
+
+
 def _weighted_file(
     path: Path, *, settings: Alignment, tokenizer: PreTrainedTokenizerBase
 ) -> TokenFile:
     source = PairFile(path, settings.labels, settings.calibrated)
     file = token_file(source, PAIRS, tokenizer, max_rejected_share=settings.max_rejected_share)
     if settings.labels == "human":
-        return file.with_numbers(**{_WEIGHT_COLUMN: weights.none(len(file))})
+        return file.with_numbers(**{WEIGHT_COLUMN: weights.none(len(file))})
     weight = WEIGHTS[settings.weight]
     of_pairs = weights_of(
         file.confidences,
@@ -299,18 +308,18 @@ def _weighted_file(
         certified=file.certified,
         **{each.argument: getattr(settings, each.flag) for each in weight.constants},
     )
-    weighted = file.with_numbers(**{_WEIGHT_COLUMN: of_pairs})
+    weighted = file.with_numbers(**{WEIGHT_COLUMN: of_pairs})
     soft = SOFT_LABELS.get(settings.confidence_as)
     if soft is None:
         return weighted
     of_pairs = epsilons(file.confidences, most=soft.most)
-    return weighted.with_numbers(**{_EPSILON_COLUMN: of_pairs})
+    return weighted.with_numbers(**{EPSILON_COLUMN: of_pairs})
 
 
 def _selected(part: Part, weight: str) -> Part:
     """The pairs of a weight above 0. Raises: DatasetError for none."""
     total = int(part.rows.sum())
-    part = part.only(part.file.numbers(_WEIGHT_COLUMN) > 0)
+    part = part.only(part.file.numbers(WEIGHT_COLUMN) > 0)
     if not part.rows.any():
         larger = "".join(f"raise {flag(each.flag)}, or " for each in WEIGHTS[weight].constants)
         raise DatasetError(f"none of {total:,} pairs is selected: {larger}give more to --eval-data")
@@ -338,7 +347,7 @@ def weighted_fitting(part: Part, max_length: int) -> WeightedFitting:
     Raises: DatasetError when none is left.
     """
     dataset, too_long = part.fitting(max_length)
-    used = np.asarray(dataset.with_format("numpy")[_WEIGHT_COLUMN][:])
+    used = np.asarray(dataset.with_format("numpy")[WEIGHT_COLUMN][:])
     return WeightedFitting(dataset, too_long, float(used.mean()), float(used.max()))
 
 
@@ -364,7 +373,12 @@ PAIRS = Form("pairs", ("prompt_ids", "chosen_ids", "rejected_ids"), _pair_rows)
 """What DPOTrainer reads."""
 
 
-def _objective(settings: Alignment, *, by_prompt: bool) -> str:
+def objective_of(settings: Alignment, *, by_prompt: bool = False) -> str:
+    """Loss and weight, for the user.
+
+    Args:
+        by_prompt: whether the weights of a prompt's pairs are divided by their number.
+    """
     if settings.labels == "human":
         return f"{settings.loss}, human labels"
     use = f"weight {settings.weight}"
@@ -383,11 +397,11 @@ def loss_arguments(pair_loss: PairLoss, *, soft_labels: bool = False) -> dict[st
     constants = {each.config_field: getattr(pair_loss, each.flag) for each in loss.constants}
     if soft_labels:
         del constants[EPSILON.config_field]
-        constants["epsilon_column"] = _EPSILON_COLUMN
+        constants["epsilon_column"] = EPSILON_COLUMN
     return {
         "loss_type": [loss.trl_type],
         "precompute_ref_log_probs": pair_loss.precomputes_reference,
         "reference_cache": str(cache) if cache is not None else None,
-        "weight_column": _WEIGHT_COLUMN,
+        "weight_column": WEIGHT_COLUMN,
         **constants,
     }

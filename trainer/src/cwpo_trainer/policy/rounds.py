@@ -10,7 +10,6 @@ import gc
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,17 +23,18 @@ from cwpo.client import Client
 from cwpo.datasets.triplets import file_format, read_rows
 from cwpo.errors import ConfigError, DatasetError
 from cwpo.partial_file import partial_file
-from cwpo.types import ModelInfo, Prompt, Score, ScoreItem, Truncation
+from cwpo.types import ModelInfo, Prompt
 from cwpo_annotator.checkpoint import resolve
-from cwpo_annotator.confidence import confidence, drift
+from cwpo_annotator.confidence import drift
 from cwpo_trainer.data.prompts import prompts_of_round, read_prompts
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.policy.alignment import align, check
+from cwpo_trainer.policy.answers import AS_SAMPLED, ComparedAnswers, best_and_worst
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling, distinct_answers
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import LOG_NAME, ROUNDS_NAME, read_lines
 from cwpo_trainer.run.resumption import check_start, inputs_of, is_started, note_start
-from cwpo_trainer.settings.online_rounds import OnlineRounds
+from cwpo_trainer.settings.online_alignment import OnlineAlignment
 from cwpo_trainer.settings.policy_training import Alignment
 
 # They change nothing of what a round computes; --align does by what the file says.
@@ -47,24 +47,10 @@ _WITHOUT_EFFECT = {
     "api_key",
     "threads",
     "drift_limit",
+    "drift_window",
     "max_rejected_share",
     "output",
 }
-_SCORED_AT_ONCE = 256
-# Column of triplets.jsonl: confidence in two answers that were not chosen for their scores.
-_AS_SAMPLED = "confidence_as_sampled"
-
-
-@dataclass(frozen=True, slots=True)
-class _Answers:
-    """What was sampled for a prompt.
-
-    compared: the two answers to be annotated, or fewer.
-    confidence: the annotator's in the first two answers, where others are compared.
-    """
-
-    compared: Sequence[str]
-    confidence: float | None = None
 
 
 class Round:
@@ -77,7 +63,9 @@ class Round:
         self.weighted = self.folder / "weighted.parquet"
         self.policy = self.folder / "policy"
 
-    def write_triplets(self, prompts: Sequence[Prompt], of_prompts: Sequence[_Answers]) -> None:
+    def write_triplets(
+        self, prompts: Sequence[Prompt], of_prompts: Sequence[ComparedAnswers]
+    ) -> None:
         """Write the two answers to be compared of each prompt that has two.
 
         Raises: DatasetError where none has.
@@ -88,7 +76,7 @@ class Round:
                 "prompt": prompt if isinstance(prompt, str) else [t.model_dump() for t in prompt],
                 "response_a": answers.compared[0],
                 "response_b": answers.compared[1],
-                **({} if answers.confidence is None else {_AS_SAMPLED: answers.confidence}),
+                **({} if answers.confidence is None else {AS_SAMPLED: answers.confidence}),
             }
             for at, (prompt, answers) in enumerate(zip(prompts, of_prompts, strict=True), 1)
             if len(answers.compared) >= 2
@@ -104,7 +92,7 @@ class Round:
                 sink.write(json.dumps(row).encode() + b"\n")
 
 
-def online(settings: OnlineRounds, alignment: Alignment, client: Client) -> None:
+def online(settings: OnlineAlignment, alignment: Alignment, client: Client) -> None:
     """Do the rounds that are not done yet.
 
     Args:
@@ -114,7 +102,10 @@ def online(settings: OnlineRounds, alignment: Alignment, client: Client) -> None
         do; what a round has made stays, and --resume goes on from there.
     """
     if process.world_size() > 1:
-        raise ConfigError("cwpo online runs as one process; align alone runs under torchrun")
+        raise ConfigError(
+            "cwpo online runs rounds as one process; under torchrun use --update immediate, or "
+            "cwpo_trainer.align on the pairs of a round"
+        )
     _check(alignment, settings.align, settings.reference)
     unused = UnusedRows(settings.max_rejected_share)
     prompts = read_prompts(settings.prompts, unused)
@@ -146,10 +137,9 @@ def online(settings: OnlineRounds, alignment: Alignment, client: Client) -> None
                     f"answers of round {number}",
                 )
                 _free_memory()
+                answers = [ComparedAnswers(each) for each in sampled]
                 if settings.responses > 2:
-                    answers = _best_and_worst(asked, sampled, client, settings.truncation)
-                else:
-                    answers = [_Answers(each) for each in sampled]
+                    answers = best_and_worst(asked, sampled, client, settings.truncation)
                 this.write_triplets(asked, answers)
             if not this.weighted.exists():
                 annotated = annotate_file(
@@ -191,7 +181,7 @@ def _check(one: Alignment, file: Path | None, reference: Literal["first", "round
     check(one)
 
 
-def _inputs(settings: OnlineRounds, annotator_revision: str) -> dict[str, Any]:
+def _inputs(settings: OnlineAlignment, annotator_revision: str) -> dict[str, Any]:
     """What the result depends on."""
     return inputs_of(
         settings.model_dump(mode="json"),
@@ -223,33 +213,6 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _best_and_worst(
-    prompts: Sequence[Prompt], of_prompts: list[list[str]], client: Client, truncation: Truncation
-) -> list[_Answers]:
-    """Of each prompt's answers the two that the annotator scores highest and lowest."""
-    items = [
-        (at, ScoreItem(prompt=prompts[at], response=answer))
-        for at, answers in enumerate(of_prompts)
-        for answer in answers
-    ]
-    scored: list[list[tuple[float, str]]] = [[] for _ in of_prompts]
-    for start in range(0, len(items), _SCORED_AT_ONCE):
-        part = items[start : start + _SCORED_AT_ONCE]
-        answer = client.score([item for _, item in part], truncation=truncation)
-        for (at, item), score in zip(part, answer.scores, strict=True):
-            if isinstance(score, Score):
-                scored[at].append((score.score, item.response))
-    return [_extremes(each) for each in scored]
-
-
-def _extremes(scored: Sequence[tuple[float, str]]) -> _Answers:
-    if len(scored) < 2:
-        return _Answers([text for _, text in scored])
-    (first, _), (second, _), *_ = scored
-    (sure,) = confidence(np.array([first]), np.array([second]))
-    return _Answers([max(scored)[1], min(scored)[1]], float(sure))
-
-
 def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:
     """The line of rounds.jsonl.
 
@@ -264,7 +227,7 @@ def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:
     }
     confidences, quantiles = columns["confidence"], annotator.confidence_quantiles
     triplets = read_lines(this.triplets)
-    as_sampled = [row[_AS_SAMPLED] for row in triplets if _AS_SAMPLED in row]
+    as_sampled = [row[AS_SAMPLED] for row in triplets if AS_SAMPLED in row]
     compared = np.array(as_sampled) if as_sampled else confidences
     steps = [line for line in read_lines(this.policy / LOG_NAME) if "loss" in line]
     return {

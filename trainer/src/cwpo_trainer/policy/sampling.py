@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from cwpo.types import Prompt
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -45,19 +46,23 @@ class Sampling:
         }
 
 
-class LoadedPolicy:
-    """A policy ready to answer, on the best device, with its formatter."""
+class AnsweringPolicy:
+    """A policy with its tokenizer and formatter; it answers as it is whenever it is asked."""
 
-    def __init__(self, path: str, dtype: DType) -> None:
-        folder = resolve(path)
-        self.tokenizer = load_tokenizer(folder)
-        self.model: Any = load(folder, dtype=dtype).to(best_device()).eval()
-        self.formatter = Formatter(self.tokenizer)
-        stop_at_end_of_turn(self.model, self.tokenizer)
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.formatter = Formatter(tokenizer)
+        stop_at_end_of_turn(model, tokenizer)
 
-    @torch.inference_mode()
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, work: str) -> list[str]:
-        """One answer to each prompt, in order; the same ones for the same seed."""
+    # What a model keeps of its forward passes may be read by its training.
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, work: str | None) -> list[str]:
+        """One answer to each prompt, in order; the same ones for the same seed.
+
+        Args:
+            work: what is done, for the user; None shows nothing.
+        """
         torch.manual_seed(sampling.seed)
         answers: list[str] = []
         for part in chunks(prompts, sampling.batch_size, work=work, unit="answers"):
@@ -82,13 +87,26 @@ class LoadedPolicy:
         return answers
 
 
+class LoadedPolicy(AnsweringPolicy):
+    """A policy that is loaded to answer, on the best device."""
+
+    def __init__(self, path: str, dtype: DType) -> None:
+        folder = resolve(path)
+        tokenizer = load_tokenizer(folder)
+        super().__init__(load(folder, dtype=dtype).to(best_device()).eval(), tokenizer)
+
+
 def distinct_answers(
-    policy: LoadedPolicy, prompts: Sequence[Prompt], each: int, sampling: Sampling, work: str
+    policy: AnsweringPolicy,
+    prompts: Sequence[Prompt],
+    each: int,
+    sampling: Sampling,
+    work: str | None,
 ) -> list[list[str]]:
     """Of `each` answers sampled to a prompt the different ones in order, none of them blank.
 
     Args:
-        work: what is done, for the user.
+        work: what is done, for the user; None shows nothing.
     """
     repeated = [prompt for prompt in prompts for _ in range(each)]
     answers = policy.sample(repeated, sampling, work)

@@ -60,9 +60,9 @@ class FigureText:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A figure of one command's training logs: one of their values by step."""
+    """A figure of some commands' training logs: one of their values by step."""
 
-    kind: Kind
+    kinds: tuple[Kind, ...]
     value: str
     title: str
     label: str
@@ -71,21 +71,21 @@ class Curve:
 
 _CURVES = (
     Curve(
-        "train-annotator",
+        ("train-annotator",),
         "loss",
         "Training the annotator",
         "Bradley-Terry loss",
         "Mean of -log sigmoid(score of chosen - score of rejected); guessing gives 0.693.",
     ),
     Curve(
-        "sft",
+        ("sft",),
         "loss",
         "Supervised fine-tuning",
         "loss per token",
         "Negative log-likelihood of the preferred responses, without their prompts.",
     ),
     Curve(
-        "align",
+        ("align", "online"),
         "unweighted_loss",
         "Alignment: loss",
         "loss before weighting",
@@ -93,7 +93,7 @@ _CURVES = (
         "compared. All runs start at the same value, because the policy starts as the reference.",
     ),
     Curve(
-        "align",
+        ("align", "online"),
         "rewards/margins",
         "Alignment: margin",
         "implicit reward margin",
@@ -266,7 +266,7 @@ def _figure(value: float | None) -> str:
 def _training_figures(runs: list[FinishedRun]) -> list[FigureText]:
     drawn = []
     for curve in _CURVES:
-        logs = {run.name: run.log for run in runs if run.record.kind == curve.kind}
+        logs = {run.name: run.log for run in runs if run.record.kind in curve.kinds}
         if any(logs.values()):
             svg = figures.curves(logs, curve.value, curve.label)
             drawn.append(FigureText(curve.title, svg, curve.caption))

@@ -12,14 +12,15 @@ from cwpo_trainer.run import process
 T = TypeVar("T")
 
 
-def chunks(items: Sequence[T], size: int, *, work: str, unit: str) -> Iterator[Sequence[T]]:
+def chunks(items: Sequence[T], size: int, *, work: str | None, unit: str) -> Iterator[Sequence[T]]:
     """The items in chunks of at most `size`; the first process shows how many are done.
 
     Args:
-        work: what is done with them; unit: plural noun of the items. Work on a single chunk is
-            short, and shows nothing.
+        work: what is done with them; None shows nothing. Work on a single chunk is short, and shows
+            nothing either.
+        unit: plural noun of the items.
     """
-    if len(items) <= size or not process.is_main():
+    if work is None or len(items) <= size or not process.is_main():
         yield from _slices(items, size)
         return
     with Progress(work, unit=unit, total=len(items)) as progress:

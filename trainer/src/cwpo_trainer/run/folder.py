@@ -27,13 +27,14 @@ SFT_LOG_NAME = "sft.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 MISTAKES_NAME = "mistakes.jsonl"
 ROUNDS_NAME = "rounds.jsonl"
+PAIRS_NAME = "pairs.jsonl"
 REJECTED_NAME = "rejected.jsonl"
 REPORT_NAME = "report.html"
 CHECKPOINTS_NAME = "checkpoints"
 ADAPTER_FOLDER = "adapter"
 STATE_NAME = "trainer_state.json"
 
-Kind = Literal["train-annotator", "sft", "align", "evaluate-annotator", "evaluate-policy"]
+Kind = Literal["train-annotator", "sft", "align", "online", "evaluate-annotator", "evaluate-policy"]
 _LIBRARIES = ("cwpo-trainer", "torch", "transformers", "trl", "peft")
 
 

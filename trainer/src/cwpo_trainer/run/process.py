@@ -25,9 +25,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Number of this process among those that train together, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main() -> bool:
     """Whether this is the one process that writes files and shows progress."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def is_first_here() -> bool:
@@ -40,7 +45,8 @@ def expect_world_size(expected: int | None) -> None:
     if expected is not None and expected != world_size():
         raise ConfigError(
             f"{world_size()} processes train, --world-size says {expected}: start them with "
-            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft, .train_annotator)"
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft, .online, "
+            ".train_annotator)"
         )
 
 
@@ -76,7 +82,7 @@ def use_one_gpu(arguments: TrainingArguments) -> None:
         return
     print(
         f"1 of {arguments.n_gpu} GPUs is used: `torchrun --nproc-per-node {arguments.n_gpu} -m "
-        "cwpo_trainer.align` (or .sft) uses all of them",
+        "cwpo_trainer.align` (or .sft, .online) uses all of them",
         file=sys.stderr,
     )
     arguments._n_gpu = 1

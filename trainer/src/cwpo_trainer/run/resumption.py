@@ -47,6 +47,7 @@ _ADDED: dict[str, JsonValue] = {
     "keep_best": False,
     "confidence_as": "weight",
     "sharding": "none",
+    "update": "rounds",
 }
 
 
