@@ -315,3 +315,21 @@ def test_prompts_too_long_are_left_out(flags, align_file, tmp_path, command, fai
     assert "all 2 prompts are longer than the 1 tokens" in failure(
         Online, *flags, "--output", tmp_path / "none"
     )
+
+
+@pytest.mark.slow
+def test_what_the_annotator_refuses_is_told_once(flags, align_file, tmp_path, command, capsys):
+    write_lines(tmp_path / "prompts.jsonl", [{"prompt": "why"}, {"prompt": "please " * 140}])
+    align_file(batch_size=2, epochs=2)
+    command(Online, *flags, "--output", tmp_path / "out")
+    assert capsys.readouterr().err.count("the annotator refuses a pair, as too_long: ") == 1
+    assert [line["annotated"] for line in steps(tmp_path / "out")] == [0.5, 0.5]
+    command(Online, *flags, "--output", tmp_path / "cut", "--truncation", "prompt_left")
+    assert [line["annotated"] for line in steps(tmp_path / "cut")] == [1, 1]
+
+
+@pytest.mark.slow
+def test_calibration_that_the_annotator_lacks_is_refused(flags, align_file, tmp_path, failure):
+    align_file(calibrated="true")
+    message = failure(Online, *flags, "--output", tmp_path / "out")
+    assert "the annotator annotator has no calibration temperature" in message
