@@ -274,6 +274,7 @@ def test_prompts_without_a_label_have_no_weight(flags, align_file, tmp_path, com
     ("settings", "reason"),
     [
         ({"weight": "rank"}, "weight: rank is not for --update immediate"),
+        ({"weight": "certified"}, "a certificate is of labels like those"),
         ({"normalise": "true"}, "normalise is not for --update immediate"),
         ({"eval_fraction": 0.1}, "use eval_data"),
         ({"reference_cache": "cache"}, "its pairs are not known before the step"),

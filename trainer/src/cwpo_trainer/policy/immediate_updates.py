@@ -127,6 +127,9 @@ def _check(settings: OnlineAlignment, one: Alignment) -> dict[str, JsonValue]:
     """
     weight = WEIGHTS[one.weight]
     all_at_once = "its pairs are not known before the step that they are made in"
+    of_weight = all_at_once if weight.compares else None
+    if weight.reads_certified:
+        of_weight = "a certificate is of labels like those that it was measured on, not of answers"
     reasons = {
         "labels: human": "the annotator labels the answers" if one.labels == "human" else None,
         "annotator": "it is that of --url" if one.annotator is not None else None,
@@ -136,10 +139,7 @@ def _check(settings: OnlineAlignment, one: Alignment) -> dict[str, JsonValue]:
         "reference_cache": all_at_once if one.reference_cache is not None else None,
         "eval_fraction": f"{all_at_once}; use eval_data" if one.eval_fraction else None,
         "normalise": all_at_once if one.normalise else None,
-        f"weight: {one.weight}": all_at_once if weight.compares else None,
-        "weight: certified": "a certificate is of data like the annotator's own, not of answers"
-        if weight.reads_certified
-        else None,
+        f"weight: {one.weight}": of_weight,
         f"sharding: {one.sharding}": "each GPU needs the whole policy to answer"
         if one.sharding != "none"
         else None,
