@@ -21,6 +21,7 @@ from cwpo_trainer.run import launch, process
 
 def main(folder: Path) -> None:
     # Loaded before the processes part.
+    import datasets  # noqa: F401
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification  # noqa: F401
 
     import cwpo_trainer.annotators.pipeline  # noqa: F401
