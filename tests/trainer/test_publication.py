@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from cwpo.datasets.weighted import weighted_schema
-from cwpo.types import ModelRef
+from cwpo.types import Certificate, ModelRef
 from cwpo_annotator.checkpoint import Card, EncodingSpec
 
 from .cards.test_policy_card import row
@@ -57,7 +57,11 @@ def test_a_dataset_arrives_with_its_card(hub, tmp_path):
 
 def test_the_card_names_the_annotator_and_a_licence_to_fill_in(hub, tmp_path):
     model = ModelRef(name="small", revision="0123456789ab")
-    says = weighted_schema(chat=False, calibrated=False, model=model).metadata
+    promised = Certificate(
+        max_error=0.1, delta=0.05, threshold=0.5, coverage=0.4, pairs=200, errors=9
+    )
+    schema = weighted_schema(chat=False, calibrated=False, model=model, certificate=promised)
+    says = schema.metadata
     for name in ("a", "b"):
         table = pa.Table.from_pylist(rows_with(0.5, 0.25)).replace_schema_metadata(says)
         pq.write_table(table, tmp_path / f"{name}.parquet")
@@ -66,6 +70,7 @@ def test_the_card_names_the_annotator_and_a_licence_to_fill_in(hub, tmp_path):
     assert {*Hub.files} == {"README.md", "data/a.parquet", "data/b.parquet"}
     card = DatasetCard(Hub.files["README.md"].decode())
     assert row(card, "annotator") == "`small`, revision `0123456789ab`"
+    assert "confidence above 0.5, at most 10% are wrong" in row(card, "certificate")
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/*.parquet"}]
     assert "fill in `license`" in card.text
 

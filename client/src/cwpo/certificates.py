@@ -29,3 +29,13 @@ def certificate_of(certificates: Sequence[Certificate], max_error: float) -> Cer
 def is_certified(label: Annotation, certificate: Certificate) -> bool:
     """Whether the certificate is of this label. A tie is no label."""
     return label.preferred != "tie" and label.confidence > certificate.threshold
+
+
+def described(certificate: Certificate) -> str:
+    """What a certificate promises, in one sentence."""
+    return (
+        f"of the labels with a confidence above {certificate.threshold:.4g}, at most "
+        f"{100 * certificate.max_error:.4g}% are wrong, with a probability of "
+        f"{100 * (1 - certificate.delta):.4g}% ({certificate.coverage:.1%} of the pairs that it "
+        f"was measured on; {certificate.errors:,} errors in {certificate.pairs:,})"
+    )

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pytest
-from torch.profiler import ProfilerActivity, profile
 
 from cwpo_annotator.encoding.encoder import Encoder
 from cwpo_annotator.encoding.responses import encoder_of
@@ -25,7 +23,7 @@ from cwpo_trainer.plan.estimate import DEVICES, Shape
 from cwpo_trainer.run.folder import read_lines
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 
-from ..plan.measured import counted_by_torch, peak, planned
+from ..plan.measured import assert_near_peak, counted_by_torch, planned
 from ..samples import pairs, write_lines
 
 ALL = {"held_out_fraction": 0, "validation_fraction": 0}
@@ -67,13 +65,7 @@ def planned_for(settings):
 )
 def test_the_estimate_is_near_the_measured_peak(model, tolerance, more, settings):
     run = settings(model, max_steps=2, **more)
-    estimated = planned_for(run).memory(on_cpu=True)
-    expected = estimated.total - estimated.process
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        train_annotator(run)
-    print(f"{expected / 2**20:.1f} MiB estimated, {peak(measured) / 2**20:.1f} measured")
-    assert expected == pytest.approx(peak(measured), rel=tolerance)
+    assert_near_peak(planned_for(run), lambda: train_annotator(run), tolerance)
 
 
 def tried(settings):

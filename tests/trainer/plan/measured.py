@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
+import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -17,6 +20,18 @@ def peak(profiler):
         held += event.nbytes()
         highest = max(highest, held)
     return highest
+
+
+def assert_near_peak(plan, run, tolerance):
+    """What the plan says that the run takes on a CPU is near what its tensors take."""
+    estimated = plan.memory(on_cpu=True)
+    expected = estimated.total - estimated.process
+    # What earlier tests held would be counted where it is freed.
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        run()
+    print(f"{expected / 2**20:.1f} MiB estimated, {peak(measured) / 2**20:.1f} measured")
+    assert expected == pytest.approx(peak(measured), rel=tolerance)
 
 
 def planned(capsys):

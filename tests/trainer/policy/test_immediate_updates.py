@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cwpo_annotator.annotator import Annotator
-from cwpo_annotator.checkpoint import read_card, write_card
 from cwpo_annotator.confidence import drift
 from cwpo_trainer.commands import Align, Online, Sft
 from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_tokenizer
 from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
-from harness import serving
 
 from ..samples import pairs, weighted, write_lines
 from ..stopping import stopped_after
@@ -33,17 +29,6 @@ ALIGN = {
     "dtype": "float32",
     "threads": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def url(tiny_annotator, tmp_path_factory):
-    """Of a service whose annotator was sure of nothing on its held-out pairs."""
-    folder = tmp_path_factory.mktemp("online") / "annotator"
-    shutil.copytree(tiny_annotator, folder)
-    card = read_card(folder)
-    write_card(folder, card.model_copy(update={"confidence_quantiles": [0.0] * 11}))
-    with serving(lambda: Annotator.load(folder, device="cpu")) as service:
-        yield service.url
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -13,30 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cwpo_annotator.annotator import Annotator
-from cwpo_annotator.checkpoint import read_card, write_card
 from cwpo_annotator.confidence import drift
 from cwpo_trainer.commands import Online
 from cwpo_trainer.run.folder import read_lines, read_record
 from cwpo_trainer.run.termination import EXIT_CODE
-from harness import serving
 
 from ..samples import pairs, write_lines
 
 pytestmark = pytest.mark.slow
 
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def url(tiny_annotator, tmp_path_factory):
-    """Of a service whose annotator was sure of nothing on its held-out pairs."""
-    folder = tmp_path_factory.mktemp("online") / "annotator"
-    shutil.copytree(tiny_annotator, folder)
-    card = read_card(folder)
-    write_card(folder, card.model_copy(update={"confidence_quantiles": [0.0] * 11}))
-    with serving(lambda: Annotator.load(folder, device="cpu")) as service:
-        yield service.url
 
 
 @pytest.fixture

@@ -8,18 +8,32 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
+from cwpo.certificates import described
 from cwpo.errors import DatasetError
-from cwpo.types import ModelRef
+from cwpo.types import Certificate, ModelRef
 from cwpo_trainer.cards.model_card import Facts, rendered
 from cwpo_trainer.data.rows import file_rows, triplet_in
 from cwpo_trainer.data.unused_rows import BadRowError, NumberedRow
-from cwpo_trainer.data.weighted import confidence_in, read_annotator
+from cwpo_trainer.data.weighted import confidence_in, read_annotator, read_certificate
 from cwpo_trainer.hub import DATA_FOLDER
 
 _BINS = 10
 # By the Hub's names.
 _SIZES = {1e3: "n<1K", 1e4: "1K<n<10K", 1e5: "10K<n<100K", 1e6: "100K<n<1M", 1e7: "1M<n<10M"}
 _LARGER = "n>10M"
+_COLUMNS = {
+    "id": "of the triplet",
+    "prompt": "text, or chat messages",
+    "chosen": "the response that the annotator prefers; of a tie, response a",
+    "rejected": "the other response",
+    "confidence": "tanh(|s_a - s_b| / 2) in [0, 1], of the scores of both responses",
+    "calibrated_confidence": "the same at the annotator's calibration temperature",
+    "score_chosen": "the annotator's score of the chosen response",
+    "score_rejected": "that of the rejected one",
+    "preferred": "which response of the triplet was chosen: a, b, or tie",
+    "certified": "whether the annotator's certificate covers the label",
+    "prompt_pairs": "number of pairs of the same prompt",
+}
 
 
 @dataclass
@@ -66,47 +80,25 @@ def dataset_card(data: Path, files: Sequence[Path], repository: str, licence: st
     Raises: DatasetError for a file that is no weighted dataset.
     """
     figures = Figures.of(file_rows(data), data)
-    annotator = read_annotator(data)
+    place = f"{DATA_FOLDER}/{files[0].name if len(files) == 1 else '*.parquet'}"
     metadata = DatasetCardData(
         license=licence,
         pretty_name=repository.partition("/")[2],
         size_categories=next((name for n, name in _SIZES.items() if figures.rows < n), _LARGER),
         tags=["cwpo", "preferences", "dpo", "trl"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/{files[0].name}"}]
-                if len(files) == 1
-                else [{"split": "train", "path": f"{DATA_FOLDER}/*{files[0].suffix}"}],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": place}]}],
     )
     return rendered(
         "dataset.md",
         metadata,
         repository=repository,
-        annotator=annotator,
         columns={f"`{name}`": _COLUMNS.get(name, "of the input") for name in figures.columns},
-        figures=_facts(figures, annotator),
+        figures=_facts(figures, read_annotator(data), read_certificate(data)),
         bins=_bins(figures),
     )
 
 
-_COLUMNS = {
-    "id": "of the triplet",
-    "prompt": "text, or chat messages",
-    "chosen": "the response that the annotator prefers; of a tie, response a",
-    "rejected": "the other response",
-    "confidence": "tanh(|s_a - s_b| / 2) in [0, 1], of the scores of both responses",
-    "calibrated_confidence": "the same at the annotator's calibration temperature",
-    "score_chosen": "the annotator's score of the chosen response",
-    "score_rejected": "that of the rejected one",
-    "preferred": "which response of the triplet was chosen: a, b, or tie",
-    "prompt_pairs": "number of pairs of the same prompt",
-}
-
-
-def _facts(figures: Figures, annotator: ModelRef | None) -> Facts:
+def _facts(figures: Figures, annotator: ModelRef | None, certificate: Certificate | None) -> Facts:
     by = "not named by the files"
     if annotator is not None:
         by = f"`{annotator.name}`, revision `{annotator.revision}`"
@@ -114,6 +106,7 @@ def _facts(figures: Figures, annotator: ModelRef | None) -> Facts:
         "pairs": f"{figures.rows:,}",
         "ties, of weight 0": f"{figures.ties:,}",
         "annotator": by,
+        "certificate": described(certificate) if certificate is not None else None,
         "mean confidence": figures.confidence / figures.rows,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import takewhile
 
-from cwpo.types import Certificate
+from cwpo.certificates import described
 from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, Assessment, Bias
 
 _HOLDS = "It holds for data exchangeable with these pairs, and says nothing of other data."
@@ -14,17 +14,6 @@ _HOLDS = "It holds for data exchangeable with these pairs, and says nothing of o
 def verdict(metrics: AnnotatorMetrics, found: Assessment) -> list[str]:
     """Sentences that a person can act on; the first says whether the annotator is usable."""
     return [*_usable(metrics, found), *_to_label(metrics, found), *_warnings(metrics, found)]
-
-
-def described(certificate: Certificate) -> str:
-    """What a certificate promises, in one sentence."""
-    return (
-        f"of the labels with a confidence above {certificate.threshold:.4g}, at most "
-        f"{_percent(certificate.max_error)} are wrong, with a probability of "
-        f"{_percent(1 - certificate.delta)} "
-        f"({certificate.coverage:.1%} of these pairs; {certificate.errors:,} errors in "
-        f"{certificate.pairs:,})"
-    )
 
 
 def _usable(metrics: AnnotatorMetrics, found: Assessment) -> Iterator[str]:
