@@ -36,14 +36,15 @@ class MemoryBudget:
         Args:
             score: returns one row of values per item, in passes of at most `self.tokens` tokens.
         """
-        longest = max(items, key=_length)
-        values = self.fit(lambda: score(items), at_least=_length(longest))
+        at_least = max(map(_length, items), default=0)
+        values = self.fit(lambda: score(items), at_least=at_least)
         if values is not None:
             return Scores(values)
         if len(items) > 1:
             return self._longest_alone(items, score)
-        logger.error("out of memory: an item of %d tokens does not fit even alone", longest.tokens)
-        shape = (1, 2) if isinstance(longest, EncodedPair) else (1,)
+        [item] = items
+        logger.error("out of memory: an item of %d tokens does not fit even alone", item.tokens)
+        shape = (1, 2) if isinstance(item, EncodedPair) else (1,)
         return Scores(np.full(shape, np.nan, np.float32), np.ones(1, np.bool_))
 
     def fit(self, compute: Callable[[], T], *, at_least: int) -> T | None:
