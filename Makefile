@@ -9,6 +9,9 @@ PARTS := client annotator worker service trainer
 PARTS_OF_RAY := client annotator worker
 TORCH := torch==2.13.0
 
+# All tests of a file run in one process, so that they share its fixtures.
+IN_PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
+
 DATA ?= examples/data/preferences.jsonl
 MODEL ?= models/minilm
 POLICY ?= models/smollm2
@@ -58,13 +61,13 @@ demo: $(INSTALLED) ## run every step on sample data: annotator, service, job, CW
 	@$(BIN)/python examples/demo.py --data "$(DATA)" --model "$(MODEL)" --policy "$(POLICY)" --run "$(RUN)"
 
 test: $(INSTALLED) ## run all tests; CWPO_DATA_DIR=FOLDER adds those on real preference data
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST)
 
 test-fast: $(INSTALLED) ## run the fast tests, in a few minutes
-	$(BIN)/python -m pytest -m "not (slow or chaos or browser or gpu or vllm)" $(PYTEST)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (slow or chaos or browser or gpu or vllm)" $(PYTEST)
 
 coverage: $(INSTALLED) ## run all tests, and print the coverage of each module
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST)
+	$(BIN)/python -m pytest $(IN_PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST)
 
 .venv-vllm/.installed:
 	@echo "Setting up .venv-vllm: vLLM for the CPU (about two minutes, once)"

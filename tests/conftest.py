@@ -16,6 +16,10 @@ hypothesis.settings.load_profile("cwpo")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Test processes that run side by side share the cores; threads that wait for each other hinder all.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    processes = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
 # What is tokenised here is of no use to anybody else.
 _DATASETS = tempfile.TemporaryDirectory(prefix="cwpo-datasets-")
 os.environ["HF_DATASETS_CACHE"] = _DATASETS.name

@@ -171,7 +171,7 @@ def test_a_job_without_a_single_good_row_completes_with_errors(open_house):
         (b"", "jsonl", "no rows"),
         (b"\n\n", "jsonl", "no rows"),
         (b"PAR1 or so", "parquet", "Parquet"),
-        (gzip.compress(b'{"prompt": "p"}\n' * 99)[:-9], "jsonl.gz", "ends too early"),
+        (gzip.compress(b'{"prompt": "p"}\n' * 99, mtime=0)[:-9], "jsonl.gz", "ends too early"),
     ],
 )
 def test_an_unreadable_input_fails_the_job_with_the_reason(open_house, data, format, reason):

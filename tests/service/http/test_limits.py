@@ -264,7 +264,7 @@ def test_a_body_that_inflates_in_many_pieces_is_whole(service, triplet):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{}", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"x"]
+    "body", [b"", b"{}", gzip.compress(b"{}", mtime=0)[:-4], gzip.compress(b"{}", mtime=0) + b"x"]
 )
 def test_a_body_that_is_no_gzip_is_a_400(service, problem, body):
     answer = gzipped(service, body)
