@@ -135,22 +135,30 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
 
 
 class EvaluatePolicy(PolicyEvaluation, Command):
-    """Compare aligned policies with the model that they started from.
+    """Compare aligned policies with the model that they started from, and with a baseline.
 
-    On labelled pairs, measures how often the chosen response has the higher implicit reward. On
-    their prompts, measures how often the annotator scores the policy's sampled answer above that
-    of the reference.
+    All models answer the same prompts, and a reward model that had no part in their training scores
+    the answers. Gold reward accuracy (GRA) is the share of prompts on which it scores the policy's
+    answer above that of the reference. Against the baseline, the page has the difference in GRA and
+    in reward, with 95 % intervals over prompts, and the verdict says whether they show who is
+    better. It also has what gives away a policy that only pleases the judge: length, repetition and
+    KL divergence from the reference. On labelled pairs, it measures how often the chosen response
+    has the higher implicit reward.
+
+    OUTPUT has the figures in run.json, the answers in samples.jsonl, and report.html.
 
     Example:
-        cwpo evaluate policy --reference runs/sft --policy runs/cw-dpo --policy runs/dpo
-        --annotator runs/annotator --data held_out.jsonl --output runs/evaluation
+        cwpo evaluate policy runs/cw-dpo runs/ws-dpo --reference runs/sft --baseline runs/human
+        --judge Skywork/Skywork-Reward-V2-Llama-3.1-8B --data test.jsonl -o runs/evaluation
     """
 
     def cli_cmd(self) -> None:
         """Measure."""
-        from cwpo_trainer.evaluation.comparison import evaluate_policies
+        from cwpo_trainer.evaluation.policies import evaluate_policies
+        from cwpo_trainer.report.page import write_report
 
         evaluate_policies(self)
+        print(write_report(self.output))
 
 
 class Evaluate(Command):

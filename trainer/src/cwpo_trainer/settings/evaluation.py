@@ -57,25 +57,51 @@ class AnnotatorEvaluation(BadRows, Compute):
 
 
 class PolicyEvaluation(AnswerSampling, BadRows, Compute):
-    """Comparison of aligned policies with their reference."""
+    """Comparison of aligned policies with their reference and with a baseline."""
 
+    policy: CliPositionalArg[list[str]] = Field(
+        min_length=1,
+        description="Folders or Hub ids of aligned models; they may be LoRA adapters.",
+    )
     reference: str = Field(
-        description="Folder of the SFT model that the policies started from. It and the "
-        "policies may be LoRA adapters."
+        description="Folder or Hub id of the SFT model that the policies started from; it may be a "
+        "LoRA adapter."
     )
-    policy: list[str] = Field(
-        min_length=1, description="Folder of an aligned model; give the flag once for each."
+    baseline: str | None = Field(
+        None,
+        description="Folder or Hub id of the model that each policy is compared with, prompt by "
+        "prompt, such as one aligned on human labels; by default the reference.",
     )
-    annotator: str = Field(description="Folder or Hub id of the annotator that judges answers.")
-    data: str = Field(description="Labelled pairs, as for `cwpo train-annotator`.")
-    output: Path = Field(description="Folder to create for the figures.")
+    judge: str = Field(
+        description="Folder or Hub id of the reward model that scores answers; not the annotator "
+        "that labelled the training data of the policies."
+    )
+    allow_annotator_as_judge: bool = Field(
+        False,
+        description="Let the annotator that labelled the training data judge all the same: wins "
+        "then show that training worked, not that the answers are better.",
+    )
+    data: str = Field(
+        description="Prompts that no policy was trained on: a file with a column prompt, or "
+        "labelled pairs as for `cwpo train-annotator`, on which preferences are measured, too."
+    )
+    output: Path = Field(description="Folder to create for the figures and their page.")
     prompts: int = Field(
-        100, ge=1, description="Number of DATA's prompts, from the first on, to sample answers to."
+        500,
+        ge=1,
+        description="Number of DATA's prompts to answer, drawn at random, one of each "
+        "conversation; always the same ones.",
     )
     temperature: float = Field(
         0.7, ge=0, description="Temperature of sampling; 0 always takes the likeliest token."
     )
-    batch_size: int = Field(8, ge=1, description="Texts in a forward pass.")
+    batch_size: int = Field(32, ge=1, description="Texts in a forward pass.")
+    token_budget: int = Field(
+        16384,
+        ge=1,
+        description="Maximum number of tokens of answers that are sampled at once, with their "
+        "prompts, padding and all of --max-new-tokens.",
+    )
     beta: float = Field(
         0.5, gt=0, description="Factor of the implicit reward; the --beta of `cwpo align`."
     )
