@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from chat_server import chat_server
 from cwpo_annotator import Annotator
 from cwpo_trainer.commands import Align, Evaluate
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling
@@ -188,6 +189,7 @@ def test_prompts_alone_will_do_and_the_divergence_is_of_what_was_generated(
     assert (output / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_annotator_that_labelled_the_training_data_is_no_judge(
     tiny_causal, tiny_annotator, tmp_path, command, failure
 ):
@@ -207,3 +209,56 @@ def test_the_annotator_that_labelled_the_training_data_is_no_judge(
     command(Evaluate, "policy", *flags, "--output", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The judge labelled the training data of cw-dpo" in page
+
+
+@pytest.mark.slow
+def test_an_llm_judges_too_and_a_failed_run_is_continued(
+    tiny_causal, tiny_annotator, tmp_path, command, failure, capsys
+):
+    rows = pairs(3, seed=9)
+    data = write_lines(tmp_path / "held_out.jsonl", rows)
+    output = tmp_path / "evaluation"
+    kept = tmp_path / ".evaluation.llm_judge.jsonl"
+
+    def flags(chat):
+        return (
+            *("policy", tiny_causal, "--reference", tiny_causal, "--judge", tiny_annotator),
+            *("--data", data, "--output", output, "--max-new-tokens", 8, "--threads", 1),
+            *("--llm-judge", chat.url, "--llm-judge-model", "gpt", "--llm-judge-requests", 1),
+        )
+
+    def failing(question):
+        if len(chat.requests) == 3:
+            chat.failures = [(400, {}, "no")] * 9
+        return "B"
+
+    with chat_server(failing) as chat:
+        assert "2 of 6 replies are kept" in failure(Evaluate, *flags(chat))
+        assert not output.exists()
+        assert len(read_lines(kept)) == 2
+    with chat_server(lambda _: "B", usage={"prompt_tokens": 9, "completion_tokens": 1}) as chat:
+        command(Evaluate, *flags(chat))
+        # Its prompts, with answers and chosen responses.
+        chosen = {row["response_a" if row["preferred"] == "a" else "response_b"] for row in rows}
+        assert len(chat.questions) == 1 + 4
+        for question in chat.questions[1:]:
+            assert any(row["prompt"] in question for row in rows)
+            assert any(text in question for text in chosen)
+    assert not kept.exists()
+    assert len(read_lines(output / "llm_judge.jsonl")) == 6
+    found = read_record(output).results["llm_judge"]
+    assert (found["questions"], found["questions_kept"], found["prompt_tokens"]) == (6, 2, 36)
+    assert found["policies"]["causal"]["ties"] == 3
+    assert "The LLM judge gpt prefers answers of causal to the chosen" in capsys.readouterr().out
+
+
+def test_settings_of_an_llm_judge_belong_together(tiny_causal, tmp_path, failure):
+    data = write_lines(tmp_path / "prompts.jsonl", [{"prompt": "who"}])
+    flags = ("policy", tiny_causal, "--reference", tiny_causal, "--judge", tiny_causal)
+    flags = (*flags, "--data", data, "--output", tmp_path / "out")
+    message = failure(Evaluate, *flags, "--llm-judge-prompt", "summary")
+    assert "needs --llm-judge" in message
+    message = failure(Evaluate, *flags, "--llm-judge", "http://x")
+    assert "--llm-judge-model" in message
+    message = failure(Evaluate, *flags, "--llm-judge", "http://x", "--llm-judge-model", "gpt")
+    assert "has no labelled pairs" in message

@@ -145,11 +145,18 @@ class EvaluatePolicy(PolicyEvaluation, Command):
     KL divergence from the reference. On labelled pairs, it measures how often the chosen response
     has the higher implicit reward.
 
+    With --llm-judge, a language model also compares the answers, in both orders, with the chosen
+    responses of DATA or with the answers of the baseline.
+
     OUTPUT has the figures in run.json, the answers in samples.jsonl, and report.html.
 
     Example:
         cwpo evaluate policy runs/cw-dpo runs/ws-dpo --reference runs/sft --baseline runs/human
         --judge Skywork/Skywork-Reward-V2-Llama-3.1-8B --data test.jsonl -o runs/evaluation
+
+        CWPO_LLM_JUDGE_KEY=... cwpo evaluate policy runs/cw-dpo --reference runs/sft
+        --judge models/reward-model --data test.jsonl -o runs/win-rate
+        --llm-judge https://api.openai.com/v1 --llm-judge-model gpt-4.1
     """
 
     def cli_cmd(self) -> None:

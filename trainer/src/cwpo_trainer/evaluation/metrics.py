@@ -267,3 +267,42 @@ class PolicyMetrics(BaseModel):
     writing: Writing | None = None
     divergence: Divergence | None = None
     comparison: Comparison | None = None
+
+
+class WinRate(BaseModel):
+    """How often an LLM judge prefers a policy's answers to others, asked in both orders.
+
+    rate: share of the prompts, a tie being half, with Wilson's interval.
+    wins, ties, losses: their numbers; a tie is a prompt on which the orders disagree.
+    unclear: number of replies that do not say which answer is better.
+    difference: from the rate of the baseline, by paired bootstrap; None for the baseline itself,
+        and where it is the reference.
+    """
+
+    rate: Estimate
+    wins: int
+    ties: int
+    losses: int
+    unclear: int
+    difference: Estimate | None
+
+
+class LlmJudgement(BaseModel):
+    """What an LLM judge makes of all policies.
+
+    model, url: who was asked; prompt: which of the two prompts.
+    against: what the policies' answers were compared with: "chosen" responses, or those of the
+        model of this name.
+    questions: number of those that were asked; questions_kept: those whose reply was there already.
+    prompt_tokens, completion_tokens: what all of them cost, as far as the endpoint says.
+    """
+
+    model: str
+    url: str
+    prompt: str
+    against: str
+    questions: int
+    questions_kept: int
+    prompt_tokens: int
+    completion_tokens: int
+    policies: dict[str, WinRate]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,19 +20,21 @@ from cwpo.errors import ConfigError, DatasetError
 from cwpo.types import Prompt
 from cwpo_annotator import Annotator
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer.data.labelled import LabelledPair
+from cwpo_trainer.data.labelled import LabelledPair, prompt_key
 from cwpo_trainer.data.prompts import drawn_prompts, read_prompts_and_pairs
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.comparison import REFERENCE, Observed, compare
 from cwpo_trainer.evaluation.independence import check_independence
 from cwpo_trainer.evaluation.judging import Judgement, judge, unreadable
-from cwpo_trainer.evaluation.metrics import PolicyMetrics
+from cwpo_trainer.evaluation.llm_judge import LlmJudge, llm_judge
+from cwpo_trainer.evaluation.metrics import LlmJudgement, PolicyMetrics
 from cwpo_trainer.evaluation.policy_verdict import verdict
 from cwpo_trainer.evaluation.preferences import pair_log_probs, response_log_probs
 from cwpo_trainer.policy.sampling import LoadedPolicy, SampledAnswer, Sampling
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import (
     ADAPTER_FOLDER,
+    LLM_JUDGE_NAME,
     SAMPLES_NAME,
     RunFolder,
     check_output,
@@ -74,8 +77,13 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
     independence = check_independence(
         settings.judge, models, settings.data, allowed=settings.allow_annotator_as_judge
     )
+    chosen = _chosen(settings, pairs)
+    kept = settings.output.with_name(f".{settings.output.name}.{LLM_JUDGE_NAME}")
     recorded = settings.model_dump(mode="json")
-    with new_run_folder("evaluate-policy", settings.output, recorded) as output:
+    with (
+        llm_judge(settings, kept) as llm,
+        new_run_folder("evaluate-policy", settings.output, recorded) as output,
+    ):
         unused.report(output)
         process.prepare(seed=settings.seed, threads=settings.threads)
         annotator = _load_judge(settings.judge, output)
@@ -85,9 +93,15 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
         observed = _observed(annotator, prompts, written)
         metrics, results = compare(observed, left_out, beta=settings.beta, baseline=baseline)
         output.results |= results
-        sentences = verdict(metrics, independence)
+        by_llm = None
+        if llm is not None:
+            by_llm = _judged_by_llm(llm, prompts, observed, chosen, baseline)
+            output.results["llm_judge"] = by_llm.model_dump(mode="json")
+            shutil.copy(kept, output.path / LLM_JUDGE_NAME)
+        sentences = verdict(metrics, independence, by_llm)
         output.results["verdict"] = [*sentences]
         _write_samples(output.path / SAMPLES_NAME, prompts, observed)
+    kept.unlink(missing_ok=True)
     _print_summary(metrics, results)
     print("\n".join(sentences))
 
@@ -118,6 +132,42 @@ def _models(settings: PolicyEvaluation) -> tuple[dict[str, str], str]:
     names = {path: name for name, path in models.items()}
     baseline = REFERENCE if is_reference else names[str(settings.baseline)]
     return {**models, REFERENCE: settings.reference}, baseline
+
+
+def _chosen(settings: PolicyEvaluation, pairs: Sequence[LabelledPair]) -> dict[str, str] | None:
+    """By prompt, what the LLM judge compares answers with; None if that is the baseline's.
+
+    Raises: ConfigError where DATA has none.
+    """
+    if settings.llm_judge is None or settings.llm_judge_against == "baseline":
+        return None
+    if not pairs:
+        raise ConfigError(
+            f"--llm-judge-against chosen: {settings.data} has no labelled pairs: name --baseline "
+            "and --llm-judge-against baseline"
+        )
+    return {prompt_key(pair.prompt): pair.chosen for pair in reversed(pairs)}
+
+
+def _judged_by_llm(
+    llm: LlmJudge,
+    prompts: Sequence[Prompt],
+    observed: Mapping[str, Observed],
+    chosen: Mapping[str, str] | None,
+    baseline: str,
+) -> LlmJudgement:
+    """Of all policies but the reference, and but the baseline where they are compared with it."""
+    others: Sequence[str] = observed[baseline].texts
+    if chosen is not None:
+        others = [chosen[prompt_key(prompt)] for prompt in prompts]
+    left_out = {REFERENCE} | ({baseline} if chosen is None else set())
+    return llm.judgement(
+        prompts,
+        {name: each.texts for name, each in observed.items() if name not in left_out},
+        others,
+        against="chosen" if chosen is not None else baseline,
+        baseline=baseline,
+    )
 
 
 def _load_judge(path: str, output: RunFolder) -> Annotator:

@@ -6,7 +6,12 @@ from collections.abc import Iterator, Mapping
 
 from cwpo_trainer.evaluation.comparison import REFERENCE
 from cwpo_trainer.evaluation.independence import Independence
-from cwpo_trainer.evaluation.metrics import Comparison, Estimate, PolicyMetrics
+from cwpo_trainer.evaluation.metrics import (
+    Comparison,
+    Estimate,
+    LlmJudgement,
+    PolicyMetrics,
+)
 
 # Resamples of fewer prompts are too alike for an interval that can be trusted.
 _FEWEST_PROMPTS = 30
@@ -16,7 +21,11 @@ _LEAST_VARIETY = 0.9
 _MANY_CUT = 0.2
 
 
-def verdict(metrics: Mapping[str, PolicyMetrics], independence: Independence) -> list[str]:
+def verdict(
+    metrics: Mapping[str, PolicyMetrics],
+    independence: Independence,
+    by_llm: LlmJudgement | None = None,
+) -> list[str]:
     """Sentences that a person can act on, those on who is better first."""
     return [
         *(
@@ -24,6 +33,7 @@ def verdict(metrics: Mapping[str, PolicyMetrics], independence: Independence) ->
             for name, each in metrics.items()
             if each.comparison is not None
         ),
+        *(_by_llm(by_llm) if by_llm is not None else ()),
         *(sentence for name, each in metrics.items() for sentence in _suspicions(name, each)),
         *_judge(independence),
     ]
@@ -56,6 +66,24 @@ def _compared(
         f"Whether {name} is better than {compared.baseline}, these prompts are too few to tell: "
         f"{figures}{needed}."
     )
+
+
+def _by_llm(found: LlmJudgement) -> Iterator[str]:
+    others = "the chosen responses"
+    if found.against != "chosen":
+        others = f"those of {_listed([found.against])}"
+    for name, each in found.policies.items():
+        rate = each.rate
+        told = (
+            f"The LLM judge {found.model} prefers answers of {name} to {others} on "
+            f"{rate.value:.1%} of {rate.prompts:,} prompts (95 % interval {rate.low:.1%} to "
+            f"{rate.high:.1%})"
+        )
+        if each.difference is not None:
+            told += f", a difference of {points(each.difference)} from the baseline"
+        elif rate.low <= 0.5 <= rate.high or rate.prompts < _FEWEST_PROMPTS:
+            told += ", which does not tell which are better"
+        yield f"{told}."
 
 
 def points(difference: Estimate) -> str:

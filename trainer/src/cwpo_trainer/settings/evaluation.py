@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import CliPositionalArg
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from cwpo_trainer.settings.mixins import AnswerSampling, BadRows, Compute, DType
+from cwpo_trainer.settings.mixins import AnswerSampling, BadRows, Compute, DType, Settings
+from cwpo_trainer.settings.unused_flags import refuse_if_set
+
+JudgePrompt = Literal["chatbot", "summary"]
+
+
+class LlmJudgeKey(BaseSettings):
+    """The API key of an LLM judge, from CWPO_LLM_JUDGE_KEY: no flag, which others could read."""
+
+    model_config = SettingsConfigDict(env_prefix="CWPO_LLM_JUDGE_")
+
+    key: SecretStr | None = None
 
 
 class AnnotatorEvaluation(BadRows, Compute):
@@ -56,7 +67,43 @@ class AnnotatorEvaluation(BadRows, Compute):
         return self
 
 
-class PolicyEvaluation(AnswerSampling, BadRows, Compute):
+class LlmJudging(Settings):
+    """Win rate by a language model that compares answers."""
+
+    llm_judge: str | None = Field(
+        None,
+        description="URL of an endpoint that speaks OpenAI's chat completions, such as "
+        "https://api.openai.com/v1, whose model also compares answers; its API key is read from "
+        "CWPO_LLM_JUDGE_KEY.",
+    )
+    llm_judge_model: str | None = Field(
+        None, description="Name of the model that --llm-judge is to ask."
+    )
+    llm_judge_prompt: JudgePrompt = Field(
+        "chatbot",
+        description="What the LLM judge is asked: `chatbot` which response is more helpful and "
+        "harmless, `summary` which summary of a post is better.",
+    )
+    llm_judge_against: Literal["chosen", "baseline"] = Field(
+        "chosen",
+        description="What the LLM judge compares each policy's answers with: the `chosen` "
+        "responses of the labelled pairs in DATA, or the answers of the `baseline`.",
+    )
+    llm_judge_requests: int = Field(
+        8, ge=1, description="Number of questions to the LLM judge at a time."
+    )
+
+    @model_validator(mode="after")
+    def _llm_judge_is_on(self) -> Self:
+        if self.llm_judge is None:
+            names = ("llm_judge_model", "llm_judge_prompt", "llm_judge_against")
+            refuse_if_set(self, (*names, "llm_judge_requests"), "needs --llm-judge")
+        elif self.llm_judge_model is None:
+            raise ValueError("--llm-judge needs --llm-judge-model: the name of the model to ask")
+        return self
+
+
+class PolicyEvaluation(LlmJudging, AnswerSampling, BadRows, Compute):
     """Comparison of aligned policies with their reference and with a baseline."""
 
     policy: CliPositionalArg[list[str]] = Field(
