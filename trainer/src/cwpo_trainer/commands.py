@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from cwpo.cli import Command, settings_in
@@ -129,7 +130,7 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
 
         found = evaluate_annotator(self)
         if self.output is not None:
-            print(write_report(self.output))
+            print(write_report([self.output]))
         if self.certify and found.certificate is None:
             raise CwpoError(f"{self.annotator}: no certificate, as said above")
 
@@ -165,7 +166,7 @@ class EvaluatePolicy(PolicyEvaluation, Command):
         from cwpo_trainer.report.page import write_report
 
         evaluate_policies(self)
-        print(write_report(self.output))
+        print(write_report([self.output]))
 
 
 class Evaluate(Command):
@@ -180,26 +181,43 @@ class Evaluate(Command):
 
 
 class Report(Command):
-    """Write an HTML report on the outputs in a run folder.
+    """Write one HTML page on one run or many, and its figures as JSON beside it.
+
+    The page has the runs that are in and below the folders: tables of policies, annotators and
+    trainings with 95 % intervals, all plots, answers side by side, settings and versions. It loads
+    nothing from elsewhere.
 
     Example:
         cwpo report runs/demo
+
+        cwpo report runs/cw-dpo runs/human runs/evaluation -o page.html
     """
 
-    run: CliPositionalArg[Path] = Field(
-        description="Folder with the outputs of the other commands."
+    run: CliPositionalArg[list[Path]] = Field(
+        min_length=1, description="Folders of runs, or with runs below them."
     )
     weighted: Path | None = Field(
         None,
         description="Weighted dataset for the histogram of confidence; by default "
-        "RUN/weighted.parquet.",
+        "weighted.parquet in each RUN.",
+    )
+    output: Path | None = Field(
+        None,
+        description="Page to write, with the JSON beside it; by default report.html in the only "
+        "RUN.",
     )
 
+    @model_validator(mode="after")
+    def _page_has_a_place(self) -> Self:
+        if self.output is None and len(self.run) > 1:
+            raise ValueError("several runs have no folder in common: name the page, -o page.html")
+        return self
+
     def cli_cmd(self) -> None:
-        """Write RUN/report.html and print its path."""
+        """Write the page and print its path."""
         from cwpo_trainer.report.page import write_report
 
-        print(write_report(self.run, self.weighted))
+        print(write_report(self.run, self.weighted, self.output))
 
 
 class PushAnnotator(AnnotatorPublication, Command):

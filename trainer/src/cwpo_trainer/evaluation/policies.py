@@ -30,7 +30,7 @@ from cwpo_trainer.evaluation.llm_judge import LlmJudge, llm_judge
 from cwpo_trainer.evaluation.metrics import LlmJudgement, PolicyMetrics
 from cwpo_trainer.evaluation.policy_verdict import verdict
 from cwpo_trainer.evaluation.preferences import pair_log_probs, response_log_probs
-from cwpo_trainer.policy.sampling import LoadedPolicy, SampledAnswer, Sampling
+from cwpo_trainer.policy.sampling import LoadedPolicy, SampledAnswer, Sampling, free_memory
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import (
     ADAPTER_FOLDER,
@@ -90,6 +90,7 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
         output.results |= {"independence": independence.model_dump()}
         prompts, left_out = _readable(annotator, prompts)
         written = _written(settings, models, prompts, pairs)
+        free_memory()
         observed = _observed(annotator, prompts, written)
         metrics, results = compare(observed, left_out, beta=settings.beta, baseline=baseline)
         output.results |= results
@@ -202,11 +203,13 @@ def _written(
     pairs: Sequence[LabelledPair],
 ) -> dict[str, Written]:
     """What each model wrote. No two models are loaded at a time."""
-    written = {
-        name: _written_by(name, path, settings, prompts, pairs)
-        for name, path in models.items()
-        if name != REFERENCE
-    }
+    written = {}
+    for name, path in models.items():
+        if name != REFERENCE:
+            written[name] = _written_with(
+                LoadedPolicy(path, settings.dtype), name, settings, prompts, pairs
+            )
+            free_memory()
     reference = LoadedPolicy(models[REFERENCE], settings.dtype)
     tokens = reference.tokenizer.get_vocab()
     for name, each in written.items():
@@ -215,17 +218,6 @@ def _written(
             each.by_reference = _of_answers(reference, each.answers, settings.batch_size, work)
     written[REFERENCE] = _written_with(reference, REFERENCE, settings, prompts, pairs)
     return written
-
-
-def _written_by(
-    name: str,
-    path: str,
-    settings: PolicyEvaluation,
-    prompts: Sequence[Prompt],
-    pairs: Sequence[LabelledPair],
-) -> Written:
-    # In a function of its own, at whose end the model is freed.
-    return _written_with(LoadedPolicy(path, settings.dtype), name, settings, prompts, pairs)
 
 
 def _written_with(

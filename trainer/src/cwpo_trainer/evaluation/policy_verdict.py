@@ -44,26 +44,27 @@ def _compared(
 ) -> str:
     """Of a policy and the baseline; the latter has no figures of its own if it is the reference."""
     against = "" if other is None else f" against {other.win_share:.1%}"
+    baseline = _listed([compared.baseline])
     figures = (
         f"GRA {one.win_share:.1%}{against}, a difference of {points(compared.win_share)} on "
         f"{compared.win_share.prompts:,} prompts"
     )
     if compared.win_share.prompts < _FEWEST_PROMPTS:
         return (
-            f"{name} against {compared.baseline}: {figures}. With fewer than {_FEWEST_PROMPTS} "
+            f"{name} against {baseline}: {figures}. With fewer than {_FEWEST_PROMPTS} "
             "prompts that tells nothing: raise --prompts."
         )
     if compared.win_share.low > 0:
-        return f"{name} is better than {compared.baseline}: {figures}."
+        return f"{name} is better than {baseline}: {figures}."
     if compared.win_share.high < 0:
-        return f"{name} is worse than {compared.baseline}: {figures}."
+        return f"{name} is worse than {baseline}: {figures}."
     needed = (
         ""
         if compared.prompts_needed is None
         else f"; about {compared.prompts_needed:,} would show a difference of this size"
     )
     return (
-        f"Whether {name} is better than {compared.baseline}, these prompts are too few to tell: "
+        f"Whether {name} is better than {baseline}, these prompts are too few to tell: "
         f"{figures}{needed}."
     )
 
@@ -102,7 +103,7 @@ def _suspicions(name: str, one: PolicyMetrics) -> Iterator[str]:
         if not shortest <= compared.length_ratio <= longest:
             told = (
                 f"Answers of {name} are {compared.length_ratio:.2g} times as long as those of "
-                f"{compared.baseline}, and longer on {compared.longer:.1%} of prompts."
+                f"{_listed([compared.baseline])}, and longer on {compared.longer:.1%} of prompts."
             )
             if compared.higher_if_not is not None:
                 told += f" Where they are not, they score higher on {compared.higher_if_not:.1%}."

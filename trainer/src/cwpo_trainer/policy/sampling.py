@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,3 +167,10 @@ def distinct_answers(
     answers = policy.sample(repeated, sampling, work)
     of_prompts = (answers[at : at + each] for at in range(0, len(answers), each))
     return [list(dict.fromkeys(filter(str.strip, texts))) for texts in of_prompts]
+
+
+def free_memory() -> None:
+    """Free what a policy that is no longer referred to holds, before another needs it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
