@@ -210,8 +210,9 @@ def align(arguments: argparse.Namespace, run: Path) -> None:
 
 def evaluate(arguments: argparse.Namespace, run: Path) -> None:
     cwpo(
-        "evaluate", "policy", "--reference", run / "sft", "--policy", run / "cw-dpo",
-        "--policy", run / "dpo", "--annotator", run / "annotator",
+        "evaluate", "policy", run / "cw-dpo", run / "dpo", "--reference", run / "sft",
+        # There is no other reward model here. The report says what that means.
+        "--judge", run / "annotator", "--allow-annotator-as-judge",
         "--data", run / "splits" / "held_out.jsonl", "--output", run / "evaluation",
         "--prompts", arguments.prompts, "--max-new-tokens", 64,
     )  # fmt: skip

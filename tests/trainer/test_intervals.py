@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cwpo_trainer.intervals import effective_count, wilson
+from cwpo_trainer.intervals import bootstrap, count_needed, effective_count, wilson
 
 
 def test_wilson_by_hand():
@@ -45,3 +45,34 @@ def test_the_interval_holds_for_pairs_of_conversations():
         narrow += low <= 0.7 <= high
     assert held > 0.92 * 400
     assert narrow < 0.85 * 400
+
+
+def test_the_bootstrap_of_many_values_is_the_normal_interval():
+    values = np.random.default_rng(1).exponential(size=1000)
+    half = 1.96 * values.std() / len(values) ** 0.5
+    expected = (values.mean() - half, values.mean() + half)
+    assert bootstrap(values, seed=0) == pytest.approx(expected, abs=0.1 * half)
+    assert bootstrap(values, seed=0) == bootstrap(values, seed=0)
+
+
+def test_the_bootstrap_of_three_values_is_that_of_all_their_resamples():
+    # Of the 27 resamples of 0, 1, 5, one is all 0, and one all 5: 3.7 % each.
+    assert bootstrap([0, 1, 5], seed=0) == (0, 5)
+    assert bootstrap([2, 2, 2], seed=0) == (2, 2)
+
+
+def test_pairing_shows_a_difference_that_two_intervals_hide():
+    draw = np.random.default_rng(2)
+    baseline = draw.normal(scale=10, size=400)
+    policy = baseline + draw.normal(0.3, 1, size=400)
+    assert bootstrap(policy - baseline, seed=0)[0] > 0
+    assert bootstrap(policy, seed=0)[0] < bootstrap(baseline, seed=0)[1]
+
+
+def test_as_many_values_as_are_needed_tell_four_times_of_five():
+    draw = np.random.default_rng(3)
+    needed = count_needed(draw.normal(0.2, 1, size=100_000))
+    assert needed == pytest.approx(196, rel=0.05)
+    told = [bootstrap(draw.normal(0.2, 1, size=needed), seed=0)[0] > 0 for _ in range(25)]
+    assert 0.55 < np.mean(told) < 0.99
+    assert count_needed([1, -1]) is None

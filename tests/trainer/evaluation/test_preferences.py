@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from cwpo_trainer.data.labelled import read_pairs
-from cwpo_trainer.evaluation.preferences import response_log_probs
+from cwpo_trainer.evaluation.preferences import pair_log_probs
 from cwpo_trainer.policy.packed_model import read_packed
 from cwpo_trainer.policy.sampling import LoadedPolicy
 
@@ -69,5 +69,5 @@ def test_log_probabilities_are_those_of_each_response_by_itself(
     data = labelled(tmp_path)
     expected = one_at_a_time(folder, policy, data)
     for batch_size in (1, 4, 100):
-        found = response_log_probs(policy, data, batch_size, "log-probabilities")
+        found = pair_log_probs(policy, data, batch_size, "log-probabilities")
         assert torch.from_numpy(found) == pytest.approx(expected, rel=1e-5)

@@ -3,11 +3,16 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from cwpo.errors import DatasetError
 from cwpo_trainer.commands import Report
-from cwpo_trainer.report.page import write_report
+from cwpo_trainer.evaluation.comparison import Observed, compare
+from cwpo_trainer.evaluation.independence import Independence
+from cwpo_trainer.evaluation.judging import Judgement
+from cwpo_trainer.evaluation.policy_verdict import verdict
+from cwpo_trainer.report.page import duration, write_report
 from cwpo_trainer.run.folder import new_run_folder
 
 from ..samples import weighted, write_lines
@@ -105,11 +110,11 @@ def test_the_page_tells_the_whole_run(run, command, capsys):
     assert checker.open == []
     for text in (
         "72.5 %",
-        "57.3 %\n          ± 9.0",
+        "57.3 %",
         "61.0 %",
         "cw-dpo",
         "50 / 60 / 62 %",
-        "0.400 (28 answers)",
+        "0.400<small>(28 answers)</small>",
         "too_long</span>",
         "Supervised fine-tuning",
         "chat",
@@ -122,15 +127,109 @@ def test_the_page_tells_the_whole_run(run, command, capsys):
 
 def test_the_page_needs_nothing_from_elsewhere(run):
     checker = Checker()
-    checker.feed(write_report(run).read_text())
+    checker.feed(write_report([run]).read_text())
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in checker.seen}
     for _, attributes in checker.seen:
         for name in ("src", "href", "xlink:href"):
             assert (attributes.get(name) or "#").startswith("#")
 
 
+def evaluation(run, name, baseline, shift):
+    """An evaluation of two policies on 40 prompts, as `cwpo evaluate policy` writes it."""
+    draw = np.random.default_rng(0)
+    scores = {each: draw.normal(size=40) for each in ("cw-dpo", "human", "reference")}
+    scores["cw-dpo"] += shift
+    observed = {
+        each: Observed(
+            Judgement(values, {}, {}),
+            np.zeros((0, 2)),
+            [f"{each} {at}" for at in range(40)],
+            np.full(40, 7),
+            np.ones(40, dtype=bool),
+            None if each == "reference" else (np.full(40, 3.0), np.full(40, 6)),
+        )
+        for each, values in scores.items()
+    }
+    metrics, results = compare(observed, {}, beta=0.5, baseline=baseline)
+    judge = {"name": "skywork", "revision": "abc", "reads": "chat"}
+    rate = {"value": 0.64, "low": 0.5, "high": 0.76, "prompts": 40}
+    of_policy = {"rate": rate, "wins": 20, "ties": 11, "losses": 9, "unclear": 1}
+    llm = {"model": "gpt", "url": "http://x", "prompt": "chatbot", "against": "chosen"}
+    llm |= {"questions": 160, "questions_kept": 0, "prompt_tokens": 9000, "completion_tokens": 321}
+    results |= {
+        "judge": judge,
+        "llm_judge": llm | {"policies": {"cw-dpo": of_policy | {"difference": None}}},
+        "verdict": verdict(metrics, Independence(labelled=[], unknown=["human"])),
+    }
+    answers = [
+        {
+            "prompt": f"prompt {at}",
+            "answers": {
+                each: {"answer": f"{each} {at}", "score": values[at]}
+                for each, values in scores.items()
+            },
+        }
+        for at in range(40)
+    ]
+    output(run, "evaluate-policy", name, results, samples=answers)
+    return metrics
+
+
+def test_evaluations_of_several_folders_are_on_one_page_with_their_intervals(
+    tmp_path, command, capsys
+):
+    steps = [{"step": i, "loss": 9, "unweighted_loss": 0.7 - 0.01 * i} for i in range(1, 31)]
+    output(tmp_path / "a", "align", "cw-dpo", {"pairs": 1234}, steps)
+    near = evaluation(tmp_path / "a", "near", "reference", 0.1)["cw-dpo"].comparison.win_share
+    far = evaluation(tmp_path / "b", "far", "human", 2)["cw-dpo"].comparison.win_share
+    path = tmp_path / "pages" / "all.html"
+    command(Report, tmp_path / "a", tmp_path / "b", "-o", path)
+    assert capsys.readouterr().out.strip() == str(path)
+    page = path.read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    for text in (
+        "<h1>a · b</h1>",
+        "a/near",
+        "b/far",
+        "judge skywork",
+        "LLM judge gpt against chosen",
+        "9,321 tokens",
+        "cw-dpo is better than human",
+        "Who labelled the training data of human is not known",
+        f'<span class="shown-good">{100 * far.value:+.1f}</span>',
+        f"<small>{100 * far.low:+.1f} to {100 * far.high:+.1f}</small>",
+        f'<span class="">{100 * near.value:+.1f}</span>',
+        "64.0 %<small>50.0 % to 76.0 %</small>",
+        "1,234",
+    ):
+        assert text in page, text
+    # GRA and differences of both; of each a gap and a divergence; the loss of the training.
+    assert sum(tag == "figure" for tag, _ in checker.seen) == 2 + 2 * 2 + 1
+    report = json.loads(path.with_suffix(".json").read_text())
+    assert [run["name"] for run in report["runs"]] == ["a/cw-dpo", "a/near", "b/far"]
+    (training,) = report["trainings"]
+    assert (training["steps"], training["pairs"]) == (30, 1234)
+    assert training["loss"] == pytest.approx((0.40 + 0.41 + 0.42) / 3)
+    rows = {(row["evaluation"], row["policy"]): row for row in report["policies"]}
+    assert len(rows) == 6
+    assert rows["b/far", "cw-dpo"]["metrics"]["comparison"]["win_share"] == far.model_dump()
+    assert rows["b/far", "human"]["is_baseline"]
+    assert rows["a/near", "reference"]["metrics"] is None
+
+
+def test_the_page_of_several_runs_needs_a_name(tmp_path, failure):
+    assert "-o page.html" in failure(Report, tmp_path, tmp_path / "b")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8, "8 s"), (427, "7 min"), (7500, "2 h 5 min")])
+def test_durations_are_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
+
+
 def test_texts_are_escaped(run):
-    page = write_report(run).read_text()
+    page = write_report([run]).read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;b&gt;why&lt;/b&gt;" in page
@@ -138,19 +237,19 @@ def test_texts_are_escaped(run):
 
 def test_a_dataset_alone_is_enough(tmp_path):
     source = write_lines(tmp_path / "weighted.jsonl", weighted(20))
-    assert "Confidence of the annotator" in write_report(tmp_path).read_text()
+    assert "Confidence of the annotator" in write_report([tmp_path]).read_text()
     (tmp_path / "other").mkdir()
-    assert "20" in write_report(tmp_path / "other", source).read_text()
+    assert "20" in write_report([tmp_path / "other"], source).read_text()
 
 
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(DatasetError, match=r"no run\.json and no weighted dataset"):
-        write_report(tmp_path)
+        write_report([tmp_path])
     with pytest.raises(DatasetError, match="no such folder"):
-        write_report(tmp_path / "nowhere")
+        write_report([tmp_path / "nowhere"])
 
 
 def test_an_unreadable_record_is_said(run):
     (run / "sft" / "run.json").write_text(json.dumps({"kind": "sft"}))
     with pytest.raises(DatasetError, match=r"sft/run\.json"):
-        write_report(run)
+        write_report([run])

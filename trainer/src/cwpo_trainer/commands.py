@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from cwpo.cli import Command, settings_in
@@ -129,28 +130,43 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
 
         found = evaluate_annotator(self)
         if self.output is not None:
-            print(write_report(self.output))
+            print(write_report([self.output]))
         if self.certify and found.certificate is None:
             raise CwpoError(f"{self.annotator}: no certificate, as said above")
 
 
 class EvaluatePolicy(PolicyEvaluation, Command):
-    """Compare aligned policies with the model that they started from.
+    """Compare aligned policies with the model that they started from, and with a baseline.
 
-    On labelled pairs, measures how often the chosen response has the higher implicit reward. On
-    their prompts, measures how often the annotator scores the policy's sampled answer above that
-    of the reference.
+    All models answer the same prompts, and a reward model that had no part in their training scores
+    the answers. Gold reward accuracy (GRA) is the share of prompts on which it scores the policy's
+    answer above that of the reference. Against the baseline, the page has the difference in GRA and
+    in reward, with 95 % intervals over prompts, and the verdict says whether they show who is
+    better. It also has what gives away a policy that only pleases the judge: length, repetition and
+    KL divergence from the reference. On labelled pairs, it measures how often the chosen response
+    has the higher implicit reward.
+
+    With --llm-judge, a language model also compares the answers, in both orders, with the chosen
+    responses of DATA or with the answers of the baseline.
+
+    OUTPUT has the figures in run.json, the answers in samples.jsonl, and report.html.
 
     Example:
-        cwpo evaluate policy --reference runs/sft --policy runs/cw-dpo --policy runs/dpo
-        --annotator runs/annotator --data held_out.jsonl --output runs/evaluation
+        cwpo evaluate policy runs/cw-dpo runs/ws-dpo --reference runs/sft --baseline runs/human
+        --judge Skywork/Skywork-Reward-V2-Llama-3.1-8B --data test.jsonl -o runs/evaluation
+
+        CWPO_LLM_JUDGE_KEY=... cwpo evaluate policy runs/cw-dpo --reference runs/sft
+        --judge models/reward-model --data test.jsonl -o runs/win-rate
+        --llm-judge https://api.openai.com/v1 --llm-judge-model gpt-4.1
     """
 
     def cli_cmd(self) -> None:
         """Measure."""
-        from cwpo_trainer.evaluation.comparison import evaluate_policies
+        from cwpo_trainer.evaluation.policies import evaluate_policies
+        from cwpo_trainer.report.page import write_report
 
         evaluate_policies(self)
+        print(write_report([self.output]))
 
 
 class Evaluate(Command):
@@ -165,26 +181,43 @@ class Evaluate(Command):
 
 
 class Report(Command):
-    """Write an HTML report on the outputs in a run folder.
+    """Write one HTML page on one run or many, and its figures as JSON beside it.
+
+    The page has the runs that are in and below the folders: tables of policies, annotators and
+    trainings with 95 % intervals, all plots, answers side by side, settings and versions. It loads
+    nothing from elsewhere.
 
     Example:
         cwpo report runs/demo
+
+        cwpo report runs/cw-dpo runs/human runs/evaluation -o page.html
     """
 
-    run: CliPositionalArg[Path] = Field(
-        description="Folder with the outputs of the other commands."
+    run: CliPositionalArg[list[Path]] = Field(
+        min_length=1, description="Folders of runs, or with runs below them."
     )
     weighted: Path | None = Field(
         None,
         description="Weighted dataset for the histogram of confidence; by default "
-        "RUN/weighted.parquet.",
+        "weighted.parquet in each RUN.",
+    )
+    output: Path | None = Field(
+        None,
+        description="Page to write, with the JSON beside it; by default report.html in the only "
+        "RUN.",
     )
 
+    @model_validator(mode="after")
+    def _page_has_a_place(self) -> Self:
+        if self.output is None and len(self.run) > 1:
+            raise ValueError("several runs have no folder in common: name the page, -o page.html")
+        return self
+
     def cli_cmd(self) -> None:
-        """Write RUN/report.html and print its path."""
+        """Write the page and print its path."""
         from cwpo_trainer.report.page import write_report
 
-        print(write_report(self.run, self.weighted))
+        print(write_report(self.run, self.weighted, self.output))
 
 
 class PushAnnotator(AnnotatorPublication, Command):

@@ -1,12 +1,17 @@
-"""Confidence intervals of shares: how far a share of a sample can be from that of all data."""
+"""Confidence intervals: how far a share or mean of a sample can be from that of all data."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 # Of a standard normal variable, 95 % lie within it.
 _Z = 1.959964
+# 80 % of them are below.
+_Z_OF_POWER = 0.841621
+_RESAMPLES, _RESAMPLES_AT_ONCE = 10_000, 500
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
@@ -19,6 +24,40 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     middle = share + z / 2
     half = _Z * ((share * (1 - share) + z / 4) / count) ** 0.5
     return (middle - half) / (1 + z), (middle + half) / (1 + z)
+
+
+def bootstrap(values: ArrayLike, *, seed: int) -> tuple[float, float]:
+    """95 % interval of the mean of independent values, by the percentiles of means of resamples.
+
+    Of paired values, give the differences: a pair is then drawn as a whole (Efron 1979).
+
+    Args:
+        values: shape (n,), n > 0. Where all are equal the interval is a point, which of few values
+            says nothing.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    draw = np.random.default_rng(seed)
+    means = [
+        numbers[draw.integers(len(numbers), size=(_RESAMPLES_AT_ONCE, len(numbers)))].mean(axis=1)
+        for _ in range(_RESAMPLES // _RESAMPLES_AT_ONCE)
+    ]
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def count_needed(values: ArrayLike) -> int | None:
+    """How many values would tell, with a probability of 80 %, that their mean is not 0.
+
+    By the normal approximation, if mean and variance stay the same. None for a mean of 0.
+
+    Args:
+        values: shape (n,), n > 1.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    mean = float(numbers.mean())
+    if mean == 0:
+        return None
+    return math.ceil(float(numbers.var(ddof=1)) * ((_Z + _Z_OF_POWER) / mean) ** 2)
 
 
 def effective_count(values: ArrayLike, groups: ArrayLike) -> float:

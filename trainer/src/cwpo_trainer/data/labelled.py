@@ -54,11 +54,16 @@ def labelled_pairs(source: str, unused: UnusedRows | None = None) -> Iterator[La
         unused: takes the rows that are left out; without it, a bad row is an error.
     Raises: DatasetError for a source that cannot be read, or naming the first of too many bad rows.
     """
+    return pairs_of(source_rows(source), source, unused)
+
+
+def source_rows(source: str) -> Iterator[NumberedRow]:
+    """The numbered rows of a file or Hub dataset; see `labelled_pairs`. Raises: DatasetError."""
     path = Path(source)
     if path.exists():
-        return pairs_of(file_rows(path), source, unused)
+        return file_rows(path)
     if _looks_like_hub_id(source):
-        return pairs_of(_hub_rows(source), source, unused)
+        return _hub_rows(source)
     raise DatasetError(f"{source}: no such file (and a Hub id looks like owner/name)")
 
 

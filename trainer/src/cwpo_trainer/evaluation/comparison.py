@@ -1,146 +1,117 @@
-"""Comparison of policies with their reference: preference accuracy, and scores of sampled answers.
+"""Comparison of policies with their reference and with a baseline, by what a judge scored.
 
-The win share is the share of prompts on which the annotator scores the policy's answer above that
-of the reference. With a gold reward model as the annotator, it is the paper's gold reward accuracy
-(GRA). An answer that cannot be scored, such as an empty one, loses to any that can.
+The win share is the share of prompts on which the judge scores the policy's answer above that of
+the reference. With a gold reward model as the judge, it is the paper's gold reward accuracy (GRA).
+An answer that cannot be scored, such as an empty one, loses to any that can.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cwpo.datasets.triplets import by_reason
-from cwpo.datasets.weighted import JsonlWriter, plain_prompt
-from cwpo.errors import ConfigError, DatasetError
-from cwpo.types import Prompt
-from cwpo_annotator import Annotator
-from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer.data.labelled import LabelledPair, prompt_key, read_pairs
-from cwpo_trainer.data.unused_rows import UnusedRows
-from cwpo_trainer.evaluation.judging import Judgement, judge, unreadable
-from cwpo_trainer.evaluation.metrics import PolicyMetrics
-from cwpo_trainer.evaluation.preferences import response_log_probs
-from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling
-from cwpo_trainer.run import process
-from cwpo_trainer.run.folder import ADAPTER_FOLDER, SAMPLES_NAME, new_run_folder
-from cwpo_trainer.settings.evaluation import PolicyEvaluation
+from cwpo.errors import DatasetError
+from cwpo_trainer.evaluation.judging import Judgement
+from cwpo_trainer.evaluation.metrics import (
+    Comparison,
+    Divergence,
+    Estimate,
+    PolicyMetrics,
+    Writing,
+)
+from cwpo_trainer.intervals import bootstrap, count_needed, wilson
 
 REFERENCE = "reference"
 _THIRDS = 3
+# Of resamples: the interval of an evaluation is always the same.
+_SEED = 0
 
-# By name of the policy.
-Answers = Mapping[str, Sequence[str]]
-LogProbs = Mapping[str, NDArray[np.float64]]
-Judgements = Mapping[str, Judgement]
+_Numbers = NDArray[np.float64]
 
 
-def evaluate_policies(settings: PolicyEvaluation) -> None:
-    """Measure each policy against the reference and write the output folder.
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is known of one model and its answers, one to each prompt.
 
-    Raises: DatasetError, CheckpointError or ConfigError.
+    preferences: log-probabilities of chosen and rejected responses, shape (pairs, 2).
+    texts: its answers; lengths: their tokens, shape (prompts,).
+    ended: whether it ended each itself, shape (prompts,).
+    log_ratios: log(policy / reference) of each, shape (prompts,), and the tokens that they are of;
+        None where they cannot be compared, and for the reference.
     """
-    paths = named_paths(settings.policy)
-    unused = UnusedRows(settings.max_rejected_share)
-    pairs = read_pairs(settings.data, unused)
-    prompts = _first_prompts(pairs, settings.prompts)
-    for path in (settings.reference, *paths.values()):
-        resolve(path)
-    recorded = settings.model_dump(mode="json")
-    with new_run_folder("evaluate-policy", settings.output, recorded) as output:
-        unused.report(output)
-        process.prepare(seed=settings.seed, threads=settings.threads)
-        annotator = Annotator.load(settings.annotator)
-        annotator.check_scores_single()
-        output.results["judge"] = {
-            **annotator.model.model_dump(mode="json"),
-            "reads": annotator.encoder.reads,
-        }
-        print(f"judge {annotator.model.name} reads: {annotator.encoder.reads}", file=sys.stderr)
-        prompts, left_out = _readable(annotator, prompts)
-        sampling = Sampling(
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        )
-        log_probs: dict[str, NDArray[np.float64]] = {}
-        answers: dict[str, list[str]] = {}
-        for name, path in {REFERENCE: settings.reference, **paths}.items():
-            loaded = LoadedPolicy(path, settings.dtype)
-            log_probs[name] = response_log_probs(
-                loaded, pairs, settings.batch_size, f"log-probabilities of {name}"
-            )
-            answers[name] = loaded.sample(prompts, sampling, f"answers of {name}")
-        judgements = {
-            name: judge(annotator, prompts, texts, f"judge {name}")
-            for name, texts in answers.items()
-        }
-        metrics, results = compare(log_probs, judgements, left_out, beta=settings.beta)
-        output.results |= results
-        _write_samples(output.path / SAMPLES_NAME, prompts, answers, judgements)
-    _print_summary(metrics, results)
 
-
-def named_paths(paths: Sequence[str]) -> dict[str, str]:
-    """The policies by the name of their folder, an adapter beside a merged model by that of both.
-
-    Raises: ConfigError for two of one name.
-    """
-    named = {}
-    for path in paths:
-        *above, name = path.rstrip("/").split("/")
-        named["/".join([*above[-1:], name]) if name == ADAPTER_FOLDER else name] = path
-    if len(named) != len(paths) or REFERENCE in named:
-        raise ConfigError(f"--policy: the folders need different names, other than {REFERENCE!r}")
-    return named
+    judged: Judgement
+    preferences: _Numbers
+    texts: Sequence[str]
+    lengths: NDArray[np.int64]
+    ended: NDArray[np.bool_]
+    log_ratios: tuple[_Numbers, NDArray[np.int64]] | None = None
 
 
 def compare(
-    log_probs: LogProbs, judgements: Judgements, left_out: Mapping[str, int], *, beta: float
+    observed: Mapping[str, Observed],
+    left_out: Mapping[str, int],
+    *,
+    beta: float,
+    baseline: str = REFERENCE,
 ) -> tuple[dict[str, PolicyMetrics], dict[str, Any]]:
-    """Each policy's measures against the reference, and all results for run.json.
+    """Each policy's measures, and all results for run.json.
 
     A prompt on which the judge itself failed is left out for all policies.
 
     Args:
-        log_probs: of chosen and rejected responses, shape (pairs, 2), by policy.
-        judgements: of sampled answers, by policy.
+        observed: of the policies and of the reference, by name.
         left_out: number of prompts that the judge could not read, for each reason.
         beta: factor of the implicit reward.
+        baseline: name of the model that the others are compared with.
     Raises: DatasetError where the judge failed on all prompts.
     """
-    failures = dict(item for judged in judgements.values() for item in judged.failures.items())
-    reference = judgements[REFERENCE]
-    compared = [at for at in range(len(reference.scores)) if at not in failures]
+    failures: dict[int, str] = {}
+    for each in observed.values():
+        failures |= each.judged.failures
+    reference = observed[REFERENCE]
+    compared = [at for at in range(len(reference.texts)) if at not in failures]
     left_out = Counter(left_out) + Counter(failures.values())
     if not compared:
         raise DatasetError(f"no prompt could be judged: {by_reason(left_out)}")
     metrics = {
         name: PolicyMetrics(
-            **_preferences(beta * (log_probs[name] - log_probs[REFERENCE])),
-            **_wins(judged.scores[compared], reference.scores[compared]),
-            **_scores(judged, compared),
+            **_preferences(beta * (each.preferences - reference.preferences)),
+            **_win_shares(_wins(each, reference)[compared]),
+            **_scores(each.judged, compared),
+            writing=_writing(each, compared),
+            divergence=_divergence(each),
         )
-        for name, judged in judgements.items()
+        for name, each in observed.items()
         if name != REFERENCE
     }
+    for name, item in metrics.items():
+        if name != baseline:
+            item.comparison = _comparison(name, baseline, observed, compared)
     return metrics, {
-        "pairs": len(log_probs[REFERENCE]),
+        "pairs": len(reference.preferences),
         "prompts": len(compared),
         "prompts_left_out": dict(left_out),
-        **{f"reference_{name}": value for name, value in _scores(reference, compared).items()},
+        "baseline": baseline,
+        **{
+            f"reference_{name}": value
+            for name, value in _scores(reference.judged, compared).items()
+        },
+        "reference_writing": _writing(reference, compared).model_dump(),
         "policies": {name: item.model_dump(mode="json") for name, item in metrics.items()},
     }
 
 
-def _preferences(rewards: NDArray[np.float64]) -> dict[str, float]:
+def _preferences(rewards: _Numbers) -> dict[str, float | None]:
+    if not rewards.size:
+        return {"preference_accuracy": None, "implicit_margin": None}
     margins = rewards[:, 0] - rewards[:, 1]
     return {
         "preference_accuracy": float(np.where(margins == 0, 0.5, margins > 0).mean()),
@@ -148,13 +119,21 @@ def _preferences(rewards: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-def _wins(scores: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[str, Any]:
-    ours, theirs = (np.nan_to_num(each, nan=-np.inf) for each in (scores, reference))
-    wins = np.where(ours == theirs, 0.5, ours > theirs)
-    thirds = [part for part in np.array_split(wins, _THIRDS) if part.size]
+def _wins(one: Observed, other: Observed) -> _Numbers:
+    """1 where the answer of the one scores higher, 0 where that of the other does, else a half."""
+    ours, theirs = (np.nan_to_num(each.judged.scores, nan=-np.inf) for each in (one, other))
+    return np.where(ours == theirs, 0.5, ours > theirs)
+
+
+def _win_shares(wins: _Numbers) -> dict[str, Any]:
+    low, high = wilson(float(wins.mean()), len(wins))
+    thirds = [float(part.mean()) for part in np.array_split(wins, _THIRDS) if part.size]
     return {
         "win_share": float(wins.mean()),
-        "win_share_thirds": [float(part.mean()) for part in thirds],
+        "low": low,
+        "high": high,
+        "win_share_thirds": thirds,
+        "win_share_deviation": float(np.std(thirds, ddof=1)) if len(thirds) > 1 else None,
     }
 
 
@@ -168,57 +147,54 @@ def _scores(judged: Judgement, compared: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _readable(
-    annotator: Annotator, prompts: Sequence[Prompt]
-) -> tuple[list[Prompt], Mapping[str, int]]:
-    """The prompts that the judge can read, and the number of the others for each reason."""
-    problems = unreadable(annotator, prompts)
-    reasons = Counter(problems.values())
-    if len(problems) == len(prompts):
-        raise DatasetError(
-            f"the judge can read none of the {len(prompts):,} prompts: {by_reason(reasons)}; it "
-            f"reads at most {annotator.encoder.max_length:,} tokens"
-        )
-    return [prompt for at, prompt in enumerate(prompts) if at not in problems], reasons
+def _writing(one: Observed, compared: Sequence[int]) -> Writing:
+    texts = [one.texts[at] for at in compared]
+    # A text of one word or none repeats nothing.
+    bigrams = [[*pairwise(words)] for words in map(str.split, texts)]
+    return Writing(
+        tokens=float(one.lengths[compared].mean()),
+        ended=float(one.ended[compared].mean()),
+        distinct=len({*texts}) / len(texts),
+        distinct_bigrams=float(
+            np.mean([len({*each}) / len(each) if each else 1.0 for each in bigrams])
+        ),
+    )
 
 
-def _first_prompts(pairs: Sequence[LabelledPair], count: int) -> list[Prompt]:
-    distinct = {prompt_key(pair.prompt): pair.prompt for pair in pairs}
-    return [*distinct.values()][:count]
+def _divergence(one: Observed) -> Divergence | None:
+    """Over all answers: it has nothing to do with the judge."""
+    if one.log_ratios is None:
+        return None
+    ratios, tokens = one.log_ratios
+    return Divergence(
+        answer=float(ratios.mean()), token=float(ratios.sum()) / max(1, int(tokens.sum()))
+    )
 
 
-def _write_samples(
-    path: Path, prompts: Sequence[Prompt], answers: Answers, judgements: Judgements
-) -> None:
-    with path.open("wb") as sink:
-        JsonlWriter(sink).write(
-            {
-                "prompt": plain_prompt(prompt),
-                "answers": {
-                    name: {"answer": texts[at], **_verdict(judgements[name], at)}
-                    for name, texts in answers.items()
-                },
-            }
-            for at, prompt in enumerate(prompts)
-        )
+def _comparison(
+    name: str, baseline: str, observed: Mapping[str, Observed], compared: Sequence[int]
+) -> Comparison:
+    one, other = observed[name], observed[baseline]
+    wins, of_baseline = (_wins(each, observed[REFERENCE]) for each in (one, other))
+    differences = (wins - of_baseline)[compared]
+    gaps = (one.judged.scores - other.judged.scores)[compared]
+    gaps = gaps[np.isfinite(gaps)]
+    higher = _wins(one, other)[compared]
+    longer = (one.lengths > other.lengths)[compared]
+    length = float(other.lengths[compared].mean())
+    return Comparison(
+        baseline=baseline,
+        win_share=_estimate(differences),
+        reward_gap=_estimate(gaps) if gaps.size else None,
+        higher=float(higher.mean()),
+        longer=float(longer.mean()),
+        higher_if_longer=float(higher[longer].mean()) if longer.any() else None,
+        higher_if_not=float(higher[~longer].mean()) if not longer.all() else None,
+        length_ratio=float(one.lengths[compared].mean()) / length if length else None,
+        prompts_needed=count_needed(differences) if len(differences) > 1 else None,
+    )
 
 
-def _verdict(judged: Judgement, at: int) -> dict[str, float | str | None]:
-    """The score of an answer, or None and the reason: JSON knows no NaN."""
-    problem = judged.unscored.get(at) or judged.failures.get(at)
-    if problem is None:
-        return {"score": float(judged.scores[at])}
-    return {"score": None, "problem": problem}
-
-
-def _print_summary(metrics: Mapping[str, PolicyMetrics], results: Mapping[str, Any]) -> None:
-    if results["prompts_left_out"]:
-        reasons = by_reason(Counter(results["prompts_left_out"]))
-        print(f"prompts that could not be judged, left out for all: {reasons}", file=sys.stderr)
-    for name, item in metrics.items():
-        lost = f", where it loses by answers without a score: {by_reason(Counter(item.unscored))}"
-        print(
-            f"{name}: preference accuracy {item.preference_accuracy:.1%}, "
-            f"scores above the reference on {item.win_share:.1%} of {results['prompts']:,} prompts"
-            f"{lost if item.unscored else ''}"
-        )
+def _estimate(values: _Numbers) -> Estimate:
+    low, high = bootstrap(values, seed=_SEED)
+    return Estimate(value=float(values.mean()), low=low, high=high, prompts=len(values))

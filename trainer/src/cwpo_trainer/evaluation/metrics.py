@@ -167,24 +167,142 @@ class Assessment(BaseModel):
     verdict: list[str]
 
 
+class Estimate(BaseModel):
+    """A mean over prompts with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    prompts: int
+
+
+class Writing(BaseModel):
+    """How a model writes, whatever a judge makes of it.
+
+    tokens: mean length of its answers, in tokens of the reference.
+    ended: share of answers that it ended itself, before --max-new-tokens.
+    distinct: share of different ones among its answers.
+    distinct_bigrams: share of different ones among the pairs of neighbouring words of an answer,
+        mean over answers; low where answers repeat themselves.
+    """
+
+    tokens: float
+    ended: float
+    distinct: float
+    distinct_bigrams: float
+
+
+class Divergence(BaseModel):
+    """Mean of log(policy / reference) over the policy's own answers, in nats.
+
+    An unbiased estimate of the KL divergence from the reference if they are sampled at a
+    temperature of 1.
+
+    answer: over answers; token: over tokens.
+    """
+
+    answer: float
+    token: float
+
+
+class Comparison(BaseModel):
+    """A policy against the baseline, prompt by prompt. Intervals are by paired bootstrap.
+
+    baseline: name of the model.
+    win_share: win share of the policy less that of the baseline, which is a half if the baseline is
+        the reference.
+    reward_gap: score of the policy's answer less that of the baseline's, over the prompts on which
+        both have one.
+    higher: share of the prompts on which the policy's answer scores higher; a tie is half, and an
+        answer without a score is below any other.
+    longer: share of prompts on which the policy's answer is longer.
+    higher_if_longer, higher_if_not: `higher` over these prompts, and over the others.
+    length_ratio: mean length of the policy's answers, divided by that of the baseline's.
+    prompts_needed: about how many prompts would show a win share that differs as much; None if the
+        win shares are equal.
+    """
+
+    baseline: str
+    win_share: Estimate
+    reward_gap: Estimate | None
+    higher: float
+    longer: float
+    higher_if_longer: float | None
+    higher_if_not: float | None
+    length_ratio: float | None
+    prompts_needed: int | None
+
+
 class PolicyMetrics(BaseModel):
     """Measures of one policy against the reference.
 
+    What is None here was not measured by an earlier version, or is said below.
+
     preference_accuracy: share of held-out pairs whose chosen response has the higher implicit
-        reward beta * log(policy / reference); a tie is half.
-    implicit_margin: mean difference of the two implicit rewards.
+        reward beta * log(policy / reference); a tie is half. None where DATA has no pairs.
+    implicit_margin: mean difference of the two implicit rewards; None likewise.
     win_share: share of prompts on which its answer scores above the reference's; a tie is half. An
-        answer that cannot be scored loses to any that can, and ties with another such.
+        answer that cannot be scored loses to any that can, and ties with another such. Judged by a
+        gold reward model, it is the paper's gold reward accuracy (GRA).
+    low, high: its 95 % interval.
     win_share_thirds: the same on three disjoint thirds of the prompts.
-    mean_score: mean annotator score of its answers that could be scored; None if none could.
+    win_share_deviation: standard deviation over these thirds, the paper's ±; None for one third.
+    mean_score: mean score of its answers that could be scored; None if none could.
     scored: number of these answers.
     unscored: number of its other answers, for each reason.
+    divergence: None where its tokens are not those of the reference.
+    comparison: with the baseline; None for the baseline itself.
     """
 
-    preference_accuracy: float
-    implicit_margin: float
+    preference_accuracy: float | None
+    implicit_margin: float | None
     win_share: float
+    low: float | None = None
+    high: float | None = None
     win_share_thirds: list[float]
+    win_share_deviation: float | None = None
     mean_score: float | None
     scored: int
     unscored: dict[str, int]
+    writing: Writing | None = None
+    divergence: Divergence | None = None
+    comparison: Comparison | None = None
+
+
+class WinRate(BaseModel):
+    """How often an LLM judge prefers a policy's answers to others, asked in both orders.
+
+    rate: share of the prompts, a tie being half, with Wilson's interval.
+    wins, ties, losses: their numbers; a tie is a prompt on which the orders disagree.
+    unclear: number of replies that do not say which answer is better.
+    difference: from the rate of the baseline, by paired bootstrap; None for the baseline itself,
+        and where it is the reference.
+    """
+
+    rate: Estimate
+    wins: int
+    ties: int
+    losses: int
+    unclear: int
+    difference: Estimate | None
+
+
+class LlmJudgement(BaseModel):
+    """What an LLM judge makes of all policies.
+
+    model, url: who was asked; prompt: which of the two prompts.
+    against: what the policies' answers were compared with: "chosen" responses, or those of the
+        model of this name.
+    questions: number of those that were asked; questions_kept: those whose reply was there already.
+    prompt_tokens, completion_tokens: what all of them cost, as far as the endpoint says.
+    """
+
+    model: str
+    url: str
+    prompt: str
+    against: str
+    questions: int
+    questions_kept: int
+    prompt_tokens: int
+    completion_tokens: int
+    policies: dict[str, WinRate]

@@ -43,13 +43,18 @@ def stop_at_end_of_turn(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[
     Returns: the tokens at which it did not stop before.
     """
     ends = [end for end in (end_of_turn(tokenizer), tokenizer.eos_token) if end is not None]
-    stops = model.generation_config.eos_token_id
-    known = [] if stops is None else [stops] if isinstance(stops, int) else [*stops]
+    known = stops_of(model)
     ids = {tokenizer.convert_tokens_to_ids(end): str(end) for end in ends}
     new = [at for at in ids if at not in known]
     if new:
         model.generation_config.eos_token_id = [*new, *known]
     return [ids[at] for at in new]
+
+
+def stops_of(model: Any) -> list[int]:
+    """The tokens at which generation stops."""
+    stops = model.generation_config.eos_token_id
+    return [] if stops is None else [stops] if isinstance(stops, int) else [*stops]
 
 
 def end_turns(policy: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:

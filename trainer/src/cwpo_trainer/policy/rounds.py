@@ -6,7 +6,6 @@ grow unlike those that it was trained on. Each round therefore measures the drif
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +28,7 @@ from cwpo_trainer.data.prompts import prompts_of_round, read_prompts
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.policy.alignment import align, check
 from cwpo_trainer.policy.answers import AS_SAMPLED, ComparedAnswers, best_and_worst
-from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling, distinct_answers
+from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling, distinct_answers, free_memory
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import LOG_NAME, ROUNDS_NAME, read_lines
 from cwpo_trainer.run.resumption import check_start, inputs_of, is_started, note_start
@@ -136,7 +134,7 @@ def online(settings: OnlineAlignment, alignment: Alignment, client: Client) -> N
                     sampling,
                     f"answers of round {number}",
                 )
-                _free_memory()
+                free_memory()
                 answers = [ComparedAnswers(each) for each in sampled]
                 if settings.responses > 2:
                     answers = best_and_worst(asked, sampled, client, settings.truncation)
@@ -204,13 +202,6 @@ def _open(output: Path, inputs: dict[str, Any], *, resume: bool) -> None:
         check_start(output, inputs)
     else:
         raise ConfigError(f"{output} exists already: continue with --resume, or remove it")
-
-
-def _free_memory() -> None:
-    """Free what a policy that is no longer referred to holds, before the alignment needs it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _measures(this: Round, asked: int, annotator: ModelInfo) -> dict[str, Any]:

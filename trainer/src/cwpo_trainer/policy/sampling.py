@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from cwpo.types import Prompt
 from cwpo_annotator.backends.torch.hardware.device import best_device
+from cwpo_annotator.backends.torch.rows.packing import length_sorted
 from cwpo_annotator.backends.torch.rows.padding import padded
 from cwpo_annotator.checkpoint import resolve
-from cwpo_trainer.policy.end_of_turn import stop_at_end_of_turn
-from cwpo_trainer.policy.formatting import Formatter
+from cwpo_trainer.policy.end_of_turn import stop_at_end_of_turn, stops_of
+from cwpo_trainer.policy.formatting import Formatter, TokenisedText
 from cwpo_trainer.policy.loading import load, load_tokenizer
+from cwpo_trainer.policy.packed_model import read_packed
 from cwpo_trainer.run.chunks import chunks
 from cwpo_trainer.settings.mixins import DType
 
@@ -25,7 +29,8 @@ class Sampling:
     """How answers are drawn.
 
     max_new_tokens: of an answer; temperature: 0 is greedy; top_p: share of the probability that
-    the likeliest tokens have to hold to be drawn from; batch_size: answers at once.
+    the likeliest tokens have to hold to be drawn from; batch_size: answers at once; token_budget:
+    their tokens at most, padding and all of max_new_tokens included, None for any number.
     """
 
     max_new_tokens: int
@@ -33,6 +38,20 @@ class Sampling:
     batch_size: int
     seed: int
     top_p: float = 1.0
+    token_budget: int | None = None
+
+    def batches(self, lengths: Sequence[int]) -> list[Sequence[int]]:
+        """The places of prompts of these lengths, those of similar length together.
+
+        The longest come first: what does not fit in memory fails at once.
+        """
+        grown = [length + self.max_new_tokens for length in lengths]
+        budget = self.token_budget or self.batch_size * max(grown, default=0)
+        return [
+            batch[start : start + self.batch_size]
+            for batch in length_sorted(grown, budget)
+            for start in range(0, len(batch), self.batch_size)
+        ]
 
     def arguments(self) -> dict[str, Any]:
         """Of transformers' generate, which would otherwise take the model's own settings."""
@@ -46,6 +65,19 @@ class Sampling:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SampledAnswer:
+    """What a policy wrote to a prompt.
+
+    text: as the responses of training data are; tokens: of the prompt, and all that was generated.
+    has_ended: whether the policy ended the answer itself, rather than max_new_tokens.
+    """
+
+    text: str
+    tokens: TokenisedText
+    has_ended: bool
+
+
 class AnsweringPolicy:
     """A policy with its tokenizer and formatter; it answers as it is whenever it is asked."""
 
@@ -55,36 +87,54 @@ class AnsweringPolicy:
         self.formatter = Formatter(tokenizer)
         stop_at_end_of_turn(model, tokenizer)
 
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, work: str | None) -> list[str]:
+        """The texts of `answers`."""
+        return [answer.text for answer in self.answers(prompts, sampling, work)]
+
     # What a model keeps of its forward passes may be read by its training.
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, work: str | None) -> list[str]:
+    def answers(
+        self, prompts: Sequence[Prompt], sampling: Sampling, work: str | None
+    ) -> list[SampledAnswer]:
         """One answer to each prompt, in order; the same ones for the same seed.
 
         Args:
             work: what is done, for the user; None shows nothing.
         """
         torch.manual_seed(sampling.seed)
-        answers: list[str] = []
-        for part in chunks(prompts, sampling.batch_size, work=work, unit="answers"):
-            openings = self.formatter.opening_ids(part)
-            ids, mask = padded(
-                openings, self.tokenizer.pad_token_id, self.model.device, side="left"
-            )
-            generated = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                **sampling.arguments(),
-            )
-            texts = self.tokenizer.batch_decode(
-                generated[:, ids.shape[1] :], skip_special_tokens=True
-            )
-            answers += [
-                self.formatter.answer(prompt, text)
-                for prompt, text in zip(part, texts, strict=True)
-            ]
-        return answers
+        openings = self.formatter.opening_ids(prompts)
+        found: dict[int, SampledAnswer] = {}
+        batches = sampling.batches([*map(len, openings)])
+        for (batch,) in chunks(batches, 1, work=work, unit="batches"):
+            generated = self._generated([openings[at] for at in batch], sampling)
+            for at, ids in zip(batch, generated, strict=True):
+                found[at] = self._answer(prompts[at], openings[at], ids)
+        return [found[at] for at in range(len(prompts))]
+
+    def _generated(self, openings: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+        """What the model continues these with, padded."""
+        ids, mask = padded(openings, self.tokenizer.pad_token_id, self.model.device, side="left")
+        generated = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **sampling.arguments(),
+        )
+        continued: list[list[int]] = generated[:, ids.shape[1] :].tolist()
+        return continued
+
+    def _answer(self, prompt: Prompt, opening: list[int], ids: list[int]) -> SampledAnswer:
+        """The answer in generated tokens, behind whose first end there is padding."""
+        ends = stops_of(self.model)
+        end = next((at for at, token in enumerate(ids) if token in ends), None)
+        written = ids if end is None else ids[: end + 1]
+        text = str(self.tokenizer.decode(written, skip_special_tokens=True))
+        return SampledAnswer(
+            self.formatter.answer(prompt, text),
+            TokenisedText(opening, written),
+            has_ended=end is not None,
+        )
 
 
 class LoadedPolicy(AnsweringPolicy):
@@ -94,6 +144,11 @@ class LoadedPolicy(AnsweringPolicy):
         folder = resolve(path)
         tokenizer = load_tokenizer(folder)
         super().__init__(load(folder, dtype=dtype).to(best_device()).eval(), tokenizer)
+
+    @cached_property
+    def reads_rows(self) -> bool:
+        """Whether the model reads packed rows; see `read_packed`."""
+        return read_packed(self.model, bfloat16=False) is None
 
 
 def distinct_answers(
@@ -112,3 +167,10 @@ def distinct_answers(
     answers = policy.sample(repeated, sampling, work)
     of_prompts = (answers[at : at + each] for at in range(0, len(answers), each))
     return [list(dict.fromkeys(filter(str.strip, texts))) for texts in of_prompts]
+
+
+def free_memory() -> None:
+    """Free what a policy that is no longer referred to holds, before another needs it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from cwpo_trainer.evaluation.metrics import ConfidenceBin, CoveragePoint
+from cwpo_trainer.evaluation.metrics import ConfidenceBin, CoveragePoint, Estimate
 
 COLOURS = ("#4f6df5", "#e8833a", "#2a9d6f", "#c0488b", "#8a6bd1")
 # Replaced by the colour of the page's text, which may be light or dark.
@@ -162,12 +162,85 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], value: str, label: s
     return svg()
 
 
+def shares(rows: Sequence[tuple[str, Estimate]], *, middle: float, label: str) -> str:
+    """Shares with their intervals, one below the other.
+
+    Args:
+        middle: the share that means no difference; an interval that holds it is drawn pale.
+    """
+    with _figure(f"shares-{label}", height=1.1 + 0.36 * len(rows)) as (axes, svg):
+        for place, (_, share) in enumerate(rows):
+            is_shown = not share.low <= middle <= share.high
+            colour = COLOURS[2] if share.value > middle else COLOURS[3]
+            look: dict[str, Any] = {
+                "color": colour if is_shown else _TEXT,
+                "alpha": 1 if is_shown else 0.5,
+            }
+            axes.plot([share.low, share.high], [place, place], linewidth=2.5, **look)
+            axes.plot([share.value], [place], "o", markersize=7, **look)
+        axes.axvline(middle, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.grid(visible=True, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xlabel(label)
+    return svg()
+
+
+def reward_gaps(gaps: Mapping[str, Sequence[float]], baseline: str) -> str:
+    """Sorted differences in reward of each policy, over the share of prompts (Fig. 5).
+
+    Args:
+        gaps: of each policy, ascending, at least one.
+        baseline: name of the model that they are differences from.
+    """
+    with _figure(f"gaps-{baseline}") as (axes, svg):
+        for (name, values), colour in zip(gaps.items(), _cycled(COLOURS), strict=False):
+            below = (np.arange(len(values)) + 0.5) / len(values)
+            higher = float((np.asarray(values) > 0).mean())
+            axes.plot(below, values, color=colour, linewidth=2, label=f"{name}: {higher:.1%} above")
+            axes.fill_between(below, values, 0, color=colour, alpha=0.08, linewidth=0)
+        axes.axhline(0, color=_TEXT, linewidth=0.8)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xlabel("share of the prompts, the smallest gap first")
+        axes.set_ylabel(f"reward less that of {baseline}")
+        axes.legend(loc="upper left")
+    return svg()
+
+
+def shares_by_divergence(rows: Sequence[tuple[str, float, Estimate]]) -> str:
+    """Share of prompts won, over the divergence from the reference.
+
+    Args:
+        rows: name, divergence in nats an answer, and share.
+    """
+    with _figure("divergence") as (axes, svg):
+        for (name, divergence, share), colour in zip(rows, _cycled(COLOURS), strict=False):
+            axes.plot([divergence] * 2, [share.low, share.high], color=colour, linewidth=2)
+            axes.plot([divergence], [share.value], "o", color=colour, markersize=7)
+            axes.annotate(
+                name,
+                (divergence, share.value),
+                xytext=(8, 4),
+                textcoords="offset points",
+            )
+        axes.axhline(0.5, color=_TEXT, linewidth=0.8, linestyle=":")
+        axes.margins(x=0.25)
+        axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xlabel("divergence from the reference, nats an answer")
+        axes.set_ylabel("gold reward accuracy")
+    return svg()
+
+
 @contextmanager
-def _figure(name: str) -> Iterator[tuple[Axes, Callable[[], str]]]:
+def _figure(name: str, *, height: float = 3.4) -> Iterator[tuple[Axes, Callable[[], str]]]:
     """Axes to draw on, and a function that returns the SVG once the block has ended."""
     style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": name}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(6.4, height), layout="constrained")
         axes = figure.subplots()
         sink = io.StringIO()
         yield axes, lambda: _inline(sink.getvalue())

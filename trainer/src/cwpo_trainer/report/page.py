@@ -1,143 +1,124 @@
-"""`cwpo report`: one self-contained HTML page about the outputs in a run folder."""
+"""`cwpo report`: one self-contained HTML page about one run or many, and its figures as JSON."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from cwpo.errors import DatasetError
 from cwpo_trainer.data.rows import file_rows
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import confidence_in
-from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, Assessment
-from cwpo_trainer.report import figures
-from cwpo_trainer.run.folder import (
-    LOG_NAME,
-    MISTAKES_NAME,
-    RECORD_NAME,
-    REPORT_NAME,
-    SAMPLES_NAME,
-    Kind,
-    RunRecord,
-    read_lines,
-    read_record,
+from cwpo_trainer.evaluation.metrics import (
+    PolicyMetrics,
 )
+from cwpo_trainer.report.captions import (
+    annotator_figures,
+    policy_figures,
+    three_digits,
+    training_figures,
+)
+from cwpo_trainer.report.finished_runs import FinishedRun, PolicyRun, finished_runs
+from cwpo_trainer.report.tables import annotator_rows, policy_rows, training_rows
+from cwpo_trainer.run.folder import MISTAKES_NAME, RECORD_NAME, REPORT_NAME, read_lines
 
 SAMPLES = 6
 _WEIGHTED = ("weighted.parquet", "weighted.jsonl")
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRun:
-    """The output folder of one finished command."""
+def write_report(
+    folders: Sequence[Path], weighted: Path | None = None, page: Path | None = None
+) -> Path:
+    """Write the page on all runs in and below the folders, and its JSON beside it.
 
-    name: str
-    folder: Path
-    record: RunRecord
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """The steps of its training log."""
-        return [line for line in read_lines(self.folder / LOG_NAME) if "loss" in line]
-
-
-@dataclass(frozen=True, slots=True)
-class FigureText:
-    """A figure with what it shows."""
-
-    title: str
-    svg: str
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A figure of some commands' training logs: one of their values by step."""
-
-    kinds: tuple[Kind, ...]
-    value: str
-    title: str
-    label: str
-    caption: str
-
-
-_CURVES = (
-    Curve(
-        ("train-annotator",),
-        "loss",
-        "Training the annotator",
-        "Bradley-Terry loss",
-        "Mean of -log sigmoid(score of chosen - score of rejected); guessing gives 0.693.",
-    ),
-    Curve(
-        ("sft",),
-        "loss",
-        "Supervised fine-tuning",
-        "loss per token",
-        "Negative log-likelihood of the preferred responses, without their prompts.",
-    ),
-    Curve(
-        ("align", "online"),
-        "unweighted_loss",
-        "Alignment: loss",
-        "loss before weighting",
-        "Mean loss of the pairs before weighting, so that runs with and without weights can be "
-        "compared. All runs start at the same value, because the policy starts as the reference.",
-    ),
-    Curve(
-        ("align", "online"),
-        "rewards/margins",
-        "Alignment: margin",
-        "implicit reward margin",
-        "Implicit reward of the chosen responses minus that of the rejected ones: how much more "
-        "the policy prefers the chosen responses than the reference does; 0 at the start.",
-    ),
-)
-
-
-def write_report(folder: Path, weighted: Path | None = None) -> Path:
-    """Write RUN/report.html and return its path.
-
-    Raises: DatasetError if the folder has nothing to report on.
+    Args:
+        weighted: a dataset whose confidences are shown; by default that of each folder.
+        page: by default report.html in the only folder.
+    Returns: the path of the page.
+    Raises: DatasetError if the folders have nothing to report on.
     """
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
-    runs = _finished_runs(folder)
-    weighted = weighted or next(
-        (folder / name for name in _WEIGHTED if (folder / name).is_file()), None
-    )
-    if not runs and weighted is None:
+    runs = finished_runs(folders)
+    datasets = [weighted] if weighted is not None else [*_weighted_in(folders)]
+    if not runs and not datasets:
         raise DatasetError(
-            f"{folder}: no {RECORD_NAME} and no weighted dataset below it: run commands with an "
-            "--output in this folder first"
+            f"{', '.join(map(str, folders))}: no {RECORD_NAME} and no weighted dataset below: run "
+            "commands with an --output in this folder first"
         )
-    measured = _annotator_metrics(runs)
-    assessed = _latest_assessment(runs)
-    confidences = None if weighted is None else read_confidences(weighted)
-    policies = [run for run in runs if run.record.kind == "evaluate-policy"]
-    page = _template().render(
-        title=folder.resolve().name,
-        written=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
-        measured=measured,
-        assessed=None if assessed is None else _assessment(assessed),
-        mistakes=[] if assessed is None else read_lines(assessed.folder / MISTAKES_NAME),
+    path = page or folders[0] / REPORT_NAME
+    title = " · ".join(dict.fromkeys(folder.resolve().name for folder in folders))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_page(title, runs, datasets))
+    path.with_suffix(".json").write_text(_json(title, runs))
+    return path
+
+
+def _page(title: str, runs: Sequence[FinishedRun], datasets: Sequence[Path]) -> str:
+    evaluations = [PolicyRun(run) for run in runs if run.record.kind == "evaluate-policy"]
+    measured = _measured(runs)
+    confidences = {path: read_confidences(path) for path in datasets}
+    page: str = _template().render(
+        title=title,
+        written=_written(),
+        measured=measured[-1].measured if measured else None,
+        assessments=[
+            (run.name, run.assessed, read_lines(run.folder / MISTAKES_NAME))
+            for run in measured
+            if run.assessed is not None
+        ],
         temperature=_temperature(runs),
-        confidences=None if confidences is None else _facts(confidences),
-        figures=_figures(runs, measured, assessed, confidences),
-        evaluations=[(run, read_lines(run.folder / SAMPLES_NAME)[:SAMPLES]) for run in policies],
+        confidences=_facts(np.concatenate([*confidences.values()])) if confidences else None,
+        policy_rows=policy_rows(evaluations),
+        annotator_rows=annotator_rows(runs),
+        training_rows=training_rows(runs),
+        policy_figures=policy_figures(evaluations),
+        annotator_figures=[*annotator_figures(measured, confidences)],
+        training_figures=training_figures(runs),
+        evaluations=evaluations,
+        best=_best(evaluations),
+        samples=SAMPLES,
         runs=runs,
     )
-    path = folder / REPORT_NAME
-    path.write_text(page)
-    return path
+    return page
+
+
+def _json(title: str, runs: Sequence[FinishedRun]) -> str:
+    """The tables of the page and the record of each run."""
+    evaluations = [PolicyRun(run) for run in runs if run.record.kind == "evaluate-policy"]
+    tables: dict[str, Sequence[BaseModel]] = {
+        "policies": policy_rows(evaluations),
+        "annotators": annotator_rows(runs),
+        "trainings": training_rows(runs),
+    }
+    report = {
+        "title": title,
+        "written": _written(),
+        **{name: [row.model_dump(mode="json") for row in rows] for name, rows in tables.items()},
+        "runs": [
+            {"name": run.name, "folder": str(run.folder), **run.record.model_dump(mode="json")}
+            for run in runs
+        ],
+    }
+    return json.dumps(report, indent=2) + "\n"
+
+
+def _written() -> str:
+    return datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")
+
+
+def _weighted_in(folders: Sequence[Path]) -> Iterator[Path]:
+    """The weighted dataset of each folder that has one."""
+    for folder in folders:
+        found = (folder / name for name in _WEIGHTED if (folder / name).is_file())
+        yield from islice(found, 1)
 
 
 def read_confidences(path: Path) -> NDArray[np.float32]:
@@ -148,44 +129,23 @@ def read_confidences(path: Path) -> NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32)
 
 
-def _finished_runs(folder: Path) -> list[FinishedRun]:
-    """The runs below the folder, in the order in which they were started."""
-    found = [
-        FinishedRun(_name(path.parent, folder), path.parent, read_record(path.parent))
-        for path in folder.rglob(RECORD_NAME)
-        if not any(name.startswith(".") for name in path.relative_to(folder).parts)
-    ]
-    return sorted(found, key=lambda run: run.record.started_at)
+def _measured(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """The runs that evaluated an annotator; without any, those whose training measured one."""
+    found = [run for run in runs if run.measured is not None]
+    evaluations = [run for run in found if run.record.kind == "evaluate-annotator"]
+    return evaluations or found
 
 
-def _name(output: Path, folder: Path) -> str:
-    return folder.resolve().name if output == folder else str(output.relative_to(folder))
-
-
-def _annotator_metrics(runs: list[FinishedRun]) -> AnnotatorMetrics | None:
-    """The latest figures: of `cwpo evaluate annotator`, or from the end of a training."""
-    for run in reversed(runs):
-        results: Any = run.record.results
-        if run.record.kind == "evaluate-annotator":
-            return AnnotatorMetrics.model_validate(results)
-        if run.record.kind == "train-annotator" and "held_out" in results:
-            return AnnotatorMetrics.model_validate(results["held_out"])
+def _best(evaluations: Sequence[PolicyRun]) -> tuple[str, PolicyMetrics] | None:
+    """The policy of the highest GRA in the latest evaluation that has a comparison."""
+    for evaluation in reversed(evaluations):
+        compared = [item for item in evaluation.policies.items() if item[1].comparison is not None]
+        if compared:
+            return max(compared, key=lambda item: item[1].win_share)
     return None
 
 
-def _latest_assessment(runs: list[FinishedRun]) -> FinishedRun | None:
-    """The latest run that tells which labels can be trusted; those of earlier versions do not."""
-    for run in reversed(runs):
-        if run.record.kind == "evaluate-annotator" and "verdict" in run.record.results:
-            return run
-    return None
-
-
-def _assessment(run: FinishedRun) -> Assessment:
-    return Assessment.model_validate(run.record.results)
-
-
-def _temperature(runs: list[FinishedRun]) -> JsonValue:
+def _temperature(runs: Sequence[FinishedRun]) -> JsonValue:
     """The calibration temperature of the annotator that was trained last, if it has one."""
     trained = [run for run in runs if run.record.kind == "train-annotator"]
     return trained[-1].record.results.get("temperature") if trained else None
@@ -203,81 +163,6 @@ def _facts(confidences: NDArray[np.float32]) -> dict[str, float]:
     }
 
 
-def _figures(
-    runs: list[FinishedRun],
-    measured: AnnotatorMetrics | None,
-    assessed: FinishedRun | None,
-    confidences: NDArray[np.float32] | None,
-) -> list[FigureText]:
-    drawn = []
-    if confidences is not None:
-        drawn.append(
-            FigureText(
-                "Confidence of the annotator",
-                figures.confidence_histogram(confidences),
-                "Confidence of every pair in the weighted dataset. A pair with a confidence near 0 "
-                "has almost no weight in the loss, one near 1 has full weight.",
-            )
-        )
-    if measured is not None:
-        drawn.append(
-            FigureText(
-                "Accuracy of the annotator by confidence",
-                figures.accuracy_by_confidence(measured.bins),
-                f"{measured.pairs:,} held-out pairs in bins of equal size, least confident first. "
-                "If the bars rise to the right, weighting by confidence is useful. A bar above the "
-                "line means that the annotator is right more often than it expects. Thin lines are "
-                "95 % intervals.",
-            )
-        )
-    if measured is not None and assessed is not None:
-        drawn += _assessment_figures(measured, _assessment(assessed))
-    drawn += _training_figures(runs)
-    return drawn
-
-
-def _assessment_figures(measured: AnnotatorMetrics, found: Assessment) -> list[FigureText]:
-    certified = None if found.certificate is None else found.certificate.coverage
-    coverage = figures.accuracy_by_coverage(
-        measured.coverage, max_error=found.max_error, certified=certified
-    )
-    return [
-        FigureText(
-            "Accuracy of the annotator by coverage",
-            coverage,
-            "Accuracy on the most confident pairs, for each share of them. The band is the 95 % "
-            "interval at each point. A certificate needs more than a band above the line: see the "
-            "verdict.",
-        ),
-        FigureText(
-            "Calibration of the annotator",
-            figures.reliability(measured.bins),
-            "On the dotted line, labels are right as often as their confidence says. Mean gap "
-            f"{measured.ece:.3f}, Brier score {_figure(measured.brier)}; calibrated "
-            f"{_figure(measured.calibrated_ece)} and {_figure(measured.calibrated_brier)}.",
-        ),
-    ]
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _training_figures(runs: list[FinishedRun]) -> list[FigureText]:
-    drawn = []
-    for curve in _CURVES:
-        logs = {run.name: run.log for run in runs if run.record.kind in curve.kinds}
-        if any(logs.values()):
-            svg = figures.curves(logs, curve.value, curve.label)
-            drawn.append(FigureText(curve.title, svg, curve.caption))
-    return drawn
-
-
-def _standard_error(share: float, count: int) -> str:
-    """Standard error of a share among `count` draws, in per cent."""
-    return f"{100 * math.sqrt(share * (1 - share) / count):.1f}"
-
-
 def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("cwpo_trainer.report"),
@@ -287,6 +172,17 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["figure"] = _figure
-    environment.filters["standard_error"] = _standard_error
+    environment.filters["figure"] = three_digits
+    environment.filters["duration"] = duration
+    environment.filters["points"] = lambda share: f"{100 * share:+.1f}"
+    environment.filters["count"] = lambda number: f"{number:,.0f}"
     return environment.get_template("report.html")
+
+
+def duration(seconds: float) -> str:
+    """Such as "2 h 5 min", "7 min" or "12 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
