@@ -1,4 +1,6 @@
-"""Writes the tables of losses and weights into these docs from what the trainer offers.
+"""Writes the tables of losses, weights and ways to train into these docs.
+
+They come from what the trainer offers and refuses, and from what the tests train by.
 
 python docs/tables.py
 """
@@ -6,14 +8,21 @@ python docs/tables.py
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+from cwpo.errors import ConfigError
 from cwpo_trainer.constants import Constant
 from cwpo_trainer.losses import LOSSES
+from cwpo_trainer.policy import alignment, preflight
+from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 from cwpo_trainer.weights import WEIGHTS
 
 PAGES = tuple(Path(__file__).parent / name for name in ("method.md", "training.md"))
+COMBINATIONS = Path(__file__).parents[1] / "tests" / "trainer" / "combinations.py"
 OURS = " °"
 
 
@@ -69,6 +78,70 @@ def weights() -> str:
     return "\n".join(rows) + "\n"
 
 
+def combinations() -> str:
+    """Each way to train a policy: tested, without a test for want of GPUs, or refused."""
+    of_tests = runpy.run_path(str(COMBINATIONS))
+    combination, tested, kinds = (of_tests[name] for name in ("Combination", "TESTED", "PROCESSES"))
+    rows = [
+        f"| objective | weights | reference | {' | '.join(kinds.values())} |",
+        "|---|---|---|" + "---|" * len(kinds),
+    ]
+    refusals: list[str] = []
+    for objectives, references in of_tests["GROUPS"].items():
+        names = ", ".join(f"`{name}`" for name in objectives)
+        for way in product(of_tests["WEIGHTS"], references):
+            alike = ([combination(name, *way, kind) for name in objectives] for kind in kinds)
+            found = [status(each, tested, refusals) for each in alike]
+            rows.append(f"| {' | '.join((names, *way, *found))} |")
+    notes = [f"{number}. `{message}`" for number, message in enumerate(refusals, 1)]
+    return "\n".join((*rows, "", *notes)) + "\n"
+
+
+def status(alike: list[Any], tested: frozenset[Any], refusals: list[str]) -> str:
+    """What is known of combinations that differ in the objective's formula alone.
+
+    Args:
+        refusals: the messages of the table so far; one that is new is added.
+    Raises: ValueError for objectives that are not alike, a tested combination that is refused, and
+        one that is neither tested nor refused, although it needs no GPU.
+    """
+    messages = {refusal(each) for each in alike}
+    is_tested = not tested.isdisjoint(alike)
+    if len(messages) > 1 or (is_tested and None not in messages):
+        raise ValueError(f"{alike[0]}: {messages}")
+    (message,) = messages
+    if is_tested:
+        return "tested"
+    if message is None:
+        training = settings_of(alike[0])
+        if not preflight.of_gpus(training.optimizer, training.sharding):
+            raise ValueError(f"{alike[0]}: neither tested nor refused")
+        return "GPUs only"
+    if message not in refusals:
+        refusals.append(message)
+    return f"refused ({refusals.index(message) + 1})"
+
+
+def refusal(combination: Any) -> str | None:
+    """What `cwpo sft` or `align` says of it before it reads anything, on any machine."""
+    settings = settings_of(combination)
+    try:
+        if isinstance(settings, Alignment):
+            alignment.check(settings)
+        else:
+            preflight.check(settings)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def settings_of(combination: Any) -> Alignment | FineTuning:
+    """Of a run by it, which need not be of this machine."""
+    kind = FineTuning if combination.command == "sft" else Alignment
+    paths = {"model": "model", "data": "data.jsonl", "output": "out"}
+    return kind(**paths, **combination.settings, dry_run=True)
+
+
 def is_the_papers(loss: str) -> bool:
     """Whether it is an equation of the paper."""
     return LOSSES[loss].source.startswith("eq.")
@@ -84,6 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "losses of the paper": losses_of_the_paper,
     "weights": weights,
+    "combinations": combinations,
 }
 
 if __name__ == "__main__":

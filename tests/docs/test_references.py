@@ -102,6 +102,19 @@ def test_every_command_line_uses_flags_that_exist(path):
             assert not missing, line
 
 
+TESTS = {
+    name
+    for path in TRACKED
+    if path.suffix == ".py" and path.name.startswith("test_")
+    for name in re.findall(r"(?m)^(?:async )?def (test_\w+)", path.read_text())
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=short)
+def test_every_test_that_is_named_exists(page):
+    assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= TESTS
+
+
 @functools.cache
 def help_of(command: str) -> str:
     """The help of a command and of all its subcommands."""

@@ -64,3 +64,26 @@ def wide_models(tiny_tokenizer, tmp_path_factory):
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         tiny_tokenizer.save_pretrained(root / name)
     return root
+
+
+@pytest.fixture(scope="session")
+def small_causal(tiny_tokenizer, tmp_path_factory):
+    """A language model of a width that 4-bit weights come in, whole blocks of 64."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("small") / "causal"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

@@ -1,31 +1,36 @@
-"""`cwpo align` or `sft` with --sharding fsdp2 on CPUs; torchrun starts it in several processes.
-
-usage: fsdp2_on_cpus.py align|sft FLAGS
+"""FSDP2 for the trainers of TRL on CPUs.
 
 Accelerate has FSDP for accelerators only; here it is told to use it, and how to gather weights.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
-from cwpo_trainer.commands import Align, Sft
 from cwpo_trainer.policy import preflight
-from cwpo_trainer.run.launch import main
 
 create = Trainer.create_accelerator_and_postprocess
+
+
+def allow_fsdp2() -> None:
+    """Have --sharding fsdp2 do in this process what it does on GPUs."""
+    Trainer.create_accelerator_and_postprocess = create_with_fsdp
+    Accelerator.get_state_dict = gathered
+    preflight._need_cuda = lambda flag: None
 
 
 def create_with_fsdp(trainer: Any) -> None:
     create(trainer)
     state = trainer.accelerator.state
+    # Each AcceleratorState() takes it from there again.
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
     trainer.is_fsdp_enabled = True
@@ -33,15 +38,10 @@ def create_with_fsdp(trainer: Any) -> None:
 
 def gathered(_: Accelerator, model: Any, unwrap: bool = True) -> dict[str, Tensor]:
     """As accelerate does, but waiting for each tensor: gloo stalls where a process does not."""
+    state = model.state_dict()
+    if all(isinstance(value, DTensor) for value in state.values()):
+        print("gathered its shares of all weights")
     return {
         name: value.full_tensor() if isinstance(value, DTensor) else value
-        for name, value in model.state_dict().items()
+        for name, value in state.items()
     }
-
-
-if __name__ == "__main__":
-    Trainer.create_accelerator_and_postprocess = create_with_fsdp
-    Accelerator.get_state_dict = gathered
-    preflight._need_cuda = lambda flag: None
-    command = {"align": Align, "sft": Sft}[sys.argv.pop(1)]
-    main(command, "fsdp2_on_cpus.py")

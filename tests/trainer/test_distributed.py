@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from cwpo_trainer.commands import Align
-from cwpo_trainer.run.folder import read_lines
 
+from .launching import assert_policies_alike
 from .samples import weighted, write_lines
 
 pytestmark = pytest.mark.slow
@@ -39,31 +38,6 @@ def test_fsdp2_over_two_processes_follows_one(tiny_causal, tmp_path):
         torch.testing.assert_close(two["weights"][name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--lora", "--gradient-checkpointing"), ("--precompute-reference",)], ids=" ".join
-)
-def test_packed_rows_of_two_processes_follow_one(more, tiny_causal, tmp_path, command):
-    data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
-    common = ("--model", tiny_causal, "--data", data, "--gradient-accumulation", 1, *more)
-    common = (*common, "--epochs", 1, "--learning-rate", 1e-3, "--dtype", "float32")
-    command(Align, *common, "--batch-size", 8, "--output", tmp_path / "one")
-    align = ("-m", "cwpo_trainer.align", *common, "--batch-size", 4, "--output", tmp_path / "two")
-    assert "read by itself" not in launched(2, *align)
-    assert_alike(tmp_path / "one", tmp_path / "two")
-
-
-@pytest.mark.parametrize("more", [(), ("--lora",), ("--loss", "simpo")], ids=" ".join)
-def test_fsdp2_of_two_processes_follows_one(more, tiny_causal, tmp_path, command):
-    data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
-    common = ("--model", tiny_causal, "--data", data, "--gradient-accumulation", 1, *more)
-    common = (*common, "--epochs", 1, "--learning-rate", 1e-3, "--dtype", "float32")
-    command(Align, *common, "--batch-size", 8, "--output", tmp_path / "one")
-    worker = Path(__file__).with_name("fsdp2_on_cpus.py")
-    common = (*common, "--sharding", "fsdp2", "--batch-size", 4, "--output", tmp_path / "two")
-    assert "read by itself" not in launched(2, worker, "align", *common)
-    assert_alike(tmp_path / "one", tmp_path / "two")
-
-
 @pytest.mark.parametrize("lora", [(), ("--lora",)])
 def test_eight_at_once_follow_one_at_a_time(lora, tiny_causal, tmp_path, command):
     data = write_lines(tmp_path / "weighted.jsonl", weighted(24))
@@ -74,16 +48,4 @@ def test_eight_at_once_follow_one_at_a_time(lora, tiny_causal, tmp_path, command
             *("--batch-size", size, "--gradient-accumulation", accumulation),
             *("--epochs", 1, "--learning-rate", 1e-3, "--dtype", "float32"),
         )
-    assert_alike(tmp_path / "many", tmp_path / "single")
-
-
-def assert_alike(folder, other):
-    """Two runs of three steps logged the same, and gave the same weights."""
-    runs = [read_lines(of / "training.jsonl") for of in (folder, other)]
-    assert [*map(len, runs)] == [3, 3]
-    for left, right in zip(*runs, strict=True):
-        for key in ("loss", "unweighted_loss", "weight", "rewards/margins"):
-            assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), key
-    left, right = (AutoModelForCausalLM.from_pretrained(of) for of in (folder, other))
-    for name, value in left.state_dict().items():
-        torch.testing.assert_close(value, right.get_parameter(name), rtol=1e-3, atol=1e-5)
+    assert_policies_alike(tmp_path / "many", tmp_path / "single")

@@ -39,10 +39,11 @@ def flags(tmp_path):
 def train(flags, tmp_path, command):
     """Trains on rows, and gives the model that is left."""
 
-    def run(model, rows, *more):
+    def run(model, rows, *more, output="annotator"):
         data = write_lines(tmp_path / "pairs.jsonl", rows)
+        more = (*more, "--output", tmp_path / output)
         command(TrainAnnotator, "--model", model, "--data", data, *flags, *more)
-        return AutoModelForSequenceClassification.from_pretrained(tmp_path / "annotator")
+        return AutoModelForSequenceClassification.from_pretrained(tmp_path / output)
 
     return run
 
@@ -85,6 +86,34 @@ def test_every_weight_moves(is_chat, train, tiny_causal):
     changed, kept = moved(tiny_causal, train(tiny_causal, rows))
     assert changed
     assert not kept
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_texts_without_a_prompt_of_their_own_are_those_with_one(is_chat, train, tiny_causal):
+    apart, whole = [], []
+    for prompt, chosen, rejected in preferences():
+        if is_chat:
+            asked, good, bad = (
+                chat("user", prompt),
+                chat("assistant", chosen),
+                chat("assistant", rejected),
+            )
+        else:
+            asked, good, bad = f"\n\nHuman: {prompt}\n\nAssistant:", f" {chosen}", f" {rejected}"
+        apart.append({"prompt": asked, "chosen": good, "rejected": bad})
+        whole.append({"chosen": asked + good, "rejected": asked + bad})
+    expected = train(tiny_causal, apart).state_dict()
+    found = train(tiny_causal, whole, output="whole")
+    for name, weight in found.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_adapters_move_what_they_are_merged_into_alone(train, tiny_causal):
+    changed, kept = moved(tiny_causal, train(tiny_causal, pairs(16), "--lora"))
+    assert {name.rsplit(".", 2)[1] for name in changed} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    assert all("norm" in name or "embed" in name for name in kept)
 
 
 @pytest.fixture(params=["mixtral", "qwen-3"])

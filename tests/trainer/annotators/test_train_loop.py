@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +10,7 @@ from cwpo_annotator.checkpoint import read_card
 from cwpo_trainer.commands import TrainAnnotator
 from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
 
+from ..launching import in_two_processes, launched, said
 from ..samples import pairs, write_lines
 from ..stopping import stopped_after
 
@@ -87,20 +80,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, comm
     assert not (stopped / "checkpoints").exists()
 
 
-def launched(program, *arguments):
-    """A run of a program in two processes."""
-    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
-    return subprocess.run(
-        [*map(str, (*launch, *program, *arguments))],
-        capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-        text=True,
-    )
-
-
 MODULE = ("-m", "cwpo_trainer.train_annotator")
-IN_TURN = (Path(__file__).with_name("in_turn.py"),)
 SHARED = ("--sharding", "fsdp2")
 PLAIN_LORA = ("--lora", "--lora-dropout", 0)
 # By name: flags, and the tokens that the second process has memory for.
@@ -124,23 +104,11 @@ def two(flags, tmp_path_factory):
     """The folder with the outputs of RUNS in two processes, and of one that has to fail."""
     root = tmp_path_factory.mktemp("two")
     runs = RUNS | {TOO_LITTLE: ((*SHARED, "--token-budget", 400), 60)}
-    with ExitStack() as sockets:
-        ports = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in runs]
-        given = {
-            name: ([*map(str, (*flags, *more, "--output", root / name))], tokens, port)
-            for (name, (more, tokens)), port in zip(
-                runs.items(), (each.getsockname()[1] for each in ports), strict=True
-            )
-        }
-    (root / "runs.json").write_text(json.dumps(given))
-    done = launched(IN_TURN, root)
-    assert done.returncode == 0, done.stderr
+    given = {
+        name: ("train-annotator", (*flags, *more), tokens) for name, (more, tokens) in runs.items()
+    }
+    in_two_processes(root, given)
     return root
-
-
-def said(root, name):
-    """What both processes printed in a run, with their exit codes at the end."""
-    return [(root / f"{name}.{rank}.txt").read_text() for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -41,7 +41,7 @@ def data(tmp_path):
 def plan_alignment(settings):
     training, _ = alignment.weighted_parts(settings, load_tokenizer(Path(settings.model)))
     fitting = alignment.weighted_fitting(training, settings.max_length)
-    use = alignment.reference_use(settings, lora=settings.lora)
+    use = alignment.reference_use(settings, settings)
     return alignment.plan(settings, fitting, "a loss", use)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -277,6 +278,30 @@ def test_checkpointing_follows_training_without_it(reentrant, ours):
         torch.testing.assert_close(after[0][name], weight, rtol=1e-4, atol=1e-6)
 
 
+EXPERT_WEIGHTS = LoraConfig(
+    r=2,
+    target_modules=[],
+    target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    task_type="CAUSAL_LM",
+)
+
+
+@pytest.mark.parametrize("given", ["config", "model"])
+def test_adapters_of_experts_move_away_from_their_reference(given, ours, tiny_tokenizer):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GptOssConfig(**SMALL, **EXPERTS, num_local_experts=4))
+    kwargs = {"model": model, "peft_config": EXPERT_WEIGHTS, "processing_class": tiny_tokenizer}
+    if given == "model":
+        kwargs["model"] = get_peft_model(model, kwargs.pop("peft_config"))
+    trainer = ours(kwargs=kwargs, max_steps=2)
+    before = weights_of(trainer)
+    trainer.train()
+    assert trainer.state.log_history[0]["unweighted_loss"] == pytest.approx(0.693147, abs=1e-4)
+    adapters = {name for name in before if "lora" in name and ".ref." not in name}
+    assert adapters
+    assert set(moved(before, weights_of(trainer))) == adapters
+
+
 def test_adapters_before_the_prompt_train(ours):
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     trainer = ours(kwargs={"peft_config": config}, max_steps=1)
@@ -302,13 +327,56 @@ def test_the_reference_can_follow_the_policy(ours):
     assert set(moved(before, dict(trainer.ref_model.named_parameters()))) == set(before)
 
 
-def test_a_model_is_loaded_as_its_arguments_say(ours):
-    trainer = ours(max_steps=2, model_init_kwargs={"dtype": torch.bfloat16}, learning_rate=0.1)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_is_loaded_as_its_arguments_say(dtype, ours):
+    trainer = ours(max_steps=2, model_init_kwargs={"dtype": dtype}, learning_rate=0.1)
     before = weights_of(trainer)
     trainer.train()
-    assert {weight.dtype for weight in before.values()} == {torch.bfloat16}
-    assert {weight.dtype for weight in trainer.model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in before.values()} == {dtype}
+    assert {weight.dtype for weight in trainer.model.parameters()} == {dtype}
     assert len(moved(before, weights_of(trainer))) == len(before)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_model_is_run_if_allowed_alone(ours, tiny_causal, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_causal, folder)
+    (folder / "own_model.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    # Of a type that transformers has no model of.
+    config |= {
+        "model_type": "own",
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "own_model.OwnConfig",
+            "AutoModelForCausalLM": "own_model.OwnForCausalLM",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        ours(kwargs={"model": str(folder)})
+    trainer = ours(kwargs={"model": str(folder)}, trust_remote_code=True, max_steps=1)
+    assert type(trainer.model).__name__ == "OwnForCausalLM"
+    assert trainer.unpacked_because is None
+    trainer.train()
+
+
+def test_images_are_refused(ours):
+    data = dataset(ONES).add_column("images", [[None]] * len(ONES))
+    with pytest.raises((DatasetError, ValueError), match=r"images|vision"):
+        ours(data)
 
 
 FORMS = {

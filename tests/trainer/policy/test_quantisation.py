@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from cwpo_trainer.commands import Align, Sft
 from cwpo_trainer.run.folder import read_lines
@@ -18,24 +18,10 @@ STEPS = 3
 
 
 @pytest.fixture
-def flags(tiny_tokenizer, tmp_path):
-    """Of a model of a width that 4-bit weights come in, whole blocks of 64."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
+def flags(small_causal, tmp_path):
     data = write_lines(tmp_path / "weighted.jsonl", weighted(16))
     return (
-        *("--model", tmp_path / "model", "--data", data, "--batch-size", 4, "--dtype", "float32"),
+        *("--model", small_causal, "--data", data, "--batch-size", 4, "--dtype", "float32"),
         *("--gradient-accumulation", 1, "--max-steps", STEPS, "--learning-rate", 1e-3, "--lora"),
         *("--threads", 1),
     )
@@ -53,7 +39,7 @@ def merged(folder):
         (Sft, ("--eval-fraction", 0.3, "--eval-steps", 1)),
     ],
 )
-def test_four_bits_follow_all_of_them(kind, more, flags, tmp_path, command):
+def test_four_bits_follow_all_of_them(kind, more, flags, small_causal, tmp_path, command):
     for name, quantised in (("whole", ()), ("four", ("--load-in-4bit",))):
         command(kind, *flags, *more, *quantised, "--output", tmp_path / name)
     whole, four = (
@@ -69,7 +55,7 @@ def test_four_bits_follow_all_of_them(kind, more, flags, tmp_path, command):
             assert right["logps/chosen"] == pytest.approx(left["logps/chosen"], rel=0.02)
             assert right["logps/chosen"] != left["logps/chosen"]
     # What is merged is the adapter, into the weights as they were before they were rounded.
-    start, left, right = map(merged, (tmp_path / "model", tmp_path / "whole", tmp_path / "four"))
+    start, left, right = map(merged, (small_causal, tmp_path / "whole", tmp_path / "four"))
     assert right.keys() == start.keys()
     moved = 0
     for name, weight in start.items():

@@ -128,7 +128,7 @@ class Plan:
             self.shape,
             self._method(on_cpu, len(rows)),
             **self._largest_pass(rows),
-            with_reference=self._holds_reference,
+            with_reference=self._peaks_with_reference,
             sharded_over=devices,
             on_cpu=on_cpu,
         )
@@ -180,8 +180,18 @@ class Plan:
         )
 
     @property
-    def _holds_reference(self) -> bool:
+    def _loads_reference(self) -> bool:
         return self.reference is not None and self.reference.is_second_model
+
+    @property
+    def _peaks_with_reference(self) -> bool:
+        """Whether the reference is in memory at the peak.
+
+        One that reads the pairs in advance is gone before there are gradients, which are more than
+        it if all weights are trained.
+        """
+        is_gone = self.reference is not None and self.reference.is_precomputed
+        return self._loads_reference and not (is_gone and self.method.lora_rank is None)
 
     def _reference_passes(self, passes: float) -> float:
         """How often the reference reads the data while training reads it so often."""
@@ -233,7 +243,7 @@ class Plan:
             self.shape, self.method, is_sharded=self.sharded_over > 1
         )
         policy = estimate.loaded_policy(self.shape, self.method)
-        return share * policy, share * reference if self._holds_reference else 0
+        return share * policy, share * reference if self._loads_reference else 0
 
     def hours(self, device: Device) -> float:
         """On as many such devices as there are processes."""
@@ -255,7 +265,7 @@ class Plan:
             self.shape,
             self._method(False, len(rows)),
             **self._largest_pass(rows),
-            with_reference=self._holds_reference,
+            with_reference=self._peaks_with_reference,
         )
 
     def show(self) -> None:
@@ -361,8 +371,6 @@ def policy_plan(
         "processes)",
         row_limit=lambda device: row_tokens(device) if in_rows else None,
     )
-    # A policy that is its own reference reads the pairs in advance, before it is sharded.
-    reads_first = bool(reference and reference.is_precomputed and not reference.is_second_model)
     return Plan(
         training,
         Shape.read(folder),
@@ -372,7 +380,7 @@ def policy_plan(
         sharding=training.sharding,
         facts=facts,
         reference=reference,
-        loads_once=training.sharding == "fsdp2" and not reads_first,
+        loads_once=training.sharding == "fsdp2",
     )
 
 

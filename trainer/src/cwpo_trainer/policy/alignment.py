@@ -93,7 +93,7 @@ def align(settings: Alignment) -> None:
     objective = objective_of(settings, by_prompt=by_prompt)
     if settings.dry_run:
         training.file.unused.tell(are_listed=False)
-        plan(settings, pairs, objective, reference_use(settings, lora=settings.lora)).show()
+        plan(settings, pairs, objective, reference_use(settings, settings)).show()
         return
     # Downloaded only now, for data that can be used.
     resolve(settings.model)
@@ -131,6 +131,9 @@ def align(settings: Alignment) -> None:
             processing_class=tokenizer,
             peft_config=new_adapter(policy, settings, dropout=DROPOUT),
         )
+        if config.precompute_ref_log_probs:
+            # It has read all pairs.
+            reference = trainer.ref_model = None
         for name, pairs_found in trainer.pairs_from_cache.items():
             found = {"pairs_from_reference_cache": pairs_found}
             output.results |= found if name == "train" else named(found, name)
@@ -211,17 +214,9 @@ def plan(
 
 
 def _loads_once(settings: Alignment) -> bool:
-    """Whether the first process alone loads policy and reference, and hands them to the others.
-
-    FSDP2 shards them before they are read, but for a policy that reads the pairs in advance as its
-    own reference.
-    """
-    if settings.sharding != "fsdp2":
-        return False
-    use = reference_use(settings, lora=settings.lora)
-    if use is not None and use.is_precomputed and not use.is_second_model:
-        return False
-    return all(map(can_load_once, {settings.model, settings.reference or settings.model}))
+    """Whether the first process alone loads policy and reference, and hands them to the others."""
+    models = {settings.model, settings.reference or settings.model}
+    return settings.sharding == "fsdp2" and all(map(can_load_once, models))
 
 
 def policy_and_reference(settings: Alignment, *, weights: bool = True) -> tuple[Any, Any | None]:
@@ -240,7 +235,7 @@ def policy_and_reference(settings: Alignment, *, weights: bool = True) -> tuple[
         weights=weights,
     )
     policy = loaded(settings.model, adapter_dropout=DROPOUT)
-    use = reference_use(settings, lora=settings.lora)
+    use = reference_use(settings, settings)
     if use is None or not use.is_second_model:
         return policy, None
     named = settings.reference or settings.model
@@ -255,19 +250,18 @@ def policy_and_reference(settings: Alignment, *, weights: bool = True) -> tuple[
     )
 
 
-def reference_use(loss: PairLoss, *, lora: bool) -> ReferenceUse | None:
+def reference_use(loss: PairLoss, training: PolicyTraining) -> ReferenceUse | None:
     """How the reference is read while training; None for a loss that has none.
 
     Where the reference is the start model, it is under LoRA the policy itself with its adapter
-    switched off, and log-probabilities that are precomputed come from it before its first step.
+    switched off, and log-probabilities that are precomputed come from it before its first step. But
+    FSDP2 shards a policy only as training begins: what reads the pairs before is a second model.
     """
     if not loss.reads_reference:
         return None
-    is_start = loss.reference is None
-    return ReferenceUse(
-        is_second_model=not (is_start and (lora or loss.precomputes_reference)),
-        is_precomputed=loss.precomputes_reference,
-    )
+    is_read_first = loss.precomputes_reference and training.sharding != "fsdp2"
+    is_policy = loss.reference is None and (training.lora or is_read_first)
+    return ReferenceUse(is_second_model=not is_policy, is_precomputed=loss.precomputes_reference)
 
 
 def weighted_parts(

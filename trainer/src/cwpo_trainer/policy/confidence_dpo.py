@@ -176,17 +176,37 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         given = inspect.signature(DPOTrainer).bind_partial(*args, **kwargs).arguments
         self._given_reference = given.get("ref_model")
         super().__init__(*args, **kwargs)
+        self._given_reference = None
         if not isinstance(self.args, ConfidenceDPOConfig):
             raise ConfigError("ConfidenceDPOTrainer needs a ConfidenceDPOConfig as args")
         if self._is_vision_dataset:
             raise DatasetError("images are not supported")
         self._pack_once()
+        if self.precompute_ref_logps and not self.args.precompute_ref_log_probs:
+            self.args.precompute_ref_log_probs = True
+            self._precompute_all()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As in transformers; then shards a reference, before TRL finds it unsharded."""
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled and isinstance(self._given_reference, torch.nn.Module):
             shard_reference(self._given_reference, self.accelerator)
+            # TRL would hash the reference first, which it cannot do with shards.
+            self.args.precompute_ref_log_probs = False
+
+    def _precompute_all(self) -> None:
+        """Have the reference read all datasets, as TRL does where it is not sharded."""
+        size = self.args.precompute_ref_batch_size
+        training = size or self.args.per_device_train_batch_size
+        self.train_dataset = self._precompute_ref_logps(self.train_dataset, "train", training)
+        evaluating = size or self.args.per_device_eval_batch_size
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {
+                name: self._precompute_ref_logps(dataset, name, evaluating)
+                for name, dataset in self.eval_dataset.items()
+            }
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._precompute_ref_logps(self.eval_dataset, "eval", evaluating)
 
     def _pack_once(self) -> None:
         if isinstance(self.data_collator, (_WeightedCollator, PackingCollator)):

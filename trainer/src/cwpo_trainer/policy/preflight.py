@@ -152,17 +152,21 @@ def _check_labels(data: PolicyData) -> None:
     _check_annotator(data.data, data.annotator)
 
 
+def of_gpus(optimizer: OptimizerName, sharding: ShardingName) -> dict[str, str]:
+    """The flags that need a CUDA GPU, and the package that does what each says."""
+    packages = {"fsdp2": "torch", "zero3": "deepspeed"}
+    needed = {} if optimizer == "adamw" else {f"--optimizer {optimizer}": "bitsandbytes"}
+    if sharding != "none":
+        needed[f"--sharding {sharding}"] = packages[sharding]
+    return needed
+
+
 def _check_machine(in_4bit: bool, optimizer: OptimizerName, sharding: ShardingName) -> None:
     if in_4bit:
         _need("bitsandbytes", "--load-in-4bit")
-    for flag, is_set, package in (
-        (f"--optimizer {optimizer}", optimizer != "adamw", "bitsandbytes"),
-        ("--sharding fsdp2", sharding == "fsdp2", "torch"),
-        ("--sharding zero3", sharding == "zero3", "deepspeed"),
-    ):
-        if is_set:
-            _need_cuda(flag)
-            _need(package, flag)
+    for flag, package in of_gpus(optimizer, sharding).items():
+        _need_cuda(flag)
+        _need(package, flag)
 
 
 def _check_attention(training: PolicyTraining) -> None:

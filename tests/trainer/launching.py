@@ -1,0 +1,74 @@
+"""Runs in two processes, and the comparison of two runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cwpo_trainer.run.folder import read_lines
+
+IN_TURN = (Path(__file__).with_name("in_turn.py"),)
+
+
+def launched(program, *arguments):
+    """A run of a program in two processes."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2)
+    return subprocess.run(
+        [*map(str, (*launch, *program, *arguments))],
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+        text=True,
+    )
+
+
+def in_two_processes(root, runs):
+    """Runs commands in turn, each with its own folder of `root` as output.
+
+    Args:
+        runs: by name: the command, its flags, and the tokens that the second process has memory
+            for, or None.
+    """
+    with ExitStack() as sockets:
+        ports = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in runs]
+        ports = [each.getsockname()[1] for each in ports]
+    given = [
+        {
+            "name": name,
+            "command": command,
+            "flags": [*map(str, (*flags, "--output", root / name))],
+            "tokens": tokens,
+            "port": port,
+        }
+        for (name, (command, flags, tokens)), port in zip(runs.items(), ports, strict=True)
+    ]
+    (root / "runs.json").write_text(json.dumps(given))
+    done = launched(IN_TURN, root)
+    assert done.returncode == 0, done.stderr
+
+
+def said(root, name):
+    """What both processes printed in a run, with their exit codes at the end."""
+    return [(root / f"{name}.{rank}.txt").read_text() for rank in (0, 1)]
+
+
+def assert_policies_alike(folder, other):
+    """Two runs of three steps, at a rate of 1e-3, logged the same, and gave the same weights."""
+    runs = [read_lines(of / "training.jsonl") for of in (folder, other)]
+    assert [*map(len, runs)] == [3, 3]
+    for left, right in zip(*runs, strict=True):
+        for key in ("loss", "unweighted_loss", "weight", "rewards/margins"):
+            if key in left:
+                assert left[key] == pytest.approx(right[key], rel=1e-3, abs=1e-5), key
+    left, right = (AutoModelForCausalLM.from_pretrained(of) for of in (folder, other))
+    for name, value in left.state_dict().items():
+        torch.testing.assert_close(value, right.get_parameter(name), rtol=1e-3, atol=1e-4)
