@@ -86,13 +86,19 @@ def test_all_parts_are_asked_of_the_revision_that_answered_the_first(use):
         usage = {"triplets": 1, "tokens": 1}
         return 200, {}, {"annotations": [label], "model": model, "usage": usage}
 
-    one_at_a_time = [answered(0, "r1"), answered(1, "r1")]
-    with Script(*one_at_a_time) as server:
-        use(server.url, lambda client: client.annotate(TRIPLETS[:2], batch_size=1))
+    hosted = 200, {}, {**MODEL, "revision": "r1", "max_body_bytes": 1000}
+    with Script(hosted, answered(0, "r1"), answered(1, "r1")) as server:
+        one_at_a_time = {"batch_size": 1, "concurrency": 1}
+        use(server.url, lambda client: client.annotate(TRIPLETS[:2], **one_at_a_time))
         asked = [headers.get("x-model-revision") for headers, _ in server.requests]
-    assert asked == [None, "r1"]
+    assert asked == [None, "r1", "r1"]
+    # Two halves of a request that was too large are of one revision, too.
+    with Script((413, {}, TOO_LARGE), answered(0, "r1"), answered(1, "r1")) as server:
+        use(server.url, lambda client: client.annotate(TRIPLETS[:2]))
+        asked = [headers.get("x-model-revision") for headers, _ in server.requests]
+    assert asked == [None, None, "r1"]
     # A service that does not know the header answers by whatever it hosts.
-    for answer, revision in (one_at_a_time[0], "r2"), (answered(0, "r2"), "r1"):
+    for answer, revision in (answered(0, "r1"), "r2"), (answered(0, "r2"), "r1"):
         with Script(answer) as server, pytest.raises(CwpoError, match=r"revision r\d .* where r\d"):
             use(
                 server.url,
@@ -113,8 +119,8 @@ def test_another_revision_is_waited_for_and_then_an_error_of_its_own(ask, use):
             ask(call, max_retries=0)
         assert not isinstance(error.value, OverloadedError)
     other = {**BUSY, "status": 503, "reason": "model_revision"}
-    score = {"scores": [], "model": {"name": "m", "revision": "r"}}
-    score["usage"] = {"triplets": 0, "tokens": 0}
+    score = {"scores": [{"score": 1.0}], "model": {"name": "m", "revision": "r"}}
+    score["usage"] = {"triplets": 1, "tokens": 1}
     with Script((503, {"Retry-After": 0}, other), (200, {}, score)) as server:
         use(server.url, lambda client: client.score(items, revision="r"), max_retries=1)
         assert [headers["x-model-revision"] for headers, _ in server.requests] == ["r", "r"]
@@ -126,7 +132,7 @@ def test_nothing_to_ask_is_one_line_and_no_request(use):
         lambda client: client.score([]),
         lambda client: client.rank([]),
     ):
-        with pytest.raises(CwpoError, match=r"the list is empty$"):
+        with pytest.raises(CwpoError, match=r"nothing to send to /\w+: the list is empty$"):
             use("http://127.0.0.1:9", call)
 
 
@@ -151,8 +157,8 @@ def test_rank_is_the_annotator_over_http_in_as_many_requests_as_it_takes(ask):
         assert [item.id for item in answer.rankings] == [str(n) for n in range(7)]
         assert answer.usage.triplets == 7
         assert answer.model.name == "null"
-    with pytest.raises(TooLargeError, match="20 responses: a request may have at most 10"):
-        ask(lambda client: client.rank(RANKED))
+    # 20 are too many for one request, so that its halves are sent.
+    assert ask(lambda client: client.rank(RANKED)).rankings == Annotator.null().rank(RANKED)
 
 
 def test_all_parts_of_a_ranking_are_asked_of_the_revision_that_answered_the_first(use):
@@ -162,16 +168,94 @@ def test_all_parts_of_a_ranking_are_asked_of_the_revision_that_answered_the_firs
         usage = {"triplets": 1, "tokens": 1}
         return 200, {}, {"rankings": [ranking], "model": model, "usage": usage, "temperature": 2.0}
 
-    with Script(answered(0, "r1"), answered(1, "r1")) as server:
-        answer = use(server.url, lambda client: client.rank(RANKED[:2], batch_size=1))
-        assert [headers.get("x-model-revision") for headers, _ in server.requests] == [None, "r1"]
+    hosted = 200, {}, {**MODEL, "revision": "r1", "max_body_bytes": 1000}
+    one_at_a_time = {"batch_size": 1, "concurrency": 1}
+    with Script(hosted, answered(0, "r1"), answered(1, "r1")) as server:
+        answer = use(server.url, lambda client: client.rank(RANKED[:2], **one_at_a_time))
+        asked = [headers.get("x-model-revision") for headers, _ in server.requests]
+    assert asked == [None, "r1", "r1"]
     assert [each.id for each in answer.rankings] == ["0", "1"]
     assert answer.temperature == 2.0
     with (
-        Script(answered(0, "r1"), answered(1, "r2")) as server,
+        Script(hosted, answered(0, "r1"), answered(1, "r2")) as server,
         pytest.raises(CwpoError, match=r"revision r2 .* where r1"),
     ):
-        use(server.url, lambda client: client.rank(RANKED[:2], batch_size=1))
+        use(server.url, lambda client: client.rank(RANKED[:2], **one_at_a_time))
+
+
+def test_requests_are_of_no_more_rows_than_the_service_takes(ask):
+    many = [
+        triplet.model_copy(update={"prompt": f"{n}?"}) for n in range(30) for triplet in TRIPLETS
+    ]
+    assert ask(lambda client: client.annotate(many)).annotations == labels_of(many)
+    # One request for all that a request may have by default, and the service takes five.
+    assert ask(lambda client: client.annotate(TRIPLETS)).annotations == labels_of(TRIPLETS)
+    items = [ScoreItem(prompt=each.prompt, response=each.response_a) for each in TRIPLETS]
+    scores = [label.score_a for label in labels_of(TRIPLETS)]
+    for batch_size in (256, 3):
+        answer = ask(lambda client, size=batch_size: client.score(items, batch_size=size))
+        assert [item.score for item in answer.scores] == scores
+
+
+def test_requests_are_of_no_more_bytes_than_the_service_takes(use):
+    """300 rows of 7 KB, where a request may have 100 KB: fourteen fit in each, and not one more."""
+    text = "öl\n" * 1400
+    triplets = [
+        Triplet(prompt=f"question {n} {text}", response_a=f"answer {n}", response_b=f"reply {n}")
+        for n in range(300)
+    ]
+    service = UnsteadyService()
+    service.max_body_bytes = 100_000
+    answer = use(service.url, lambda client: client.annotate(triplets, priority="batch"))
+    service.stop()
+    assert answer.annotations == labels_of(triplets)
+    assert sorted(map(len, service.prompts)) == [6, *[14] * 21]
+
+
+def test_what_is_refused_as_too_large_is_sent_in_halves(use):
+    """A limit that GET /model does not tell, as that of a proxy."""
+    triplets = [
+        Triplet(prompt=f"question {n}", response_a="x" * 1000 * (n == 3) + "a", response_b="b")
+        for n in range(8)
+    ]
+    service = UnsteadyService()
+    service.max_body_bytes = 400
+    answer = use(service.url, lambda client: client.annotate(triplets, priority="batch"))
+    with pytest.raises(TooLargeError, match="over 400 bytes"):
+        use(service.url, lambda client: client.annotate(triplets[3:4], priority="batch"))
+    service.stop()
+    expected = labels_of(triplets)
+    assert [label.id for label in answer.annotations] == [str(n) for n in range(8)]
+    for n, label in enumerate(answer.annotations):
+        if n != 3:
+            assert label == expected[n]
+    assert (answer.annotations[3].error.code, answer.usage.triplets) == ("too_long", 7)
+    assert answer.annotations[3].error.detail == "over 400 bytes"
+
+
+def test_several_requests_are_sent_at_the_same_time(use):
+    """The answers of three requests come when all three have arrived."""
+    arrived = threading.Barrier(3, timeout=60)
+
+    def answered():
+        arrived.wait()
+        label = {"id": "0", "preferred": "a", "confidence": 0.5, "score_a": 1, "score_b": 0}
+        model, usage = {"name": "m", "revision": "1"}, {"triplets": 1, "tokens": 1}
+        return 200, {}, {"annotations": [label], "model": model, "usage": usage}
+
+    hosted = 200, {}, {**MODEL, "max_triplets": 1, "max_body_bytes": 1000}
+    with Script(hosted, *[answered] * 6) as server:
+        answer = use(
+            server.url, lambda client: client.annotate(TRIPLETS[:6], batch_size=1, concurrency=3)
+        )
+    assert len(answer.annotations) == 6
+
+
+def test_an_answer_about_other_rows_is_an_error(use):
+    model, usage = {"name": "m", "revision": "1"}, {"triplets": 1, "tokens": 1}
+    none = {"annotations": [], "model": model, "usage": usage}
+    with Script((200, {}, none)) as server, pytest.raises(CwpoError, match="2 rows with 0 labels"):
+        use(server.url, lambda client: client.annotate(TRIPLETS[:2]))
 
 
 def test_model_tells_the_limits(ask):
@@ -179,12 +263,10 @@ def test_model_tells_the_limits(ask):
 
 
 def test_a_refusal_is_an_error_of_its_kind_with_the_reason(ask):
-    with pytest.raises(TooLargeError, match="at most 5") as error:
-        ask(lambda client: client.annotate(TRIPLETS))
-    assert error.value.status == 413
-    assert error.value.request_id
-    with pytest.raises(InvalidRequestError, match="limit: "):
+    with pytest.raises(InvalidRequestError, match="limit: ") as error:
         ask(lambda client: client.jobs.list(limit=0))
+    assert error.value.status == 422
+    assert error.value.request_id
     with pytest.raises(UnauthorizedError, match="API key"):
         ask(lambda client: client.model(), api_key="wrong")
     with pytest.raises(NotFoundError, match="job_x"):
@@ -294,6 +376,7 @@ FILE = {
     "created_at": "2026-01-01T00:00:00Z",
 }
 BUSY = {"title": "Too Many Requests", "status": 429, "detail": "come back"}
+TOO_LARGE = {"title": "Content Too Large", "status": 413, "detail": "too many"}
 
 
 class Script:

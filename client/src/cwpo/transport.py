@@ -40,13 +40,14 @@ class ClientSettings(BaseSettings):
 class Request:
     """A request, which is the same at every retry, including its Idempotency-Key if it has one.
 
-    The content is `body` as JSON, or that of `file`, which is read again at every retry. A `path`
-    that is a whole URL is asked without the API key, which is for the service alone.
+    The content is `body` as JSON (bytes are JSON already), or that of `file`, which is read again
+    at every retry. A `path` that is a whole URL is asked without the API key, which is for the
+    service alone.
     """
 
     method: str
     path: str
-    body: BaseModel | None = field(default=None, kw_only=True)
+    body: BaseModel | bytes | None = field(default=None, kw_only=True)
     file: Path | None = field(default=None, kw_only=True)
     params: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     headers: Mapping[str, str] = field(default_factory=dict, kw_only=True)
@@ -67,8 +68,10 @@ class Request:
             arguments["auth"] = _without_key
         if self.body is not None:
             arguments["headers"]["Content-Type"] = "application/json"
-            # Without defaults: an older service refuses the fields that it does not know.
-            arguments["content"] = self.body.model_dump_json(exclude_defaults=True)
+            arguments["content"] = self.body
+            if isinstance(self.body, BaseModel):
+                # Without defaults: an older service refuses the fields that it does not know.
+                arguments["content"] = self.body.model_dump_json(exclude_defaults=True)
         return arguments
 
     def starting_at(self, start: int) -> Request:

@@ -23,8 +23,6 @@ from cwpo.types import (
 # What TRL hands over: a string, or the messages of a conversation.
 Text = str | Sequence[Mapping[str, Any]]
 
-_BATCH = 256
-
 
 def reward_function(
     client: Client, *, truncation: Truncation = "prompt_left"
@@ -47,8 +45,7 @@ def reward_function(
         ]
         return [
             None if isinstance(score, FailedScore) else score.score
-            for at in range(0, len(items), _BATCH)
-            for score in client.score(items[at : at + _BATCH], truncation=truncation).scores
+            for score in client.score(items, truncation=truncation).scores
         ]
 
     return annotator_reward
@@ -83,7 +80,7 @@ class PairwiseJudge:
                 )
             a, b = map(_response, pair)
             triplets.append(Triplet(prompt=_prompt(prompt), response_a=a, response_b=b))
-        answer = self._client.annotate(triplets, truncation=self._truncation, batch_size=_BATCH)
+        answer = self._client.annotate(triplets, truncation=self._truncation)
         return [
             -1
             if isinstance(label, FailedAnnotation)
