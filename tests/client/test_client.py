@@ -8,6 +8,7 @@ from base64 import b64encode
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from cwpo.errors import (
     APIError,
     ConflictError,
     ConnectionFailedError,
+    DatasetError,
     InvalidRequestError,
     JobFailedError,
     ModelRevisionError,
@@ -27,7 +29,7 @@ from cwpo.errors import (
 from cwpo.progress import Progress
 from cwpo.types import ScoreItem
 from cwpo_annotator import Annotator
-from harness import UnsteadyService, furnished, labels_of
+from harness import UnsteadyService, furnished, labels_of, serving
 
 KEY = "wonderland"
 TRIPLETS = [
@@ -132,8 +134,143 @@ def test_nothing_to_ask_is_one_line_and_no_request(use):
         lambda client: client.score([]),
         lambda client: client.rank([]),
     ):
-        with pytest.raises(CwpoError, match=r"nothing to send to /\w+: the list is empty$"):
+        with pytest.raises(CwpoError, match=r"nothing to send to /\w+: there are no rows$"):
             use("http://127.0.0.1:9", call)
+
+
+def every_label(client, rows, **options):
+    """What annotate_iter yields, with or without asyncio."""
+    labels = client.annotate_iter(rows, **options)
+    if not hasattr(labels, "__aiter__"):
+        return list(labels)
+
+    async def collect():
+        return [label async for label in labels]
+
+    return collect()
+
+
+def test_rows_may_be_dictionaries_and_tables_under_names_of_their_own(ask):
+    expected = labels_of(TRIPLETS)
+    rows = [triplet.model_dump(exclude_none=True) for triplet in TRIPLETS]
+    trl = [
+        {"prompt": row["prompt"], "chosen": row["response_a"], "rejected": row["response_b"]}
+        for row in rows
+    ]
+    others = [
+        {"question": row["prompt"], "first": row["response_a"], "second": row["response_b"]}
+        for row in rows
+    ]
+    names = {"prompt": "question", "response_a": "first", "response_b": "second"}
+    assert ask(lambda client: client.annotate(rows)).annotations == expected
+    assert ask(lambda client: client.annotate(trl)).annotations == expected
+    assert ask(lambda client: client.annotate(iter(TRIPLETS))).annotations == expected
+    table = pa.Table.from_pylist(others)
+    assert ask(lambda client: client.annotate(table, columns=names)).annotations == expected
+    assert ask(lambda client: every_label(client, others, columns=names)) == expected
+    to_score = {"prompt": "question", "response": "first"}
+    scores = ask(lambda client: client.score(others, columns=to_score))
+    assert [score.score for score in scores.scores] == [label.score_a for label in expected]
+    lists = [{"q": item.prompt, "responses": item.responses} for item in RANKED]
+    answer = ask(lambda client: client.rank(lists, columns={"prompt": "q"}))
+    assert answer.rankings == Annotator.null().rank(RANKED)
+    with pytest.raises(DatasetError, match=r"the columns are question, first, second\. Say which"):
+        ask(lambda client: client.annotate(others))
+    with pytest.raises(DatasetError, match="row 0 is a RankItem: rows are dictionaries or Triplet"):
+        ask(lambda client: client.annotate(RANKED))
+
+
+def test_rows_that_are_not_valid_are_errors_in_their_places_and_not_sent(ask):
+    good = TRIPLETS[0].model_dump(exclude_none=True)
+    bad = [{**good, "response_b": 7}, {**good, "response_a": " "}, {"id": "x", "prompt": "p"}]
+    surrogate = TRIPLETS[0].model_copy(update={"prompt": "\ud800"})
+    rows = [bad[0], TRIPLETS[0], bad[1], bad[2], surrogate]
+    labels = ask(lambda client: client.annotate(rows)).annotations
+    assert [label.id for label in labels] == ["0", "1", "2", "x", "4"]
+    assert labels[1].score_a == labels_of(TRIPLETS[:1])[0].score_a
+    codes = [labels[at].error.code for at in (0, 2, 3, 4)]
+    assert codes == ["invalid_row", "empty_response", "invalid_row", "invalid_text"]
+    assert "response_b" in labels[0].error.detail
+    assert ask(lambda client: every_label(client, rows)) == labels
+    with pytest.raises(DatasetError, match="none of 3 rows is valid; row 0: response_b: "):
+        ask(lambda client: client.annotate(bad))
+
+
+def test_labels_of_an_endless_input_come_in_order_while_it_is_read(use, monkeypatch):
+    """At most a window of rows, and those of the requests on their way, are read ahead."""
+    monkeypatch.setattr("cwpo.resources.annotations.STREAMED_ROWS", 32)
+    ahead = []
+    given = taken = 0
+
+    def rows():
+        nonlocal given
+        for given in range(1, 1001):
+            ahead.append(given - taken)
+            yield {
+                "id": f"row-{given}",
+                "prompt": f"{given % 7}",
+                "response_a": "a",
+                "response_b": "b",
+            }
+
+    def stream(client):
+        nonlocal taken
+        labels = client.annotate_iter(rows(), batch_size=8, concurrency=2)
+        if not hasattr(labels, "__aiter__"):
+            for taken, label in enumerate(labels, 1):
+                assert label.id == f"row-{taken}"
+            return None
+
+        async def consume():
+            nonlocal taken
+            async for label in labels:
+                taken += 1
+                assert label.id == f"row-{taken}"
+
+        return consume()
+
+    with serving() as service:
+        use(service.url, stream)
+    assert taken == 1000
+    # The first hundred rows are looked at for their columns.
+    assert max(ahead) <= 100 + 2 * 32 + 8
+
+
+def test_a_stream_that_is_left_early_reads_no_further(use, monkeypatch):
+    monkeypatch.setattr("cwpo.resources.annotations.STREAMED_ROWS", 32)
+    given = []
+
+    def rows():
+        for n in range(100_000):
+            given.append(n)
+            yield TRIPLETS[n % 10]
+
+    def first(client):
+        labels = client.annotate_iter(rows(), batch_size=8)
+        if not hasattr(labels, "__aiter__"):
+            return next(labels)
+
+        async def take():
+            try:
+                return await anext(labels)
+            finally:
+                await labels.aclose()
+
+        return take()
+
+    with serving() as service:
+        assert use(service.url, first).id == "0"
+    assert len(given) <= 300
+
+
+def test_progress_is_shown_on_demand(ask, capsys):
+    shown = io.StringIO()
+    with Progress("rows", unit="rows", seconds=0, stream=shown) as progress:
+        ask(lambda client: client.annotate(TRIPLETS, batch_size=3, progress=progress))
+    assert "annotate: 10 of 10 rows" in shown.getvalue()
+    assert capsys.readouterr().err == ""
+    ask(lambda client: client.annotate(TRIPLETS, progress=True))
+    assert "annotate: 10 of 10 rows" in capsys.readouterr().err
 
 
 def test_score_gives_raw_scores(ask):

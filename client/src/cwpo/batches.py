@@ -7,12 +7,17 @@ service still finds too large is sent in halves.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
-from cwpo.errors import CwpoError, TooLargeError
+from pydantic_core import PydanticSerializationError
+
+from cwpo.datasets.naming import LISTS, SINGLES, TRIPLETS, Form, named
+from cwpo.datasets.records import Rows, records
+from cwpo.datasets.triplets import RejectedRow, parse_item, parse_score_item, parse_triplet
+from cwpo.errors import CwpoError, DatasetError, TooLargeError, first_line
 from cwpo.texts import prompt_order
 from cwpo.transport import Call
 from cwpo.types import (
@@ -38,6 +43,8 @@ Label = Any
 # What is read before the first of it is sent, and so what memory an endless input takes.
 _WINDOW_ROWS = 8192
 _WINDOW_BYTES = 64 << 20
+# The same where labels are wanted as soon as there are some.
+STREAMED_ROWS = 2048
 # An input of one request of so many bytes is sent without asking for the limits of the service.
 _UNASKED_BYTES = 4 << 20
 
@@ -49,13 +56,15 @@ class Row:
     place: its position in the input, from 0.
     content: its JSON.
     size: the number of its items, by which requests are limited; responses, where it is ranked.
+    problem: why it is not sent; None if it is.
     """
 
     place: int
     id: str
-    prompt: Prompt
-    content: bytes
+    prompt: Prompt = ""
+    content: bytes = b""
     size: int = 1
+    problem: ItemError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class Endpoint(Generic[A]):
     """A path that takes a list of rows and answers with a list of labels.
 
     sent, answered: names of the two lists.
+    forms: the columns of a row that is a dictionary.
+    parse: reads a row that is a dictionary, of the given position.
     of_triplet: number of items that take the place of a triplet in the limits.
     """
 
@@ -70,12 +81,10 @@ class Endpoint(Generic[A]):
     sent: str
     answered: str
     answer: type[A]
+    item: type[Triplet] | type[ScoreItem] | type[RankItem]
+    forms: Sequence[Form]
+    parse: Callable[[int, Mapping[str, Any]], Triplet | ScoreItem | RankItem | RejectedRow]
     of_triplet: int = 1
-
-
-ANNOTATE = Endpoint("/annotate", "triplets", "annotations", AnnotateResponse)
-SCORE = Endpoint("/score", "items", "scores", ScoreResponse)
-RANK = Endpoint("/rank", "items", "rankings", RankResponse, of_triplet=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,11 @@ class Question(Generic[A]):
     truncation: Truncation
     priority: Priority
     revision: str | None
+
+    @property
+    def name(self) -> str:
+        """What is done with the rows."""
+        return self.endpoint.path.removeprefix("/")
 
     @property
     def body(self) -> tuple[bytes, bytes]:
@@ -110,20 +124,58 @@ class Question(Generic[A]):
         return Call("POST", endpoint.path, endpoint.answer, body=content, headers=headers)
 
 
-def sent_rows(items: Iterable[Triplet | ScoreItem | RankItem]) -> Iterator[Row]:
-    """The rows, those without an id named by their position in the whole input."""
-    for place, item in enumerate(items):
-        if isinstance(item, ScoreItem):
-            yield Row(place, str(place), item.prompt, _content(item))
-            continue
-        named = item if item.id is not None else item.model_copy(update={"id": str(place)})
-        size = len(item.responses) if isinstance(item, RankItem) else 1
-        yield Row(place, named.id or str(place), item.prompt, _content(named), size)
+def sent_rows(
+    endpoint: Endpoint[A], given: Rows, columns: Mapping[str, str] | None = None
+) -> Iterator[Row]:
+    """The rows, those without an id named by their position in the whole input.
+
+    Args:
+        columns: as of `naming.named`.
+    Raises: DatasetError for what has no rows, or rows without the columns that are needed;
+        ConfigError for a name in `columns` that nothing needs.
+    """
+    for place, record in named(enumerate(records(given)), endpoint.forms, columns):
+        item = endpoint.parse(place, record) if isinstance(record, Mapping) else record
+        if isinstance(item, RejectedRow):
+            yield Row(place, item.id or str(place), problem=item.error)
+        elif isinstance(item, endpoint.item):
+            yield _row(place, item)
+        else:
+            raise DatasetError(
+                f"row {place} is a {type(item).__name__}: rows are dictionaries or "
+                f"{endpoint.item.__name__} objects"
+            )
 
 
-def _content(item: Triplet | ScoreItem | RankItem) -> bytes:
-    # Without defaults: an older service refuses the fields that it does not know.
-    return item.model_dump_json(exclude_defaults=True).encode()
+def _row(place: int, item: Triplet | ScoreItem | RankItem) -> Row:
+    if not isinstance(item, ScoreItem) and item.id is None:
+        item = item.model_copy(update={"id": str(place)})
+    row_id = str(place) if isinstance(item, ScoreItem) else item.id or ""
+    try:
+        # Without defaults: an older service refuses the fields that it does not know.
+        content = item.model_dump_json(exclude_defaults=True).encode()
+    except PydanticSerializationError as error:
+        problem = ItemError(code="invalid_text", detail=first_line(error))
+        return Row(place, row_id, problem=problem)
+    size = len(item.responses) if isinstance(item, RankItem) else 1
+    return Row(place, row_id, item.prompt, content, size)
+
+
+def _triplet(place: int, record: Mapping[str, Any]) -> Triplet | RejectedRow:
+    row = parse_triplet(place, record)
+    return row if isinstance(row, RejectedRow) else row.triplet
+
+
+def _rank_item(place: int, record: Mapping[str, Any]) -> RankItem | RejectedRow:
+    row = parse_item(place, record)
+    return row if isinstance(row, RejectedRow) else row.item
+
+
+ANNOTATE = Endpoint(
+    "/annotate", "triplets", "annotations", AnnotateResponse, Triplet, TRIPLETS, _triplet
+)
+SCORE = Endpoint("/score", "items", "scores", ScoreResponse, ScoreItem, SINGLES, parse_score_item)
+RANK = Endpoint("/rank", "items", "rankings", RankResponse, RankItem, LISTS, _rank_item, 2)
 
 
 class Exchange(Generic[A]):
@@ -137,8 +189,11 @@ class Exchange(Generic[A]):
         self.endpoint: Endpoint[A] = question.endpoint
         self._question: Question[A] = question
         self._revision = question.revision
-        self._waiting = deque([rows])
-        self.labels: dict[int, Label] = {}
+        sent = [row for row in rows if row.problem is None]
+        self._waiting = deque([sent] if sent else [])
+        self.labels: dict[int, Label] = {
+            row.place: _failed(self.endpoint, row, row.problem) for row in rows if row.problem
+        }
         self.answers: list[A] = []
         self.refusal: TooLargeError | None = None
 
@@ -185,21 +240,23 @@ class Batches(Generic[A]):
     Args:
         rows: the input.
         most: number of items (responses, where they are ranked) of a request.
+        window: number of rows that are read before the first of them are sent.
     Raises: CwpoError for an input without rows.
     """
 
     question: Question[A]
     rows: Iterable[Row]
     most: int
+    window: int = _WINDOW_ROWS
     _first: Sequence[Row] = field(init=False)
     _others: Iterator[Sequence[Row]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._others = _windows(self.rows)
+        self._others = _windows(self.rows, self.window)
         self._first = next(self._others, [])
         if not self._first:
             raise CwpoError(
-                f"there is nothing to send to {self.question.endpoint.path}: the list is empty"
+                f"there is nothing to send to {self.question.endpoint.path}: there are no rows"
             )
 
     @property
@@ -207,7 +264,7 @@ class Batches(Generic[A]):
         """Whether the input may take several requests; then `exchanges` wants to know the model."""
         items = sum(row.size for row in self._first)
         size = sum(len(row.content) for row in self._first)
-        if len(self._first) >= _WINDOW_ROWS or size >= _WINDOW_BYTES:
+        if len(self._first) >= self.window or size >= _WINDOW_BYTES:
             return True  # Others may follow.
         return len(self._first) > 1 and (items > self.most or size > _UNASKED_BYTES)
 
@@ -238,14 +295,18 @@ class Batches(Generic[A]):
 def joined(exchanges: Sequence[Exchange[A]]) -> A:
     """One answer out of all of them, with the labels in the order of the input.
 
-    Raises: TooLargeError if each row is too large for a request.
+    Raises: TooLargeError if each row is too large for a request; DatasetError if none is a valid
+    one.
     """
     answers = [answer for exchange in exchanges for answer in exchange.answers]
-    if not answers:
-        raise next(exchange.refusal for exchange in exchanges if exchange.refusal is not None)
     labels: dict[int, Label] = {}
     for exchange in exchanges:
         labels |= exchange.labels
+    if not answers:
+        refusals = [exchange.refusal for exchange in exchanges if exchange.refusal is not None]
+        if refusals:
+            raise refusals[0]
+        raise DatasetError(f"none of {len(labels)} rows is valid; row 0: {labels[0].error.detail}")
     usage = Usage(
         triplets=sum(answer.usage.triplets for answer in answers),
         tokens=sum(answer.usage.tokens for answer in answers),
@@ -255,6 +316,21 @@ def joined(exchanges: Sequence[Exchange[A]]) -> A:
     return answers[0].model_copy(update={answered: in_order, "usage": usage})
 
 
+class InOrder:
+    """Labels that come in any order, in that of the input."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Label] = {}
+        self._next = 0
+
+    def add(self, labels: Mapping[int, Label]) -> Iterator[Label]:
+        """Take some labels by their places; yields those whose turn has come."""
+        self._waiting |= labels
+        while self._next in self._waiting:
+            yield self._waiting.pop(self._next)
+            self._next += 1
+
+
 def _failed(endpoint: Endpoint[A], row: Row, error: ItemError) -> FailedAnnotation | FailedScore:
     """What stands in the answer for a row without a label."""
     if endpoint.answer is ScoreResponse:
@@ -262,14 +338,14 @@ def _failed(endpoint: Endpoint[A], row: Row, error: ItemError) -> FailedAnnotati
     return FailedAnnotation(id=row.id, error=error)
 
 
-def _windows(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _windows(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
     """The rows that are read at a time. One that is not full is the last one."""
     window: list[Row] = []
     size = 0
     for row in rows:
         window.append(row)
         size += len(row.content)
-        if len(window) >= _WINDOW_ROWS or size >= _WINDOW_BYTES:
+        if len(window) >= most or size >= _WINDOW_BYTES:
             yield window
             window, size = [], 0
     if window:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TextIO
@@ -29,6 +30,7 @@ class Progress:
         seconds: minimum time between two lines.
         stream: where to write; stderr by default.
         clock: returns the time in seconds.
+        is_quiet: show nothing at all.
     """
 
     def __init__(
@@ -41,12 +43,15 @@ class Progress:
         seconds: float = SECONDS_BETWEEN_LINES,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        is_quiet: bool = False,
     ) -> None:
         self._state = _State(work, unit, done, total, {})
         stream = stream or sys.stderr
-        self._display: _Display = (
-            _Bar(stream) if stream.isatty() else _Lines(stream, seconds, clock)
-        )
+        self._display: _Display
+        if is_quiet:
+            self._display = _Nothing()
+        else:
+            self._display = _Bar(stream) if stream.isatty() else _Lines(stream, seconds, clock)
 
     def update(
         self,
@@ -82,6 +87,22 @@ class Progress:
         self._display.close(self._state)
 
 
+@contextmanager
+def shown(
+    progress: Progress | bool | None, work: str, *, unit: str, total: int | None = None
+) -> Iterator[Progress]:
+    """What shows the progress of some work: a Progress that is given, or for True a new one.
+
+    For False or None it shows nothing. The arguments are those of Progress.
+    """
+    if isinstance(progress, Progress):
+        progress.update(total=total, work=work)
+        yield progress
+        return
+    with Progress(work, unit=unit, total=total, is_quiet=not progress) as new:
+        yield new
+
+
 @dataclass
 class _State:
     work: str
@@ -106,6 +127,19 @@ class _Display(Protocol):
     def show(self, state: _State) -> None: ...
 
     def close(self, state: _State) -> None: ...
+
+
+class _Nothing:
+    """No display."""
+
+    def open(self, state: _State) -> None:
+        pass
+
+    def show(self, state: _State) -> None:
+        pass
+
+    def close(self, state: _State) -> None:
+        pass
 
 
 class _Bar:

@@ -27,6 +27,7 @@ from cwpo.types import (
     ItemError,
     Prompt,
     RankItem,
+    ScoreItem,
     Triplet,
 )
 
@@ -246,7 +247,7 @@ def _parsed_rows(
         yield row
 
 
-def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet | RejectedRow:
+def parse_triplet(number: int, value: Mapping[str, Any] | str) -> NumberedTriplet | RejectedRow:
     """One row of read_rows as a triplet, or as a rejected row with the reason."""
     if isinstance(value, str):
         return _rejected(number, None, value)
@@ -274,6 +275,21 @@ def parse_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet |
     return NumberedTriplet(number, triplet)
 
 
+def parse_score_item(number: int, value: Mapping[str, Any]) -> ScoreItem | RejectedRow:
+    """One row with a single response, or a rejected row with the reason."""
+    row_id = id_of(number, value)
+    prompt, response = value.get("prompt"), value.get("response")
+    if prompt is None or response is None:
+        missing = "prompt" if prompt is None else "response"
+        return _rejected(number, row_id, f"{missing} is missing; a row needs prompt and response")
+    try:
+        item = ScoreItem(prompt=prompt, response=_response(response))
+    except ValidationError as error:
+        return _rejected(number, row_id, mistake_in(error))
+    problem = text_problem(item.prompt, response=item.response)
+    return item if problem is None else RejectedRow(number, row_id, problem)
+
+
 def _parse_only_triplet(number: int, value: dict[str, Any] | str) -> NumberedTriplet | RejectedRow:
     # Nearly no row has the name: to call for each would take longer than to look.
     if isinstance(value, dict) and "responses" in value and columns.lists_responses(value):
@@ -290,10 +306,16 @@ def _parse_row(number: int, value: dict[str, Any] | str) -> NumberedRow | Reject
     """One row of read_rows as a triplet or an item, or as a rejected row with the reason."""
     if not isinstance(value, dict) or not columns.lists_responses(value):
         return parse_triplet(number, value)
+    return parse_item(number, value)
+
+
+def parse_item(number: int, value: Mapping[str, Any]) -> NumberedItem | RejectedRow:
+    """One row that has a list of responses as an item, or as a rejected row with the reason."""
     row_id = id_of(number, value)
-    prompt, responses = value.get("prompt"), value["responses"]
-    if prompt is None:
-        return _rejected(number, row_id, "prompt is missing; a row needs prompt and responses")
+    prompt, responses = value.get("prompt"), value.get("responses")
+    if prompt is None or responses is None:
+        missing = "prompt" if prompt is None else "responses"
+        return _rejected(number, row_id, f"{missing} is missing; a row needs prompt and responses")
     if isinstance(responses, list):
         responses = list(map(_response, responses))
     try:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
 
-from cwpo.batches import ANNOTATE, RANK, SCORE, A, Batches, Exchange, Question, joined, sent_rows
+from cwpo.batches import (
+    ANNOTATE,
+    RANK,
+    SCORE,
+    STREAMED_ROWS,
+    A,
+    Batches,
+    Exchange,
+    InOrder,
+    Question,
+    joined,
+    sent_rows,
+)
 from cwpo.connection import AsyncConnection, Connection
+from cwpo.datasets.records import Rows, count
 from cwpo.errors import TooLargeError
+from cwpo.progress import Progress, shown
 from cwpo.transport import Call
 from cwpo.types import (
     AnnotateResponse,
+    Annotation,
+    FailedAnnotation,
     ModelInfo,
     Priority,
-    RankItem,
     RankResponse,
-    ScoreItem,
     ScoreResponse,
-    Triplet,
     Truncation,
 )
 
@@ -32,21 +46,28 @@ class Annotations:
 
     def annotate(
         self,
-        triplets: Sequence[Triplet],
+        triplets: Rows,
         *,
+        columns: Mapping[str, str] | None = None,
         truncation: Truncation = "error",
         priority: Priority = "interactive",
         revision: str | None = None,
         batch_size: int = 256,
         concurrency: int = 4,
+        progress: Progress | bool = False,
     ) -> AnnotateResponse:
-        """Label the triplets, in order.
+        """Label the triplets, in order; all labels are kept, which `annotate_iter` does not.
 
         A long input is sent in several requests: by prompt, and of no more triplets and bytes than
         the service takes (GET /model). A triplet that is too large for a request is an error, and
         the others are unharmed.
 
         Args:
+            triplets: Triplet objects or dictionaries (also with TRL's `chosen` and `rejected`), in
+                a list, an iterator or a `datasets.Dataset`; or a table of pandas, polars or Arrow.
+                A row that is not valid is an error in its place.
+            columns: the input's names of columns, by the names that are needed, such as
+                {"prompt": "question"}.
             truncation: treatment of texts that are too long for the annotator: "error" makes the
                 triplet an error, "prompt_left" drops the oldest tokens of the prompt.
             priority: "interactive" requests are answered before "batch" requests.
@@ -54,65 +75,106 @@ class Annotations:
                 by default any, but one for all requests.
             batch_size: most triplets of a request.
             concurrency: number of requests that are sent at the same time.
+            progress: shows how many rows have an answer, on stderr for True.
+        Raises: DatasetError for an input that has no rows, none that is valid, or not the columns
+            that are needed, which are then named.
         """
         question = Question(ANNOTATE, truncation, priority, revision)
-        batches = Batches(question, sent_rows(triplets), batch_size)
-        return joined([*self._exchanges(batches, concurrency)])
+        how = (columns, batch_size, concurrency, progress)
+        return self._all(question, triplets, *how)
 
-    def score(
+    def annotate_iter(
         self,
-        items: Sequence[ScoreItem],
+        triplets: Rows,
         *,
+        columns: Mapping[str, str] | None = None,
         truncation: Truncation = "error",
         priority: Priority = "interactive",
         revision: str | None = None,
         batch_size: int = 256,
         concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> Iterator[Annotation | FailedAnnotation]:
+        """Label the triplets of an input of any length, and yield the labels in order.
+
+        It is a method of its own, since `annotate` returns one answer with all labels, and so keeps
+        them all: this one reads some thousand rows ahead of the label that it yields, and its
+        memory stays the same however many there are. Arguments and errors are those of `annotate`;
+        the errors come with the first label that is asked for.
+        """
+        question = Question(ANNOTATE, truncation, priority, revision)
+        rows = sent_rows(ANNOTATE, triplets, columns)
+        batches = Batches(question, rows, batch_size, STREAMED_ROWS)
+        in_order = InOrder()
+        with shown(progress, "annotate", unit="rows", total=count(triplets)) as bar:
+            for exchange in self._exchanges(batches, concurrency):
+                bar.advance(len(exchange.labels))
+                yield from in_order.add(exchange.labels)
+
+    def score(
+        self,
+        items: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
     ) -> ScoreResponse:
         """Raw scores (logits) of single responses, in order; otherwise as `annotate`.
 
-        Args:
-            truncation: treatment of texts that are too long for the annotator: "error" makes the
-                item an error, "prompt_left" drops the oldest tokens of the prompt.
-            priority: "interactive" requests are answered before "batch" requests.
-            revision: revision that the annotator has to have, as in `model.revision` of an answer;
-                by default any, but one for all requests.
-            batch_size: most items of a request.
-            concurrency: number of requests that are sent at the same time.
+        Items are ScoreItem objects or rows with `prompt` and `response`.
         """
         question = Question(SCORE, truncation, priority, revision)
-        batches = Batches(question, sent_rows(items), batch_size)
-        return joined([*self._exchanges(batches, concurrency)])
+        how = (columns, batch_size, concurrency, progress)
+        return self._all(question, items, *how)
 
     def rank(
         self,
-        items: Sequence[RankItem],
+        items: Rows,
         *,
+        columns: Mapping[str, str] | None = None,
         truncation: Truncation = "error",
         priority: Priority = "interactive",
         revision: str | None = None,
         batch_size: int = 512,
         concurrency: int = 4,
+        progress: Progress | bool = False,
     ) -> RankResponse:
         """Order the responses of each item, best first; otherwise as `annotate`.
 
-        Args:
-            truncation: treatment of texts that are too long for the annotator: "error" makes the
-                item an error, "prompt_left" drops the oldest tokens of the prompt,
-                the same for all of its responses.
-            priority: "interactive" requests are answered before "batch" requests.
-            revision: revision that the annotator has to have, as in `model.revision` of an answer;
-                by default any, but one for all requests.
-            batch_size: most responses of a request; those of an item are never parted.
-            concurrency: number of requests that are sent at the same time.
+        Items are RankItem objects or rows with `prompt` and `responses`, two to 64 of them.
+
+        Args: as those of `annotate`; batch_size is the most responses of a request, and those of an
+            item are never parted.
         """
         question = Question(RANK, truncation, priority, revision)
-        batches = Batches(question, sent_rows(items), batch_size)
-        return joined([*self._exchanges(batches, concurrency)])
+        how = (columns, batch_size, concurrency, progress)
+        return self._all(question, items, *how)
 
     def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
         return self._connection.send(_model())
+
+    def _all(
+        self,
+        question: Question[A],
+        given: Rows,
+        columns: Mapping[str, str] | None,
+        batch_size: int,
+        concurrency: int,
+        progress: Progress | bool,
+    ) -> A:
+        """One answer about all rows."""
+        batches = Batches(question, sent_rows(question.endpoint, given, columns), batch_size)
+        answered = []
+        with shown(progress, question.name, unit="rows", total=count(given)) as bar:
+            for exchange in self._exchanges(batches, concurrency):
+                answered.append(exchange)
+                bar.advance(len(exchange.labels))
+        return joined(answered)
 
     def _exchanges(self, batches: Batches[A], concurrency: int) -> Iterator[Exchange[A]]:
         """Those for all rows, answered, in the order in which they are sent."""
@@ -148,21 +210,28 @@ class AsyncAnnotations:
 
     async def annotate(
         self,
-        triplets: Sequence[Triplet],
+        triplets: Rows,
         *,
+        columns: Mapping[str, str] | None = None,
         truncation: Truncation = "error",
         priority: Priority = "interactive",
         revision: str | None = None,
         batch_size: int = 256,
         concurrency: int = 4,
+        progress: Progress | bool = False,
     ) -> AnnotateResponse:
-        """Label the triplets, in order.
+        """Label the triplets, in order; all labels are kept, which `annotate_iter` does not.
 
         A long input is sent in several requests: by prompt, and of no more triplets and bytes than
         the service takes (GET /model). A triplet that is too large for a request is an error, and
         the others are unharmed.
 
         Args:
+            triplets: Triplet objects or dictionaries (also with TRL's `chosen` and `rejected`), in
+                a list, an iterator or a `datasets.Dataset`; or a table of pandas, polars or Arrow.
+                A row that is not valid is an error in its place.
+            columns: the input's names of columns, by the names that are needed, such as
+                {"prompt": "question"}.
             truncation: treatment of texts that are too long for the annotator: "error" makes the
                 triplet an error, "prompt_left" drops the oldest tokens of the prompt.
             priority: "interactive" requests are answered before "batch" requests.
@@ -170,67 +239,113 @@ class AsyncAnnotations:
                 by default any, but one for all requests.
             batch_size: most triplets of a request.
             concurrency: number of requests that are sent at the same time.
+            progress: shows how many rows have an answer, on stderr for True.
+        Raises: DatasetError for an input that has no rows, none that is valid, or not the columns
+            that are needed, which are then named.
         """
         question = Question(ANNOTATE, truncation, priority, revision)
-        batches = await asyncio.to_thread(Batches, question, sent_rows(triplets), batch_size)
-        return joined([each async for each in self._exchanges(batches, concurrency)])
+        how = (columns, batch_size, concurrency, progress)
+        return await self._all(question, triplets, *how)
 
-    async def score(
+    async def annotate_iter(
         self,
-        items: Sequence[ScoreItem],
+        triplets: Rows,
         *,
+        columns: Mapping[str, str] | None = None,
         truncation: Truncation = "error",
         priority: Priority = "interactive",
         revision: str | None = None,
         batch_size: int = 256,
         concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> AsyncIterator[Annotation | FailedAnnotation]:
+        """Label the triplets of an input of any length, and yield the labels in order.
+
+        It is a method of its own, since `annotate` returns one answer with all labels, and so keeps
+        them all: this one reads some thousand rows ahead of the label that it yields, and its
+        memory stays the same however many there are. Arguments and errors are those of `annotate`;
+        the errors come with the first label that is asked for.
+        """
+        question = Question(ANNOTATE, truncation, priority, revision)
+        rows = sent_rows(ANNOTATE, triplets, columns)
+        batches = await asyncio.to_thread(Batches, question, rows, batch_size, STREAMED_ROWS)
+        in_order = InOrder()
+        with shown(progress, "annotate", unit="rows", total=count(triplets)) as bar:
+            async with aclosing(self._exchanges(batches, concurrency)) as exchanges:
+                async for exchange in exchanges:
+                    bar.advance(len(exchange.labels))
+                    for label in in_order.add(exchange.labels):
+                        yield label
+
+    async def score(
+        self,
+        items: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
     ) -> ScoreResponse:
         """Raw scores (logits) of single responses, in order; otherwise as `annotate`.
 
-        Args:
-            truncation: treatment of texts that are too long for the annotator: "error" makes the
-                item an error, "prompt_left" drops the oldest tokens of the prompt.
-            priority: "interactive" requests are answered before "batch" requests.
-            revision: revision that the annotator has to have, as in `model.revision` of an answer;
-                by default any, but one for all requests.
-            batch_size: most items of a request.
-            concurrency: number of requests that are sent at the same time.
+        Items are ScoreItem objects or rows with `prompt` and `response`.
         """
         question = Question(SCORE, truncation, priority, revision)
-        batches = await asyncio.to_thread(Batches, question, sent_rows(items), batch_size)
-        return joined([each async for each in self._exchanges(batches, concurrency)])
+        how = (columns, batch_size, concurrency, progress)
+        return await self._all(question, items, *how)
 
     async def rank(
         self,
-        items: Sequence[RankItem],
+        items: Rows,
         *,
+        columns: Mapping[str, str] | None = None,
         truncation: Truncation = "error",
         priority: Priority = "interactive",
         revision: str | None = None,
         batch_size: int = 512,
         concurrency: int = 4,
+        progress: Progress | bool = False,
     ) -> RankResponse:
         """Order the responses of each item, best first; otherwise as `annotate`.
 
-        Args:
-            truncation: treatment of texts that are too long for the annotator: "error" makes the
-                item an error, "prompt_left" drops the oldest tokens of the prompt,
-                the same for all of its responses.
-            priority: "interactive" requests are answered before "batch" requests.
-            revision: revision that the annotator has to have, as in `model.revision` of an answer;
-                by default any, but one for all requests.
-            batch_size: most responses of a request; those of an item are never parted.
-            concurrency: number of requests that are sent at the same time.
+        Items are RankItem objects or rows with `prompt` and `responses`, two to 64 of them.
+
+        Args: as those of `annotate`; batch_size is the most responses of a request, and those of an
+            item are never parted.
         """
         question = Question(RANK, truncation, priority, revision)
-        batches = await asyncio.to_thread(Batches, question, sent_rows(items), batch_size)
-        return joined([each async for each in self._exchanges(batches, concurrency)])
+        how = (columns, batch_size, concurrency, progress)
+        return await self._all(question, items, *how)
 
     async def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
         return await self._connection.send(_model())
 
-    async def _exchanges(self, batches: Batches[A], concurrency: int) -> AsyncIterator[Exchange[A]]:
+    async def _all(
+        self,
+        question: Question[A],
+        given: Rows,
+        columns: Mapping[str, str] | None,
+        batch_size: int,
+        concurrency: int,
+        progress: Progress | bool,
+    ) -> A:
+        """One answer about all rows."""
+        rows = sent_rows(question.endpoint, given, columns)
+        batches = await asyncio.to_thread(Batches, question, rows, batch_size)
+        answered = []
+        with shown(progress, question.name, unit="rows", total=count(given)) as bar:
+            async for exchange in self._exchanges(batches, concurrency):
+                answered.append(exchange)
+                bar.advance(len(exchange.labels))
+        return joined(answered)
+
+    async def _exchanges(
+        self, batches: Batches[A], concurrency: int
+    ) -> AsyncGenerator[Exchange[A]]:
         """Those for all rows, answered, in the order in which they are sent."""
         model = await self.model() if batches.is_long else None
         exchanges = batches.exchanges(model)
