@@ -9,13 +9,14 @@ from cwpo.client import Client
 from cwpo.connection import AsyncConnection, Connection
 from cwpo.resources.annotations import Annotations, AsyncAnnotations
 from cwpo.resources.files import AsyncFiles, Files
-from cwpo.resources.jobs import AsyncJobs, Jobs
+from cwpo.resources.jobs import AsyncJobs, AsyncSubmittedJob, Jobs, SubmittedJob
 
 TWINS = [
     (Client, AsyncClient),
     (Annotations, AsyncAnnotations),
     (Files, AsyncFiles),
     (Jobs, AsyncJobs),
+    (SubmittedJob, AsyncSubmittedJob),
     (Connection, AsyncConnection),
 ]
 
@@ -31,11 +32,8 @@ def methods(kind):
 def signature(method):
     """Parameters and result, the classes of asyncio by the names of their twins."""
     given = inspect.signature(method)
-    parameters = [
-        str(parameter).replace("AsyncConnection", "Connection")
-        for parameter in given.parameters.values()
-    ]
-    return parameters, str(given.return_annotation).replace("AsyncIterator", "Iterator")
+    parameters = [str(parameter).replace("Async", "") for parameter in given.parameters.values()]
+    return parameters, str(given.return_annotation).replace("Async", "")
 
 
 @pytest.mark.parametrize(("sync", "twin"), TWINS, ids=lambda kind: kind.__name__)

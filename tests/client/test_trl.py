@@ -3,8 +3,8 @@
 import pytest
 
 from cwpo import Client, Triplet
-from cwpo.errors import CwpoError
-from cwpo.trl import PairwiseJudge, reward_function
+from cwpo.errors import CwpoError, DatasetError
+from cwpo.trl import PairwiseJudge, reward_function, to_trl
 from harness import labels_of, serving
 
 PROMPTS = ["why?", "how?", "when?"]
@@ -80,6 +80,28 @@ def test_the_judge_names_the_better_completion(client, expected):
 def test_the_judge_has_no_opinion_on_a_tie_or_an_empty_completion(client):
     judge = PairwiseJudge(client)
     assert judge.judge(["why?", "why?"], [["same", "same"], ["", "because"]]) == [-1, -1]
+
+
+def test_annotated_pairs_are_a_dataset_for_trl(client, expected):
+    pairs = zip(PROMPTS, COMPLETIONS, OTHERS, strict=True)
+    rows = [{"question": prompt, "first": a, "second": b} for prompt, a, b in pairs]
+    rows.insert(1, {"question": "empty?", "first": " ", "second": "b"})
+    names = {"prompt": "question", "response_a": "first", "response_b": "second"}
+    for labels in (client.annotate(rows, columns=names), client.annotate_iter(rows, columns=names)):
+        dataset = to_trl(rows, labels, columns=names)
+        assert dataset["prompt"][:] == PROMPTS
+        assert dataset["confidence"][:] == [label.confidence for label in expected]
+        both = zip(dataset["chosen"], dataset["rejected"], strict=True)
+        responses = zip(expected, zip(COMPLETIONS, OTHERS, strict=True), strict=True)
+        assert [*both] == [
+            pair if label.preferred == "a" else pair[::-1] for label, pair in responses
+        ]
+    chat = [{"prompt": turns("user", "why?"), "chosen": "so", "rejected": "no"}]
+    (row,) = to_trl(chat, client.annotate(chat))
+    assert {row["chosen"][0]["role"], row["rejected"][0]["role"]} == {"assistant"}
+    empty = client.annotate([*rows[:1], rows[1]], columns=names).annotations[1:]
+    with pytest.raises(DatasetError, match="no triplet has a label"):
+        to_trl(rows[1:2], empty, columns=names)
 
 
 def test_what_is_no_pair_or_no_single_answer_is_an_error(client):

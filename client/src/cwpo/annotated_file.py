@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TypeVar
 from cwpo.certificates import certificate_of
 from cwpo.client import Client
 from cwpo.columns import Column
+from cwpo.datasets.folder import result_format
 from cwpo.datasets.ranked import RankedPairs
 from cwpo.datasets.triplets import (
     NumberedItem,
@@ -30,10 +31,9 @@ from cwpo.datasets.triplets import (
     triplets_of,
 )
 from cwpo.datasets.weighted import JsonlWriter, weighted_row, weighted_writer
-from cwpo.errors import DatasetError
 from cwpo.partial_file import partial_file
 from cwpo.progress import Progress
-from cwpo.resources.jobs import succeeded
+from cwpo.resources.jobs import show_job, succeeded
 from cwpo.types import (
     Annotation,
     Certificate,
@@ -159,9 +159,7 @@ def follow_job(client: Client, job_id: str) -> Job:
     job = client.jobs.get(job_id)
     with Progress(f"job {job.state}", unit="rows", done=job.progress.rows_done) as progress:
         for job in client.jobs.events(job_id):
-            rows = job.progress
-            work = "job waits for its annotator" if job.waiting else f"job {job.state}"
-            progress.update(rows.rows_done, total=rows.rows_total, work=work)
+            show_job(progress, job)
     return job
 
 
@@ -185,20 +183,6 @@ def download_job(client: Client, job: Job, output: Path) -> AnnotatedFile:
     return AnnotatedFile(
         output, job.progress.rows_annotated, rejected, job.progress.pairs_annotated
     )
-
-
-def result_format(path: Path) -> ResultFormat | None:
-    """The format of an output, by its suffix; None for a folder, which exists or has no suffix.
-
-    Raises: DatasetError for an unknown suffix.
-    """
-    if path.is_dir() or not path.suffix:
-        return None
-    if path.suffix == ".parquet":
-        return "parquet"
-    if path.suffix == ".jsonl":
-        return "jsonl"
-    raise DatasetError(f"{path}: an output is a .parquet or a .jsonl file, or a folder")
 
 
 def errors_path(output: Path) -> Path:

@@ -14,7 +14,7 @@ import httpx2
 from pydantic import BaseModel
 
 from cwpo import transport
-from cwpo.download import Download
+from cwpo.download import Download, Saving
 from cwpo.errors import CwpoError
 from cwpo.keepalive import KEEPALIVE
 from cwpo.partial_file import ResumableFile, partial_file
@@ -70,13 +70,23 @@ class Connection:
     def save(self, request: Request, path: Path, progress: Progress | None = None) -> Path:
         """Save the answer to a file, which appears under `path` only when it is complete.
 
+        After a lost connection it goes on where it stopped.
+
         progress: shows how many bytes were received.
         """
-        with partial_file(path) as out, self.stream(request) as response:
-            for chunk in response.iter_bytes():
-                out.write(chunk)
-                _show(response, progress)
-        return path
+        with partial_file(path) as out:
+            saving = Saving(request, out, self.max_retries)
+            while True:
+                try:
+                    with self.stream(saving.request()) as response:
+                        total = saving.begin(response)
+                        for chunk in response.iter_bytes():
+                            out.write(chunk)
+                            _show(progress, out.tell(), total)
+                    return path
+                except CwpoError as error:
+                    seconds = saving.delay(error)
+                self.sleep(seconds)
 
     def fetch(self, sources: Sequence[Request], file: ResumableFile) -> None:
         """Receive a file, of which a part or all may be there already; with retries.
@@ -151,14 +161,23 @@ class AsyncConnection:
     async def save(self, request: Request, path: Path, progress: Progress | None = None) -> Path:
         """Save the answer to a file, which appears under `path` only when it is complete.
 
+        After a lost connection it goes on where it stopped.
+
         progress: shows how many bytes were received.
         """
         with partial_file(path) as out:
-            async with self.stream(request) as response:
-                async for chunk in response.aiter_bytes():
-                    out.write(chunk)
-                    _show(response, progress)
-        return path
+            saving = Saving(request, out, self.max_retries)
+            while True:
+                try:
+                    async with self.stream(saving.request()) as response:
+                        total = saving.begin(response)
+                        async for chunk in response.aiter_bytes():
+                            out.write(chunk)
+                            _show(progress, out.tell(), total)
+                    return path
+                except CwpoError as error:
+                    seconds = saving.delay(error)
+                await self.sleep(seconds)
 
     async def fetch(self, sources: Sequence[Request], file: ResumableFile) -> None:
         """Receive a file, of which a part or all may be there already; with retries.
@@ -209,8 +228,7 @@ async def _chunks_on_thread(path: Path, progress: Progress | None) -> AsyncItera
         yield chunk
 
 
-def _show(response: httpx2.Response, progress: Progress | None) -> None:
-    """Show how much of the answer has been received."""
+def _show(progress: Progress | None, done: int, total: int | None) -> None:
+    """Show how much of a file has been received."""
     if progress is not None:
-        length = response.headers.get("content-length")
-        progress.update(response.num_bytes_downloaded, total=int(length) if length else None)
+        progress.update(done, total=total)

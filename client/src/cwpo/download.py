@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import BinaryIO
 
 import httpx2
@@ -58,4 +59,49 @@ class Download:
         if len(self._sources) > 1:
             del self._sources[0]
             return 0.0
+        return self._retries.delay(error)
+
+
+class Saving:
+    """A file of which nothing is known before, received over any number of connections.
+
+    Send the `request()`, tell `begin` of its answer, and write that. If either fails, wait
+    `delay(error)` seconds and send the next request, which goes on where the last one ended if the
+    file is still the same (its ETag).
+
+    Args:
+        source: the request for the whole file.
+        out: where it is written.
+        limit: number of times that it may fail without a new byte.
+    """
+
+    def __init__(self, source: Request, out: BinaryIO, limit: int) -> None:
+        self._source = source
+        self._out = out
+        self._retries = Retries(limit)
+        self._etag: str | None = None
+        self._received = 0
+
+    def request(self) -> Request:
+        """The request for the bytes that are missing."""
+        if self._etag is None:
+            return self._source.starting_at(0)
+        asked = self._source.starting_at(self._out.tell())
+        # Of another file the answer is the whole.
+        return replace(asked, headers={**asked.headers, "If-Range": self._etag})
+
+    def begin(self, response: httpx2.Response) -> int | None:
+        """Prepare to write the answer; returns how many bytes the whole file has, if it is told."""
+        start = first_byte(response)
+        self._out.seek(start)
+        self._out.truncate()
+        self._etag = response.headers.get("etag")
+        length = response.headers.get("content-length")
+        return None if length is None else start + int(length)
+
+    def delay(self, error: CwpoError) -> float:
+        """Seconds to wait after a failure. Raises: the error itself, as Retries.delay does."""
+        if self._out.tell() > self._received:
+            self._received = self._out.tell()
+            self._retries.succeeded()
         return self._retries.delay(error)

@@ -1,16 +1,22 @@
-"""Reward function and pairwise judge for TRL's online trainers, from a service's annotator.
+"""What TRL's trainers take: datasets of annotated pairs, a reward function, a pairwise judge.
 
 TRL is not imported here: it accepts any callable, and any object with the right methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from cwpo.client import Client
-from cwpo.errors import CwpoError
+from cwpo.datasets.naming import TRIPLETS, named
+from cwpo.datasets.records import Rows, records
+from cwpo.datasets.triplets import RejectedRow, parse_triplet
+from cwpo.datasets.weighted import weighted_row
+from cwpo.errors import ConfigError, CwpoError, DatasetError
 from cwpo.types import (
+    AnnotateResponse,
+    Annotation,
     FailedAnnotation,
     FailedScore,
     Message,
@@ -22,6 +28,40 @@ from cwpo.types import (
 
 # What TRL hands over: a string, or the messages of a conversation.
 Text = str | Sequence[Mapping[str, Any]]
+
+
+def to_trl(
+    triplets: Rows,
+    labels: AnnotateResponse | Iterable[Annotation | FailedAnnotation],
+    *,
+    columns: Mapping[str, str] | None = None,
+) -> Any:
+    """The weighted dataset of triplets and their labels, as a `datasets.Dataset`.
+
+    It has the columns that TRL's preference trainers and ConfidenceDPOTrainer read: prompt, chosen,
+    rejected, confidence and the scores. Triplets without a label are left out.
+
+    Args:
+        triplets, columns: as they were given to `client.annotate`.
+        labels: its answer, or what `client.annotate_iter` yields.
+    Raises: ConfigError if the package `datasets` is not installed; DatasetError if no triplet has a
+        label; ValueError for other numbers of triplets and labels.
+
+    Example: to_trl(rows, client.annotate(rows))
+    """
+    try:
+        from datasets import Dataset
+    except ImportError as error:
+        raise ConfigError("to_trl needs the package datasets: pip install datasets") from error
+    told = labels.annotations if isinstance(labels, AnnotateResponse) else labels
+    numbered = named(enumerate(records(triplets)), TRIPLETS, columns)
+    rows = []
+    for (place, record), label in zip(numbered, told, strict=True):
+        if isinstance(label, Annotation):
+            rows.append(weighted_row(_triplet(place, record), label))
+    if not rows:
+        raise DatasetError("no triplet has a label")
+    return Dataset.from_list(rows)
 
 
 def reward_function(
@@ -87,6 +127,14 @@ class PairwiseJudge:
             else {"a": 0, "b": 1, "tie": -1}[label.preferred]
             for label in answer.annotations
         ]
+
+
+def _triplet(place: int, record: Any) -> Triplet:
+    """Raises: DatasetError for a row that is no triplet, and so cannot have a label."""
+    row = record if isinstance(record, Triplet) else parse_triplet(place, record)
+    if isinstance(row, RejectedRow):
+        raise DatasetError(f"row {place} has a label, and is no triplet: {row.error.detail}")
+    return row if isinstance(row, Triplet) else row.triplet
 
 
 def _prompt(text: Text) -> Prompt:

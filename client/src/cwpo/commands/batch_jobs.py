@@ -12,7 +12,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand
 from rich.console import Console
 from rich.table import Table
 
-from cwpo.annotated_file import download_job, follow_job, result_format, upload
+from cwpo.annotated_file import download_job, follow_job, upload
 from cwpo.cli import Command
 from cwpo.client import Client
 from cwpo.commands.service_command import (
@@ -21,6 +21,7 @@ from cwpo.commands.service_command import (
     ServiceCommand,
     TruncationFlag,
 )
+from cwpo.datasets.folder import result_format
 from cwpo.datasets.triplets import is_triplet_file, triplet_files
 from cwpo.errors import ConfigError
 from cwpo.resources.jobs import succeeded

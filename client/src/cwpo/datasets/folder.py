@@ -6,13 +6,18 @@ folder's `*.parquet` reads the dataset.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from cwpo import columns
 from cwpo.errors import DatasetError, mistake_in
 from cwpo.partial_file import ResumableFile, partial_file
-from cwpo.types import DatasetPart, DatasetParts
+from cwpo.types import DatasetPart, DatasetParts, ResultFormat
 
 MANIFEST = "dataset.json"
 # Stands in the folder of a download until all parts are there.
@@ -36,6 +41,27 @@ def dataset_files(path: Path) -> list[Path]:
     if not files:
         raise DatasetError(f"{path}: holds no .parquet file")
     return files
+
+
+def result_format(path: Path) -> ResultFormat | None:
+    """The format of an output, by its suffix; None for a folder, which exists or has no suffix.
+
+    Raises: DatasetError for an unknown suffix.
+    """
+    if path.is_dir() or not path.suffix:
+        return None
+    if path.suffix == ".parquet":
+        return "parquet"
+    if path.suffix == ".jsonl":
+        return "jsonl"
+    raise DatasetError(f"{path}: an output is a .parquet or a .jsonl file, or a folder")
+
+
+def part_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a part, with extra columns of JSON as the values that they were."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from columns.rows_of(pa.Table.from_batches([batch]))
 
 
 class DatasetFolder:

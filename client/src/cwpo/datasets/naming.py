@@ -7,6 +7,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 from cwpo.errors import ConfigError, DatasetError
+from cwpo.types import Pairs
 
 T = TypeVar("T")
 Form = tuple[str, ...]
@@ -20,6 +21,11 @@ SINGLES: tuple[Form, ...] = (("prompt", "response"),)
 
 # A column that none of so many rows has is missing, and not just left out of some of them.
 _LOOKED_AT = 100
+
+
+def forms_of(pairs: Pairs | None) -> tuple[Form, ...]:
+    """The columns of a file's rows; lists of responses too if it is said which pairs to make."""
+    return TRIPLETS if pairs is None else TRIPLETS + LISTS
 
 
 def named(
@@ -75,6 +81,11 @@ def _expect_columns(
     if not all(missing):
         return
     form, lacking = min(zip(forms, missing, strict=True), key=lambda each: len(each[1]))
+    if "responses" in there and LISTS[0] not in forms:
+        raise DatasetError(
+            "the rows have lists of responses, and nothing says which pairs to make of them: name "
+            "best_worst, adjacent or all with --pairs, or as pairs of a job"
+        )
     others = " or ".join(", ".join(form) for form in forms)
     flag = ",".join(f"{name}=COLUMN" for name in form if name in lacking)
     raise DatasetError(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from cwpo import columns
 from cwpo.errors import DatasetError
 
 # Rows of a table that are Python objects at a time.
@@ -28,7 +29,7 @@ Rows = Iterable[Any] | ArrowStream
 """Dictionaries or models: a list, an iterator, a `datasets.Dataset`; or a table."""
 
 
-def records(rows: Rows) -> Iterator[Any]:
+def records(rows: object) -> Iterator[Any]:
     """Each row, as a dictionary or as the model that was given; of a table, a few at a time.
 
     Raises: DatasetError for what has no rows.
@@ -41,7 +42,7 @@ def records(rows: Rows) -> Iterator[Any]:
         )
     if isinstance(rows, str | bytes | Path):
         raise DatasetError(
-            "a path is no list of rows: submit the file as a job (client.jobs.create), or annotate "
+            "a path is no list of rows: submit the file as a job (client.jobs.submit), or annotate "
             "it with `cwpo annotate`"
         )
     if isinstance(rows, pa.RecordBatch):
@@ -65,4 +66,4 @@ def count(rows: Rows) -> int | None:
 def _table_records(reader: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:
     for batch in reader:
         for start in range(0, batch.num_rows, _SLICE_ROWS):
-            yield from batch.slice(start, _SLICE_ROWS).to_pylist()
+            yield from columns.with_text(batch.slice(start, _SLICE_ROWS)).to_pylist()

@@ -27,14 +27,22 @@ class Files:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def upload(self, path: str | Path, *, progress: Progress | None = None) -> File:
+    def upload(
+        self,
+        path: str | Path,
+        *,
+        progress: Progress | None = None,
+        idempotency_key: str | None = None,
+    ) -> File:
         """Stream a JSONL, JSONL.gz or Parquet file of triplets to the service, with its checksum.
 
         Args:
             progress: shows the bytes whose checksum has been computed, then the bytes sent.
+            idempotency_key: name of this upload: however often it is sent, there is one file; by
+                default a new one.
         Raises: DatasetError for a file with another suffix.
         """
-        return self._connection.send(_upload(Path(path), progress), progress)
+        return self._connection.send(_upload(Path(path), progress, idempotency_key), progress)
 
     def get(self, file_id: str) -> File:
         """The format, size and checksum of an uploaded file."""
@@ -51,14 +59,22 @@ class AsyncFiles:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def upload(self, path: str | Path, *, progress: Progress | None = None) -> File:
+    async def upload(
+        self,
+        path: str | Path,
+        *,
+        progress: Progress | None = None,
+        idempotency_key: str | None = None,
+    ) -> File:
         """Stream a JSONL, JSONL.gz or Parquet file of triplets to the service, with its checksum.
 
         Args:
             progress: shows the bytes whose checksum has been computed, then the bytes sent.
+            idempotency_key: name of this upload: however often it is sent, there is one file; by
+                default a new one.
         Raises: DatasetError for a file with another suffix.
         """
-        call = await asyncio.to_thread(_upload, Path(path), progress)
+        call = await asyncio.to_thread(_upload, Path(path), progress, idempotency_key)
         return await self._connection.send(call, progress)
 
     async def get(self, file_id: str) -> File:
@@ -70,7 +86,7 @@ class AsyncFiles:
         return await self._connection.send(_delete(file_id))
 
 
-def _upload(path: Path, progress: Progress | None) -> Call[File]:
+def _upload(path: Path, progress: Progress | None, idempotency_key: str | None) -> Call[File]:
     """The file's checksum goes ahead of it in a header: the file is read for this."""
     content_type = CONTENT_TYPES[file_format(path)]
     digest, size = hashlib.sha256(), 0
@@ -81,7 +97,7 @@ def _upload(path: Path, progress: Progress | None) -> Call[File]:
         "Content-Type": content_type,
         "Content-Length": str(size),
         "Content-Digest": f"sha-256=:{b64encode(digest.digest()).decode()}:",
-        "Idempotency-Key": uuid.uuid4().hex,
+        "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
     }
     return Call("POST", "/files", File, file=path, headers=headers)
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
-
-from pydantic import ValidationError
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from cwpo.connection import AsyncConnection, Connection
-from cwpo.datasets.folder import DatasetFolder
-from cwpo.errors import CwpoError, JobFailedError, mistake_in
+from cwpo.datasets.folder import DatasetFolder, part_rows, result_format
+from cwpo.datasets.naming import forms_of
+from cwpo.datasets.sources import Source, uploads
+from cwpo.errors import CwpoError, JobFailedError
 from cwpo.events import JobEvents
-from cwpo.progress import Progress
-from cwpo.transport import Call, Request
+from cwpo.partial_file import ResumableFile
+from cwpo.progress import Progress, shown
+from cwpo.resources import job_calls
+from cwpo.resources.files import AsyncFiles, Files
 from cwpo.types import (
     FINAL_STATES,
     MAX_REJECTED_SHARE,
@@ -25,7 +29,6 @@ from cwpo.types import (
     DatasetParts,
     Job,
     JobList,
-    JobRequest,
     JobState,
     Merge,
     Pairs,
@@ -42,6 +45,7 @@ class Jobs:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._files = Files(connection)
 
     def create(
         self,
@@ -56,6 +60,7 @@ class Jobs:
         merge: Merge = "auto",
         pairs: Pairs | None = None,
         max_error: float | None = None,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Submit a job for an uploaded file, or for the path of an input below --input-prefix.
 
@@ -71,9 +76,67 @@ class Jobs:
                 "adjacent" ones in the ranking, or "all"; without it, such rows are rejected.
             max_error: adds the column certified, true above the threshold of the annotator's
                 certificate of this max_error, which it has to have.
+            idempotency_key: name of this submission: however often it is sent, there is one job; by
+                default a new one.
         """
         options = (truncation, max_rejected_share, priority, merge, pairs, max_error)
-        return self._connection.send(_create(file_id, file_ids, input, prefix, *options))
+        return self._connection.send(
+            job_calls.create(file_id, file_ids, input, prefix, *options, idempotency_key)
+        )
+
+    def submit(
+        self,
+        source: Source,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        max_rejected_share: float = MAX_REJECTED_SHARE,
+        priority: Priority = "batch",
+        merge: Merge = "auto",
+        pairs: Pairs | None = None,
+        max_error: float | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress | bool = False,
+    ) -> SubmittedJob:
+        """Upload an input and submit a job for it.
+
+        Args:
+            source: a file (JSONL, Parquet, CSV or TSV), a folder or pattern of such files, several
+                of these, or rows as `client.annotate` takes them. Several files are one input.
+            columns: the input's names of columns, by the names that are needed, such as
+                {"prompt": "question"}.
+            idempotency_key: name of this submission: however often the same is submitted under it,
+                there is one job; by default a new one.
+            progress: shows how many bytes were uploaded, on stderr for True.
+
+        The others are those of `create`.
+        Raises: DatasetError, before anything is uploaded, for an input that cannot be read, or that
+            lacks the columns that are needed, which are then named.
+        """
+        with (
+            uploads(source, forms_of(pairs), columns) as paths,
+            shown(progress, "upload", unit="bytes") as bar,
+        ):
+            file_ids = []
+            for number, path in enumerate(paths):
+                key = job_calls.file_key(idempotency_key, number)
+                file = self._files.upload(path, progress=bar, idempotency_key=key)
+                file_ids.append(file.id)
+        job = self.create(
+            **job_calls.inputs(file_ids),
+            truncation=truncation,
+            max_rejected_share=max_rejected_share,
+            priority=priority,
+            merge=merge,
+            pairs=pairs,
+            max_error=max_error,
+            idempotency_key=idempotency_key,
+        )
+        return SubmittedJob(self, job)
+
+    def open(self, job_id: str) -> SubmittedJob:
+        """The job as an object of its own, as `submit` returns it."""
+        return SubmittedJob(self, self.get(job_id))
 
     def list(
         self,
@@ -93,15 +156,15 @@ class Jobs:
             cursor: next_cursor of the previous page.
         """
         created = (created_after, created_before)
-        return self._connection.send(_list(state, created, limit, cursor))
+        return self._connection.send(job_calls.list_jobs(state, created, limit, cursor))
 
     def get(self, job_id: str) -> Job:
         """The job in its current state."""
-        return self._connection.send(_get(job_id))
+        return self._connection.send(job_calls.get(job_id))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel the job; its finished rows can be downloaded, and the rest resumed later."""
-        return self._connection.send(_cancel(job_id))
+        return self._connection.send(job_calls.cancel(job_id))
 
     def resume(self, job_id: str, *, repin: bool = False) -> Job:
         """Resume a failed or cancelled job; finished rows are not annotated again.
@@ -110,14 +173,14 @@ class Jobs:
             repin: annotate all rows anew, by the annotator that the service hosts from now on;
                 otherwise the job waits until its own is hosted.
         """
-        return self._connection.send(_resume(job_id, repin))
+        return self._connection.send(job_calls.resume(job_id, repin))
 
     def delete(self, job_id: str) -> Job:
         """Delete an ended job with its results, and return it. Its input file stays.
 
         Raises: ConflictError if it has not ended.
         """
-        return self._connection.send(_delete(job_id))
+        return self._connection.send(job_calls.delete(job_id))
 
     def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> Iterator[Job]:
         """Poll the job every `poll_seconds`; yields it each time, until it has ended."""
@@ -150,25 +213,43 @@ class Jobs:
                 failure = error
             self._connection.sleep(events.delay(failure))
 
-    def wait(self, job_id: str, *, poll_seconds: float = 0.5) -> Job:
-        """Wait until the job has completed. Raises: JobFailedError if it fails or is cancelled."""
-        for job in self.watch(job_id, poll_seconds=poll_seconds):
-            last = job
-        return succeeded(last)
+    def wait(
+        self, job_id: str, *, poll_seconds: float = 0.5, progress: Progress | bool = False
+    ) -> Job:
+        """Wait until the job has completed.
+
+        progress: shows how many rows are done, on stderr for True.
+        Raises: JobFailedError if it fails or is cancelled.
+        """
+        with shown(progress, "job", unit="rows") as bar:
+            for job in self.watch(job_id, poll_seconds=poll_seconds):
+                show_job(bar, job)
+        return succeeded(job)
 
     def download(
         self,
         job_id: str,
         path: str | Path,
         *,
-        format: ResultFormat,
-        progress: Progress | None = None,
+        format: ResultFormat | None = None,
+        progress: Progress | bool | None = None,
     ) -> Path:
         """Save the weighted dataset to a file, which appears under `path` only when it is complete.
 
-        progress: shows how many bytes were received.
+        After a lost connection it goes on where it stopped.
+
+        Args:
+            path: a .parquet or .jsonl file; or a folder, which gets the parts as `download_parts`
+                has it.
+            format: of the file, by default that of its suffix.
+            progress: shows how many bytes were received, on stderr for True.
+        Raises: DatasetError for another suffix; ConflictError for a dataset that is parts only.
         """
-        return self._connection.save(_results(job_id, format), Path(path), progress)
+        format = format or result_format(Path(path))
+        if format is None:
+            return self.download_parts(job_id, path, progress=progress)
+        with shown(progress, "download", unit="bytes") as bar:
+            return self._connection.save(job_calls.results(job_id, format), Path(path), bar)
 
     def parts(self, job_id: str, *, cursor: str | None = None) -> DatasetParts:
         """One page of the files of which the weighted dataset consists, in order.
@@ -176,40 +257,58 @@ class Jobs:
         Args:
             cursor: next_cursor of the previous page.
         """
-        return self._connection.send(_parts(job_id, cursor))
+        return self._connection.send(job_calls.parts(job_id, cursor))
 
     def download_parts(
-        self, job_id: str, folder: str | Path, *, progress: Progress | None = None
+        self, job_id: str, folder: str | Path, *, progress: Progress | bool | None = None
     ) -> Path:
         """Save the weighted dataset to a folder: its parts, and at last dataset.json, their list.
 
         Several parts are received at a time, and each is checked by its checksum. Called again
         after an interruption, it keeps what is there and continues.
 
-        progress: shows how many bytes of parts are there.
+        progress: shows how many bytes of parts are there, on stderr for True.
         Raises: DatasetError if the folder has parts of another dataset.
         """
         pages = [self.parts(job_id)]
         while pages[-1].next_cursor is not None:
             pages.append(self.parts(job_id, cursor=pages[-1].next_cursor))
-        dataset = _joined(pages)
+        dataset = job_calls.joined_pages(pages)
         saved = DatasetFolder(Path(folder), dataset)
-        _show(progress, 0, dataset.bytes)
 
         def save(part: DatasetPart) -> int:
-            self._connection.fetch(_sources(job_id, part), saved.file(part))
+            self._connection.fetch(job_calls.part_sources(job_id, part), saved.file(part))
             return part.bytes
 
-        with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-            done = 0
+        with (
+            shown(progress, "download", unit="bytes", total=dataset.bytes) as bar,
+            ThreadPoolExecutor(PARTS_AT_ONCE) as pool,
+        ):
             for size in pool.map(save, dataset.parts):
-                done += size
-                _show(progress, done, dataset.bytes)
+                bar.advance(size)
         return saved.publish()
+
+    def results(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """The rows of the weighted dataset, in order, while its parts are downloaded one by one.
+
+        A part is checked by its checksum before the first of its rows.
+        """
+        cursor: str | None = None
+        with TemporaryDirectory(prefix="cwpo-") as folder:
+            while True:
+                page = self.parts(job_id, cursor=cursor)
+                for part in page.parts:
+                    file = ResumableFile(Path(folder) / part.name, part.bytes, part.sha256)
+                    self._connection.fetch(job_calls.part_sources(job_id, part), file)
+                    yield from part_rows(file.path)
+                    file.path.unlink()
+                cursor = page.next_cursor
+                if cursor is None:
+                    return
 
     def download_errors(self, job_id: str, path: str | Path) -> Path:
         """Save the rejected rows, with their reasons, as JSONL."""
-        return self._connection.save(_errors(job_id), Path(path))
+        return self._connection.save(job_calls.errors(job_id), Path(path))
 
 
 class AsyncJobs:
@@ -217,6 +316,7 @@ class AsyncJobs:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self._files = AsyncFiles(connection)
 
     async def create(
         self,
@@ -231,6 +331,7 @@ class AsyncJobs:
         merge: Merge = "auto",
         pairs: Pairs | None = None,
         max_error: float | None = None,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Submit a job for an uploaded file, or for the path of an input below --input-prefix.
 
@@ -246,9 +347,67 @@ class AsyncJobs:
                 "adjacent" ones in the ranking, or "all"; without it, such rows are rejected.
             max_error: adds the column certified, true above the threshold of the annotator's
                 certificate of this max_error, which it has to have.
+            idempotency_key: name of this submission: however often it is sent, there is one job; by
+                default a new one.
         """
         options = (truncation, max_rejected_share, priority, merge, pairs, max_error)
-        return await self._connection.send(_create(file_id, file_ids, input, prefix, *options))
+        return await self._connection.send(
+            job_calls.create(file_id, file_ids, input, prefix, *options, idempotency_key)
+        )
+
+    async def submit(
+        self,
+        source: Source,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        max_rejected_share: float = MAX_REJECTED_SHARE,
+        priority: Priority = "batch",
+        merge: Merge = "auto",
+        pairs: Pairs | None = None,
+        max_error: float | None = None,
+        idempotency_key: str | None = None,
+        progress: Progress | bool = False,
+    ) -> AsyncSubmittedJob:
+        """Upload an input and submit a job for it.
+
+        Args:
+            source: a file (JSONL, Parquet, CSV or TSV), a folder or pattern of such files, several
+                of these, or rows as `client.annotate` takes them. Several files are one input.
+            columns: the input's names of columns, by the names that are needed, such as
+                {"prompt": "question"}.
+            idempotency_key: name of this submission: however often the same is submitted under it,
+                there is one job; by default a new one.
+            progress: shows how many bytes were uploaded, on stderr for True.
+
+        The others are those of `create`.
+        Raises: DatasetError, before anything is uploaded, for an input that cannot be read, or that
+            lacks the columns that are needed, which are then named.
+        """
+        with ExitStack() as stack:
+            prepared = uploads(source, forms_of(pairs), columns)
+            paths = await asyncio.to_thread(stack.enter_context, prepared)
+            bar = stack.enter_context(shown(progress, "upload", unit="bytes"))
+            file_ids = []
+            for number, path in enumerate(paths):
+                key = job_calls.file_key(idempotency_key, number)
+                file = await self._files.upload(path, progress=bar, idempotency_key=key)
+                file_ids.append(file.id)
+        job = await self.create(
+            **job_calls.inputs(file_ids),
+            truncation=truncation,
+            max_rejected_share=max_rejected_share,
+            priority=priority,
+            merge=merge,
+            pairs=pairs,
+            max_error=max_error,
+            idempotency_key=idempotency_key,
+        )
+        return AsyncSubmittedJob(self, job)
+
+    async def open(self, job_id: str) -> AsyncSubmittedJob:
+        """The job as an object of its own, as `submit` returns it."""
+        return AsyncSubmittedJob(self, await self.get(job_id))
 
     async def list(
         self,
@@ -268,15 +427,15 @@ class AsyncJobs:
             cursor: next_cursor of the previous page.
         """
         created = (created_after, created_before)
-        return await self._connection.send(_list(state, created, limit, cursor))
+        return await self._connection.send(job_calls.list_jobs(state, created, limit, cursor))
 
     async def get(self, job_id: str) -> Job:
         """The job in its current state."""
-        return await self._connection.send(_get(job_id))
+        return await self._connection.send(job_calls.get(job_id))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel the job; its finished rows can be downloaded, and the rest resumed later."""
-        return await self._connection.send(_cancel(job_id))
+        return await self._connection.send(job_calls.cancel(job_id))
 
     async def resume(self, job_id: str, *, repin: bool = False) -> Job:
         """Resume a failed or cancelled job; finished rows are not annotated again.
@@ -285,14 +444,14 @@ class AsyncJobs:
             repin: annotate all rows anew, by the annotator that the service hosts from now on;
                 otherwise the job waits until its own is hosted.
         """
-        return await self._connection.send(_resume(job_id, repin))
+        return await self._connection.send(job_calls.resume(job_id, repin))
 
     async def delete(self, job_id: str) -> Job:
         """Delete an ended job with its results, and return it. Its input file stays.
 
         Raises: ConflictError if it has not ended.
         """
-        return await self._connection.send(_delete(job_id))
+        return await self._connection.send(job_calls.delete(job_id))
 
     async def watch(self, job_id: str, *, poll_seconds: float = 0.5) -> AsyncIterator[Job]:
         """Poll the job every `poll_seconds`; yields it each time, until it has ended."""
@@ -325,25 +484,43 @@ class AsyncJobs:
                 failure = error
             await self._connection.sleep(events.delay(failure))
 
-    async def wait(self, job_id: str, *, poll_seconds: float = 0.5) -> Job:
-        """Wait until the job has completed. Raises: JobFailedError if it fails or is cancelled."""
-        async for job in self.watch(job_id, poll_seconds=poll_seconds):
-            last = job
-        return succeeded(last)
+    async def wait(
+        self, job_id: str, *, poll_seconds: float = 0.5, progress: Progress | bool = False
+    ) -> Job:
+        """Wait until the job has completed.
+
+        progress: shows how many rows are done, on stderr for True.
+        Raises: JobFailedError if it fails or is cancelled.
+        """
+        with shown(progress, "job", unit="rows") as bar:
+            async for job in self.watch(job_id, poll_seconds=poll_seconds):
+                show_job(bar, job)
+        return succeeded(job)
 
     async def download(
         self,
         job_id: str,
         path: str | Path,
         *,
-        format: ResultFormat,
-        progress: Progress | None = None,
+        format: ResultFormat | None = None,
+        progress: Progress | bool | None = None,
     ) -> Path:
         """Save the weighted dataset to a file, which appears under `path` only when it is complete.
 
-        progress: shows how many bytes were received.
+        After a lost connection it goes on where it stopped.
+
+        Args:
+            path: a .parquet or .jsonl file; or a folder, which gets the parts as `download_parts`
+                has it.
+            format: of the file, by default that of its suffix.
+            progress: shows how many bytes were received, on stderr for True.
+        Raises: DatasetError for another suffix; ConflictError for a dataset that is parts only.
         """
-        return await self._connection.save(_results(job_id, format), Path(path), progress)
+        format = format or result_format(Path(path))
+        if format is None:
+            return await self.download_parts(job_id, path, progress=progress)
+        with shown(progress, "download", unit="bytes") as bar:
+            return await self._connection.save(job_calls.results(job_id, format), Path(path), bar)
 
     async def parts(self, job_id: str, *, cursor: str | None = None) -> DatasetParts:
         """One page of the files of which the weighted dataset consists, in order.
@@ -351,47 +528,149 @@ class AsyncJobs:
         Args:
             cursor: next_cursor of the previous page.
         """
-        return await self._connection.send(_parts(job_id, cursor))
+        return await self._connection.send(job_calls.parts(job_id, cursor))
 
     async def download_parts(
-        self, job_id: str, folder: str | Path, *, progress: Progress | None = None
+        self, job_id: str, folder: str | Path, *, progress: Progress | bool | None = None
     ) -> Path:
         """Save the weighted dataset to a folder: its parts, and at last dataset.json, their list.
 
         Several parts are received at a time, and each is checked by its checksum. Called again
         after an interruption, it keeps what is there and continues.
 
-        progress: shows how many bytes of parts are there.
+        progress: shows how many bytes of parts are there, on stderr for True.
         Raises: DatasetError if the folder has parts of another dataset.
         """
         pages = [await self.parts(job_id)]
         while pages[-1].next_cursor is not None:
             pages.append(await self.parts(job_id, cursor=pages[-1].next_cursor))
-        dataset = _joined(pages)
+        dataset = job_calls.joined_pages(pages)
         saved = DatasetFolder(Path(folder), dataset)
-        _show(progress, 0, dataset.bytes)
-
         gate = asyncio.Semaphore(PARTS_AT_ONCE)
 
         async def save(part: DatasetPart) -> int:
             async with gate:
-                await self._connection.fetch(_sources(job_id, part), saved.file(part))
+                await self._connection.fetch(job_calls.part_sources(job_id, part), saved.file(part))
             return part.bytes
 
         tasks = [asyncio.create_task(save(part)) for part in dataset.parts]
         try:
-            done = 0
-            for task in tasks:
-                done += await task
-                _show(progress, done, dataset.bytes)
+            with shown(progress, "download", unit="bytes", total=dataset.bytes) as bar:
+                for task in tasks:
+                    bar.advance(await task)
         finally:
             for task in tasks:
                 task.cancel()
         return saved.publish()
 
+    async def results(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
+        """The rows of the weighted dataset, in order, while its parts are downloaded one by one.
+
+        A part is checked by its checksum before the first of its rows.
+        """
+        cursor: str | None = None
+        with TemporaryDirectory(prefix="cwpo-") as folder:
+            while True:
+                page = await self.parts(job_id, cursor=cursor)
+                for part in page.parts:
+                    file = ResumableFile(Path(folder) / part.name, part.bytes, part.sha256)
+                    await self._connection.fetch(job_calls.part_sources(job_id, part), file)
+                    for row in part_rows(file.path):
+                        yield row
+                    file.path.unlink()
+                cursor = page.next_cursor
+                if cursor is None:
+                    return
+
     async def download_errors(self, job_id: str, path: str | Path) -> Path:
         """Save the rejected rows, with their reasons, as JSONL."""
-        return await self._connection.save(_errors(job_id), Path(path))
+        return await self._connection.save(job_calls.errors(job_id), Path(path))
+
+
+class SubmittedJob:
+    """A job of `client.jobs`, to wait for and to read.
+
+    job: its state when it was last asked for.
+    """
+
+    def __init__(self, jobs: Jobs, job: Job) -> None:
+        self._jobs = jobs
+        self.job = job
+
+    @property
+    def id(self) -> str:
+        """The id of the job, by which `client.jobs.open` finds it again."""
+        return self.job.id
+
+    def refresh(self) -> Job:
+        """Ask for the state of the job."""
+        self.job = self._jobs.get(self.id)
+        return self.job
+
+    def wait(self, *, poll_seconds: float = 0.5, progress: Progress | bool = False) -> Job:
+        """Wait until the job has completed; the same as `client.jobs.wait`."""
+        self.job = self._jobs.wait(self.id, poll_seconds=poll_seconds, progress=progress)
+        return self.job
+
+    def cancel(self) -> Job:
+        """Cancel the job; its finished rows can be read."""
+        self.job = self._jobs.cancel(self.id)
+        return self.job
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The rows of the weighted dataset; the same as `client.jobs.results`."""
+        return self._jobs.results(self.id)
+
+    def download(self, path: str | Path, *, progress: Progress | bool | None = None) -> Path:
+        """Save the weighted dataset; the same as `client.jobs.download`."""
+        return self._jobs.download(self.id, path, progress=progress)
+
+    def download_errors(self, path: str | Path) -> Path:
+        """Save the rejected rows, with their reasons, as JSONL."""
+        return self._jobs.download_errors(self.id, path)
+
+
+class AsyncSubmittedJob:
+    """A job of `client.jobs`, to wait for and to read.
+
+    job: its state when it was last asked for.
+    """
+
+    def __init__(self, jobs: AsyncJobs, job: Job) -> None:
+        self._jobs = jobs
+        self.job = job
+
+    @property
+    def id(self) -> str:
+        """The id of the job, by which `client.jobs.open` finds it again."""
+        return self.job.id
+
+    async def refresh(self) -> Job:
+        """Ask for the state of the job."""
+        self.job = await self._jobs.get(self.id)
+        return self.job
+
+    async def wait(self, *, poll_seconds: float = 0.5, progress: Progress | bool = False) -> Job:
+        """Wait until the job has completed; the same as `client.jobs.wait`."""
+        self.job = await self._jobs.wait(self.id, poll_seconds=poll_seconds, progress=progress)
+        return self.job
+
+    async def cancel(self) -> Job:
+        """Cancel the job; its finished rows can be read."""
+        self.job = await self._jobs.cancel(self.id)
+        return self.job
+
+    def results(self) -> AsyncIterator[dict[str, Any]]:
+        """The rows of the weighted dataset; the same as `client.jobs.results`."""
+        return self._jobs.results(self.id)
+
+    async def download(self, path: str | Path, *, progress: Progress | bool | None = None) -> Path:
+        """Save the weighted dataset; the same as `client.jobs.download`."""
+        return await self._jobs.download(self.id, path, progress=progress)
+
+    async def download_errors(self, path: str | Path) -> Path:
+        """Save the rejected rows, with their reasons, as JSONL."""
+        return await self._jobs.download_errors(self.id, path)
 
 
 def succeeded(job: Job) -> Job:
@@ -401,89 +680,7 @@ def succeeded(job: Job) -> Job:
     return job
 
 
-def _create(
-    file_id: str | None,
-    file_ids: Sequence[str] | None,
-    input: str | None,
-    prefix: str | None,
-    truncation: Truncation,
-    max_rejected_share: float,
-    priority: Priority,
-    merge: Merge,
-    pairs: Pairs | None,
-    max_error: float | None,
-) -> Call[Job]:
-    """Raises: CwpoError for inputs of more than one kind, or none."""
-    try:
-        body = JobRequest(
-            file_id=file_id,
-            file_ids=None if file_ids is None else list(file_ids),
-            input=input,
-            prefix=prefix,
-            truncation=truncation,
-            max_rejected_share=max_rejected_share,
-            priority=priority,
-            merge=merge,
-            pairs=pairs,
-            max_error=max_error,
-        )
-    except ValidationError as error:
-        raise CwpoError(f"the job cannot be submitted: {mistake_in(error)}") from error
-    headers = {"Idempotency-Key": uuid.uuid4().hex}
-    return Call("POST", "/jobs", Job, body=body, headers=headers)
-
-
-def _list(
-    state: JobState | None,
-    created: tuple[datetime | None, datetime | None],
-    limit: int,
-    cursor: str | None,
-) -> Call[JobList]:
-    after, before = (None if at is None else at.astimezone().isoformat() for at in created)
-    bounds = {"created_after": after, "created_before": before}
-    params = {"state": state, **bounds, "limit": limit, "cursor": cursor}
-    return Call("GET", "/jobs", JobList, params=params)
-
-
-def _get(job_id: str) -> Call[Job]:
-    return Call("GET", f"/jobs/{job_id}", Job)
-
-
-def _cancel(job_id: str) -> Call[Job]:
-    return Call("POST", f"/jobs/{job_id}/cancel", Job)
-
-
-def _resume(job_id: str, repin: bool) -> Call[Job]:
-    params = {"repin": True} if repin else {}
-    return Call("POST", f"/jobs/{job_id}/resume", Job, params=params)
-
-
-def _delete(job_id: str) -> Call[Job]:
-    return Call("DELETE", f"/jobs/{job_id}", Job)
-
-
-def _results(job_id: str, format: ResultFormat) -> Request:
-    return Request("GET", f"/jobs/{job_id}/results", params={"format": format})
-
-
-def _parts(job_id: str, cursor: str | None) -> Call[DatasetParts]:
-    return Call("GET", f"/jobs/{job_id}/parts", DatasetParts, params={"cursor": cursor})
-
-
-def _joined(pages: list[DatasetParts]) -> DatasetParts:
-    return pages[0].model_copy(update={"parts": [part for page in pages for part in page.parts]})
-
-
-def _sources(job_id: str, part: DatasetPart) -> list[Request]:
-    """Where a part can be had: from the store, if it has a URL there, and from the service."""
-    of_service = Request("GET", f"/jobs/{job_id}/parts/{part.name}")
-    return [of_service] if part.url is None else [Request("GET", part.url), of_service]
-
-
-def _show(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress.update(done, total=total)
-
-
-def _errors(job_id: str) -> Request:
-    return Request("GET", f"/jobs/{job_id}/errors")
+def show_job(progress: Progress, job: Job) -> None:
+    """Show the state of a job and how many of its rows are done."""
+    work = "job waits for its annotator" if job.waiting else f"job {job.state}"
+    progress.update(job.progress.rows_done, total=job.progress.rows_total, work=work)
