@@ -21,8 +21,10 @@ from cwpo.errors import (
     InvalidRequestError,
     JobFailedError,
     ModelRevisionError,
+    NoAnswerInTimeError,
     NotFoundError,
     OverloadedError,
+    ServiceFailedError,
     TooLargeError,
     UnauthorizedError,
 )
@@ -663,12 +665,65 @@ def test_a_service_that_stays_busy_is_an_error_at_last(use):
         assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500])
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 501])
 def test_what_time_does_not_mend_is_not_tried_again(use, status):
     with Script((status, {}, {**BUSY, "status": status})) as server:
         with pytest.raises(APIError):
             use(server.url, lambda client: client.model())
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "kind"),
+    [
+        (401, "unauthorized", UnauthorizedError),
+        (404, "unknown", NotFoundError),
+        (409, "conflict", ConflictError),
+        (413, "too_large", TooLargeError),
+        (422, "invalid", InvalidRequestError),
+        (429, "overloaded", OverloadedError),
+        (500, "backend", ServiceFailedError),
+        (503, "draining", OverloadedError),
+        (507, "storage", ServiceFailedError),
+        (418, "teapot", APIError),
+    ],
+)
+def test_an_error_carries_the_problem(use, status, reason, kind):
+    problem = {"title": "No", "status": status, "detail": "for a reason", "reason": reason}
+    headers = {"X-Request-ID": "r-1", "Retry-After": 3}
+    with Script((status, headers, problem)) as server, pytest.raises(APIError) as caught:
+        use(server.url, lambda client: client.model(), max_retries=0)
+    error = caught.value
+    assert type(error) is kind
+    assert (error.status, error.reason, error.request_id) == (status, reason, "r-1")
+    assert (error.retry_after, error.problem.detail) == (3.0, "for a reason")
+
+
+def test_a_failure_of_the_service_is_tried_again(use):
+    failed = 500, {"Retry-After": 0}, {**BUSY, "status": 500}
+    with Script(failed, (408, {}, {**BUSY, "status": 408}), (200, {}, MODEL)) as server:
+        assert use(server.url, lambda client: client.model()).name == "m"
+
+
+def test_a_call_may_have_a_timeout_and_retries_of_its_own(use):
+    answered = threading.Event()
+
+    def late():
+        answered.wait(60)
+        return 200, {}, MODEL
+
+    def in_time(client):
+        return client.with_options(timeout=0.2, max_retries=0).model()
+
+    with Script(late, (200, {}, MODEL)) as server:
+        with pytest.raises(NoAnswerInTimeError, match=r"within 0\.2 s: send less"):
+            use(server.url, in_time)
+        answered.set()
+        assert len(server.requests) == 1
+        # The client that it was made of keeps its own.
+        assert use(
+            server.url, lambda client: (client.with_options(timeout=0.001), client)[1].model()
+        )
 
 
 def test_all_tries_of_an_upload_have_one_key_and_the_whole_body(use, triplets_file):

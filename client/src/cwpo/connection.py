@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TypeVar
 from urllib.request import getproxies
@@ -34,13 +35,20 @@ class Connection:
     ) -> None:
         settings = transport.ClientSettings()
         self.url = url or settings.url
+        self.timeout = timeout
         self.max_retries = max_retries
         self._http = httpx2.Client(
             base_url=self.url,
             headers=transport.headers(api_key or settings.api_key),
-            timeout=timeout,
             transport=None if getproxies() else httpx2.HTTPTransport(socket_options=KEEPALIVE),
         )
+
+    def with_options(self, *, timeout: float | None, max_retries: int | None) -> Connection:
+        """Another one with these options, where they are given, over the same sockets."""
+        other = copy(self)
+        other.timeout = self.timeout if timeout is None else timeout
+        other.max_retries = self.max_retries if max_retries is None else max_retries
+        return other
 
     def send(self, call: Call[M], progress: Progress | None = None) -> M:
         """Send the call, with retries after failures that may be temporary; returns the answer.
@@ -59,8 +67,8 @@ class Connection:
     def stream(self, request: Request) -> Iterator[httpx2.Response]:
         """Stream the answer; there are no retries, since part of it may have been read."""
         with (
-            transport.connection_errors(self.url),
-            self._http.stream(**request.arguments()) as response,
+            transport.connection_errors(self.url, self.timeout),
+            self._http.stream(**request.arguments(), timeout=self.timeout) as response,
         ):
             if not response.is_success:
                 response.read()
@@ -112,8 +120,8 @@ class Connection:
 
     def _answer(self, request: Request, progress: Progress | None) -> httpx2.Response:
         content = None if request.file is None else chunks(request.file, "upload", progress)
-        with transport.connection_errors(self.url):
-            response = self._http.request(**request.arguments(content))
+        with transport.connection_errors(self.url, self.timeout):
+            response = self._http.request(**request.arguments(content), timeout=self.timeout)
         if not response.is_success:
             raise transport.error_of(response)
         return response
@@ -127,13 +135,20 @@ class AsyncConnection:
     ) -> None:
         settings = transport.ClientSettings()
         self.url = url or settings.url
+        self.timeout = timeout
         self.max_retries = max_retries
         self._http = httpx2.AsyncClient(
             base_url=self.url,
             headers=transport.headers(api_key or settings.api_key),
-            timeout=timeout,
             transport=None if getproxies() else httpx2.AsyncHTTPTransport(socket_options=KEEPALIVE),
         )
+
+    def with_options(self, *, timeout: float | None, max_retries: int | None) -> AsyncConnection:
+        """Another one with these options, where they are given, over the same sockets."""
+        other = copy(self)
+        other.timeout = self.timeout if timeout is None else timeout
+        other.max_retries = self.max_retries if max_retries is None else max_retries
+        return other
 
     async def send(self, call: Call[M], progress: Progress | None = None) -> M:
         """Send the call, with retries after failures that may be temporary; returns the answer.
@@ -151,8 +166,8 @@ class AsyncConnection:
     @asynccontextmanager
     async def stream(self, request: Request) -> AsyncIterator[httpx2.Response]:
         """Stream the answer; there are no retries, since part of it may have been read."""
-        with transport.connection_errors(self.url):
-            async with self._http.stream(**request.arguments()) as response:
+        with transport.connection_errors(self.url, self.timeout):
+            async with self._http.stream(**request.arguments(), timeout=self.timeout) as response:
                 if not response.is_success:
                     await response.aread()
                     raise transport.error_of(response)
@@ -204,8 +219,8 @@ class AsyncConnection:
 
     async def _answer(self, request: Request, progress: Progress | None) -> httpx2.Response:
         content = None if request.file is None else _chunks_on_thread(request.file, progress)
-        with transport.connection_errors(self.url):
-            response = await self._http.request(**request.arguments(content))
+        with transport.connection_errors(self.url, self.timeout):
+            response = await self._http.request(**request.arguments(content), timeout=self.timeout)
         if not response.is_success:
             raise transport.error_of(response)
         return response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from pydantic import ValidationError
 
@@ -10,6 +11,10 @@ from cwpo.types import Problem
 
 # Too many requests, or a service or gateway that cannot answer now.
 _TEMPORARY_STATUSES = frozenset({429, 502, 503, 504})
+# Not implemented, not this version of HTTP, no room left: the same at the next try.
+_PERMANENT_FAILURES = frozenset({501, 505, 507})
+# Reasons of conflicts that end by themselves.
+_PASSING_CONFLICTS = frozenset({"loading"})
 
 
 class CwpoError(Exception):
@@ -19,6 +24,11 @@ class CwpoError(Exception):
     def is_temporary(self) -> bool:
         """Whether the same may succeed later, with nothing changed."""
         return False
+
+    @property
+    def is_worth_retrying(self) -> bool:
+        """Whether the client sends the same request again by itself."""
+        return self.is_temporary
 
 
 class DatasetError(CwpoError):
@@ -38,6 +48,10 @@ class ConnectionFailedError(CwpoError):
         return True
 
 
+class NoAnswerInTimeError(ConnectionFailedError):
+    """The service did not answer within the timeout of the client."""
+
+
 class DamagedDownloadError(CwpoError):
     """A file that was received does not have the checksum that the service announced."""
 
@@ -54,6 +68,10 @@ class JobFailedError(CwpoError):
 class APIError(CwpoError):
     """The service answered with a problem (RFC 9457).
 
+    problem: what it answered.
+    status: HTTP status.
+    reason: what is wrong, as one word for programs, where the service said so.
+    request_id: under which the service's log has the request.
     retry_after: seconds after which the service wants to be asked again, where it said so.
     """
 
@@ -67,6 +85,7 @@ class APIError(CwpoError):
         super().__init__(f"{problem.status} {problem.title}: {problem.detail}{suffix}")
         self.problem = problem
         self.status = problem.status
+        self.reason = problem.reason
         self.request_id = request_id
         self.retry_after = retry_after
 
@@ -74,6 +93,22 @@ class APIError(CwpoError):
     def is_temporary(self) -> bool:
         """Whether the same may succeed later: for status 429, 502, 503 and 504."""
         return self.status in _TEMPORARY_STATUSES
+
+    @property
+    def is_worth_retrying(self) -> bool:
+        """Whether the client sends the same request again by itself.
+
+        That is if it is temporary, for 408, for a conflict (409) that ends by itself, and for other
+        failures of the service (5xx) unless the annotator failed on this very request.
+        """
+        if self.status == HTTPStatus.CONFLICT:
+            return self.reason in _PASSING_CONFLICTS
+        is_failure = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        return (
+            self.is_temporary
+            or self.status == HTTPStatus.REQUEST_TIMEOUT
+            or (is_failure and self.status not in _PERMANENT_FAILURES and self.reason != "backend")
+        )
 
 
 class UnauthorizedError(APIError):
@@ -106,6 +141,17 @@ class ModelRevisionError(APIError):
     The message names both. The same may succeed later, as during a rolling update.
     """
 
+    def __str__(self) -> str:
+        """The message, with what to do."""
+        return (
+            f"{super().__str__()}: leave the revision out to be answered by the annotator that is "
+            "hosted, or wait until the other one is"
+        )
+
+
+class ServiceFailedError(APIError):
+    """Another 5xx: the service failed, and its log says why under the request's id."""
+
 
 _BY_STATUS: dict[int, type[APIError]] = {
     401: UnauthorizedError,
@@ -125,7 +171,9 @@ def api_error(
     """The error of the class that fits the problem's status and reason."""
     if problem.reason == "model_revision":
         return ModelRevisionError(problem, request_id, retry_after)
-    return _BY_STATUS.get(problem.status, APIError)(problem, request_id, retry_after)
+    is_failure = problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = _BY_STATUS.get(problem.status, ServiceFailedError if is_failure else APIError)
+    return kind(problem, request_id, retry_after)
 
 
 def first_line(error: BaseException) -> str:

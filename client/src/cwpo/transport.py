@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,7 +20,14 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cwpo.errors import APIError, ConnectionFailedError, CwpoError, api_error, first_line
+from cwpo.errors import (
+    APIError,
+    ConnectionFailedError,
+    CwpoError,
+    NoAnswerInTimeError,
+    api_error,
+    first_line,
+)
 from cwpo.types import Problem
 
 M = TypeVar("M", bound=BaseModel)
@@ -102,7 +111,7 @@ class Call(Request, Generic[M]):
 
 
 class Retries:
-    """Decides when a request is retried: a few times, after failures that may be temporary.
+    """Decides when a request is retried: a few times, after failures that are worth it.
 
     Args:
         limit: maximum number of consecutive retries.
@@ -116,9 +125,9 @@ class Retries:
         """Seconds to wait before the next attempt: Retry-After, if the service sent it.
 
         Otherwise a time that doubles with each consecutive failure, less a random part of up to a
-        half. Raises: the error itself, if it is permanent or no retries are left.
+        half. Raises: the error itself, if it is not worth a retry or no retries are left.
         """
-        if self._failures >= self._limit or not error.is_temporary:
+        if self._failures >= self._limit or not error.is_worth_retrying:
             raise error
         longest = min(0.25 * 2.0**self._failures, MAX_DELAY_SECONDS)
         self._failures += 1
@@ -155,18 +164,34 @@ def error_of(response: httpx2.Response) -> APIError:
             status=response.status_code,
             detail=response.text[:200] or "the server gave no reason",
         )
-    try:
-        retry_after = float(response.headers["retry-after"])
-    except (KeyError, ValueError):
-        retry_after = None
+    retry_after = _retry_after(response.headers.get("retry-after"))
     return api_error(problem, response.headers.get("x-request-id"), retry_after)
 
 
+def _retry_after(given: str | None) -> float | None:
+    """The seconds of a header, which may also be a date; None for what is neither."""
+    if given is None:
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        pass
+    try:
+        return (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
 @contextmanager
-def connection_errors(url: str) -> Iterator[None]:
+def connection_errors(url: str, timeout: float) -> Iterator[None]:
     """Convert every failure to reach the service to a ConnectionFailedError of one line."""
     try:
         yield
+    except (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
+        raise NoAnswerInTimeError(
+            f"no answer from {url} within {timeout:g} s: send less at a time (batch_size), or wait "
+            "for longer (timeout)"
+        ) from error
     except httpx2.TransportError as error:
         raise ConnectionFailedError(
             f"no answer from {url} ({first_line(error)}): is the service running there? "

@@ -97,7 +97,7 @@ class Hosting:
         """
         before = self._current()
         if self._is_swapping:
-            raise ProblemError(409, "another annotator is being loaded", reason="conflict")
+            raise ProblemError(409, "another annotator is being loaded", reason="loading")
         self._is_swapping = True
         try:
             # Not on the device, which continues to score meanwhile.
