@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from cwpo.certificates import certificate_of
 from cwpo.client import Client
 from cwpo.columns import Column
 from cwpo.datasets.folder import result_format
+from cwpo.datasets.naming import forms_of
 from cwpo.datasets.ranked import RankedPairs
+from cwpo.datasets.sources import count_rows, expect_columns, rows_through, source_files
 from cwpo.datasets.triplets import (
     NumberedItem,
     NumberedRow,
@@ -22,15 +24,12 @@ from cwpo.datasets.triplets import (
     RejectedRow,
     asking_order,
     by_reason,
-    count_rows,
     extra_columns,
-    file_format,
-    read_rows,
-    readable,
     rows_of_responses,
     triplets_of,
 )
 from cwpo.datasets.weighted import JsonlWriter, weighted_row, weighted_writer
+from cwpo.errors import DatasetError
 from cwpo.partial_file import partial_file
 from cwpo.progress import Progress
 from cwpo.resources.jobs import show_job, succeeded
@@ -38,7 +37,6 @@ from cwpo.types import (
     Annotation,
     Certificate,
     FailedAnnotation,
-    File,
     Job,
     Merge,
     ModelRef,
@@ -78,6 +76,16 @@ class AnnotatedFile:
     rejected: Counter[str]
     pairs: int | None = None
 
+    def expect_labels(self) -> None:
+        """Raises: DatasetError, with the first reason, if no row was annotated."""
+        if self.rows:
+            return
+        if not self.rejected:
+            raise DatasetError("nothing was annotated: the input has no rows")
+        with errors_path(self.path).open() as lines:
+            first = json.loads(lines.readline())
+        raise DatasetError(f"nothing was annotated: row {first['row']}: {first['detail']}")
+
     def summary(self) -> str:
         """The numbers of annotated and rejected rows, in one or two lines."""
         pairs = "" if self.pairs is None else f"{self.pairs:,} pairs of "
@@ -102,6 +110,7 @@ def annotate_file(
     source: Path,
     output: Path,
     *,
+    columns: Mapping[str, str] | None = None,
     truncation: Truncation = "error",
     pairs: Pairs | None = None,
     max_error: float | None = None,
@@ -110,9 +119,11 @@ def annotate_file(
     """Annotate a file of triplets, with progress on stderr; outputs appear only when complete.
 
     Args:
-        source: .jsonl, .jsonl.gz or .parquet of triplets.
+        source: a file of triplets (JSONL, Parquet, CSV or TSV); or a folder or a pattern of such
+            files, which are annotated as one.
         output: .parquet or .jsonl to write, or a folder for a batch job's parts; rejected rows go
             to `errors_path(output)`.
+        columns: the input's names of columns, by the names that are needed.
         truncation: treatment of texts that are too long for the annotator: "error" rejects the
             row, "prompt_left" drops the oldest tokens of the prompt.
         pairs: pairs for each row that has a list of responses, as of `client.jobs.create`; without
@@ -121,37 +132,35 @@ def annotate_file(
         job_above: files with more rows than this become a batch job; smaller ones are sent in
             requests.
 
-    Raises: DatasetError for a file that cannot be read, or an output of another format;
+    Raises: DatasetError for a file that cannot be read, or that lacks the columns that are needed,
+        or an output of another format;
         ConfigError if the annotator has no certificate of max_error; JobFailedError; APIError and
         ConnectionFailedError as the client does, and so ModelRevisionError if the service changes
         its annotator meanwhile.
     """
     format = result_format(output)
-    with readable(source).open("rb") as stream:
-        rows = count_rows(stream, file_format(source))
+    files = source_files(source)
+    expect_columns(files, forms_of(pairs), columns)
+    rows = count_rows(files)
     if format is None or rows > job_above:
         merge: Merge = "never" if format is None else "auto"
         if max_error is not None:
             # Before the file is uploaded.
             certificate_of(client.model().certificates, max_error)
-        job = client.jobs.create(
-            upload(client, source).id,
+        job = client.jobs.submit(
+            files,
+            columns=columns,
             truncation=truncation,
             merge=merge,
             pairs=pairs,
             max_error=max_error,
+            progress=True,
         )
         return download_job(client, succeeded(follow_job(client, job.id)), output)
     model = client.model()
     certificate = None if max_error is None else certificate_of(model.certificates, max_error)
-    asking = _Asking(client, truncation, pairs, model.ref(), certificate)
-    return _annotate_by_requests(asking, source, output, format, rows)
-
-
-def upload(client: Client, source: Path) -> File:
-    """Upload a file of triplets, with progress on stderr."""
-    with Progress("upload", unit="bytes") as progress:
-        return client.files.upload(source, progress=progress)
+    asking = _Asking(client, files, columns, truncation, pairs, model.ref(), certificate)
+    return _annotate_by_requests(asking, output, format, rows)
 
 
 def follow_job(client: Client, job_id: str) -> Job:
@@ -193,17 +202,19 @@ def errors_path(output: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Asking:
-    """How the rows of a file are read and annotated, and by which annotator."""
+    """How the rows of an input are read and annotated, and by which annotator."""
 
     client: Client
+    files: Sequence[Path]
+    columns: Mapping[str, str] | None
     truncation: Truncation
     pairs: Pairs | None
     model: ModelRef
     certificate: Certificate | None
 
-    def read(self, stream: BinaryIO, path: Path) -> Iterator[NumberedRow | RejectedRow]:
-        """The rows of the file."""
-        rows = read_rows(stream, file_format(path))
+    def read(self) -> Iterator[NumberedRow | RejectedRow]:
+        """The rows of the input."""
+        rows = rows_through(self.files, forms_of(self.pairs), self.columns)
         return triplets_of(rows) if self.pairs is None else rows_of_responses(rows)
 
     def labels(self, rows: Sequence[NumberedRow]) -> dict[int, _Label]:
@@ -240,14 +251,12 @@ class _Asking:
 
 
 def _annotate_by_requests(
-    asking: _Asking, source: Path, output: Path, format: ResultFormat, rows: int
+    asking: _Asking, output: Path, format: ResultFormat, rows: int
 ) -> AnnotatedFile:
     annotated = written = 0
     rejected: Counter[str] = Counter()
-    with source.open("rb") as stream:
-        extra = extra_columns(asking.read(stream, source))
+    extra = extra_columns(asking.read())
     with (
-        source.open("rb") as stream,
         partial_file(output) as sink,
         partial_file(errors_path(output)) as errors_sink,
         Progress("annotate", unit="rows", total=rows) as progress,
@@ -255,7 +264,7 @@ def _annotate_by_requests(
         errors = JsonlWriter(errors_sink)
         about = (asking.model, extra, asking.certificate)
         with weighted_writer(sink, format, *about) as writer:
-            for window in _windows(asking.read(stream, source)):
+            for window in _windows(asking.read()):
                 kept, failed = _labelled(asking, window, progress)
                 weighted = (made for each in kept for made in asking.weighted(*each, extra))
                 for some in _batches(weighted, _WRITTEN_ROWS):

@@ -10,30 +10,35 @@ from pydantic_settings import CliPositionalArg
 
 from cwpo.annotated_file import JOB_ABOVE_ROWS, annotate_file
 from cwpo.commands.service_command import (
+    ColumnsFlag,
     MaxErrorFlag,
     PairsFlag,
     ServiceCommand,
     TruncationFlag,
 )
+from cwpo.datasets.naming import parsed_columns
 
 
 class Annotate(ServiceCommand):
     """Annotate a file of triplets: label the preferred responses, each with a confidence.
 
     Writes the weighted dataset to OUTPUT. Rows that cannot be annotated go, with their number and
-    the reason, to a file next to it whose name ends in .errors.jsonl.
+    the reason, to a file next to it whose name ends in .errors.jsonl. Exits with 1 if no row was
+    annotated.
 
     Example:
         cwpo annotate triplets.jsonl -o weighted.parquet
     """
 
     input: CliPositionalArg[Path] = Field(
-        description="File of triplets: .jsonl, .jsonl.gz or .parquet."
+        description="File of triplets: .jsonl, .jsonl.gz, .parquet, .csv or .tsv; or a folder or a "
+        "pattern (in quotes) of such files, which are annotated as one."
     )
     output: Path = Field(
         description="File for the weighted dataset, .parquet or .jsonl; or a folder, for the parts "
         "of a batch job."
     )
+    columns: ColumnsFlag = None
     truncation: TruncationFlag = "error"
     pairs: PairsFlag = None
     max_error: MaxErrorFlag = None
@@ -51,9 +56,11 @@ class Annotate(ServiceCommand):
                 client,
                 self.input,
                 self.output,
+                columns=parsed_columns(self.columns),
                 truncation=self.truncation,
                 pairs=self.pairs,
                 max_error=self.max_error,
                 job_above=self.job_above,
             )
         print(annotated.summary(), file=sys.stderr)
+        annotated.expect_labels()

@@ -12,18 +12,20 @@ from pydantic_settings import CliPositionalArg, CliSubCommand
 from rich.console import Console
 from rich.table import Table
 
-from cwpo.annotated_file import download_job, follow_job, upload
+from cwpo.annotated_file import AnnotatedFile, download_job, follow_job
 from cwpo.cli import Command
 from cwpo.client import Client
 from cwpo.commands.service_command import (
+    ColumnsFlag,
     MaxErrorFlag,
     PairsFlag,
     ServiceCommand,
     TruncationFlag,
 )
 from cwpo.datasets.folder import result_format
-from cwpo.datasets.triplets import is_triplet_file, triplet_files
-from cwpo.errors import ConfigError
+from cwpo.datasets.naming import parsed_columns
+from cwpo.datasets.triplets import is_triplet_file
+from cwpo.errors import ConfigError, DatasetError
 from cwpo.resources.jobs import succeeded
 from cwpo.types import MAX_REJECTED_SHARE, Job, JobState, Merge, Priority, RejectedShare
 
@@ -36,14 +38,15 @@ class Submit(ServiceCommand):
     """Upload files of triplets and start a batch job.
 
     Several files are annotated as one, in the given order; of a folder, all files of triplets in
-    it, in the order of their names.
+    it, in the order of their names. With --wait, exits with 1 if no row was annotated.
 
     Example:
         cwpo jobs submit triplets.jsonl.gz --wait -o weighted.parquet
     """
 
     input: CliPositionalArg[list[Path]] = Field(
-        description="Files of triplets, .jsonl, .jsonl.gz or .parquet, or folders with such files."
+        description="Files of triplets, .jsonl, .jsonl.gz, .parquet, .csv or .tsv; or folders or "
+        "patterns (in quotes) of such files."
     )
     on_server: bool = Field(
         False,
@@ -70,6 +73,7 @@ class Submit(ServiceCommand):
         description="Order among the jobs of the same API key: an interactive job goes before the "
         "batch jobs.",
     )
+    columns: ColumnsFlag = None
     truncation: TruncationFlag = "error"
     pairs: PairsFlag = None
     max_error: MaxErrorFlag = None
@@ -85,33 +89,40 @@ class Submit(ServiceCommand):
         if self.output is not None:
             result_format(self.output)
         with self.client() as client:
-            job = client.jobs.create(
-                **self._inputs(client),
-                truncation=self.truncation,
-                max_rejected_share=self.max_rejected_share,
-                priority=self.priority,
-                merge=self.merge,
-                pairs=self.pairs,
-                max_error=self.max_error,
-            )
+            job = self._submitted(client)
             if self.wait or self.output is not None:
                 job = succeeded(follow_job(client, job.id))
-            if self.output is not None:
-                _download(client, job, self.output)
+            annotated = None if self.output is None else _download(client, job, self.output)
         _print_job(job, as_json=self.json_)
+        if annotated is not None:
+            annotated.expect_labels()
+        elif self.wait:
+            _expect_labels(job)
 
-    def _inputs(self, client: Client) -> dict[str, Any]:
-        """The arguments of `create` that name the input, which is uploaded if it is here."""
-        if self.on_server:
-            if len(self.input) != 1:
-                raise ConfigError(
-                    "--on-server: name one file or folder below the service's --input-prefix"
-                )
-            (path,) = self.input
-            return {"input" if is_triplet_file(path.name) else "prefix": path.as_posix()}
-        paths = [path for given in self.input for path in triplet_files(given)]
-        uploaded = [upload(client, path).id for path in paths]
-        return {"file_id": uploaded[0]} if len(uploaded) == 1 else {"file_ids": uploaded}
+    def _submitted(self, client: Client) -> Job:
+        """The new job, for which the input is uploaded if it is here."""
+        options: dict[str, Any] = {
+            "truncation": self.truncation,
+            "max_rejected_share": self.max_rejected_share,
+            "priority": self.priority,
+            "merge": self.merge,
+            "pairs": self.pairs,
+            "max_error": self.max_error,
+        }
+        columns = parsed_columns(self.columns)
+        if not self.on_server:
+            return client.jobs.submit(self.input, columns=columns, progress=True, **options).job
+        if len(self.input) != 1:
+            raise ConfigError(
+                "--on-server: name one file or folder below the service's --input-prefix"
+            )
+        if columns:
+            raise ConfigError("--columns: the columns of an input --on-server cannot be renamed")
+        (path,) = self.input
+        place: dict[str, Any] = {
+            "input" if is_triplet_file(path.name) else "prefix": path.as_posix()
+        }
+        return client.jobs.create(**place, **options)
 
 
 class ListJobs(ServiceCommand):
@@ -304,5 +315,16 @@ def _print_job(job: Job, *, as_json: bool) -> None:
         print(f"  {job.error}")
 
 
-def _download(client: Client, job: Job, output: Path) -> None:
-    print(download_job(client, job, output).summary(), file=sys.stderr)
+def _expect_labels(job: Job) -> None:
+    """Raises: DatasetError if no row of the job was annotated."""
+    if not job.progress.rows_annotated:
+        raise DatasetError(
+            f"job {job.id} annotated none of its {job.progress.rows_total or 0:,} rows: "
+            f"`cwpo jobs download {job.id} -o FILE` gets the reasons"
+        )
+
+
+def _download(client: Client, job: Job, output: Path) -> AnnotatedFile:
+    annotated = download_job(client, job, output)
+    print(annotated.summary(), file=sys.stderr)
+    return annotated

@@ -20,6 +20,14 @@ TruncationFlag = Annotated[
 ]
 
 
+ColumnsFlag = Annotated[
+    str | None,
+    Field(
+        description="Names of the columns in the input, where they are others than those needed: "
+        "`prompt=question,response_a=answer_1,response_b=answer_2`."
+    ),
+]
+
 PairsFlag = Annotated[
     Pairs | None,
     Field(

@@ -28,6 +28,24 @@ def forms_of(pairs: Pairs | None) -> tuple[Form, ...]:
     return TRIPLETS if pairs is None else TRIPLETS + LISTS
 
 
+def parsed_columns(text: str | None) -> dict[str, str] | None:
+    """The input's names by those that are needed, of "prompt=question,response_a=answer_1".
+
+    Raises: ConfigError for what is not of this form.
+    """
+    if text is None:
+        return None
+    columns = {}
+    for pair in text.split(","):
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not ours.strip() or not theirs.strip():
+            raise ConfigError(
+                f"columns: {pair!r} is no NAME=COLUMN: write prompt=question,response_a=answer_1"
+            )
+        columns[ours.strip()] = theirs.strip()
+    return columns
+
+
 def named(
     rows: Iterable[tuple[int, T]], forms: Sequence[Form], columns: Mapping[str, str] | None = None
 ) -> Iterator[tuple[int, T]]:

@@ -61,6 +61,14 @@ def rows_through(
     return triplets.rows_through(_named_rows(file, forms, columns) for file in files)
 
 
+def expect_columns(
+    files: Iterable[Path], forms: Sequence[Form], columns: Mapping[str, str] | None = None
+) -> None:
+    """Look at the first rows of each file. Raises: DatasetError as rows_through does."""
+    for file in files:
+        next(_named_rows(file, forms, columns), None)
+
+
 def count_rows(files: Iterable[Path]) -> int:
     """The number of rows of all files. Raises: DatasetError as rows_in does."""
     return sum(_count(path) for path in files)
@@ -88,14 +96,14 @@ def uploads(
             rows = named(enumerate(map(_as_dict, records(source)), 1), forms, columns)
             yield [_written(rows, Path(folder) / "rows.jsonl")]
             return
+        expect_columns(paths, forms, columns)
         ready = []
         for number, path in enumerate(paths):
-            rows = _named_rows(path, forms, columns)
             if columns or delimited.delimiter_of(path.name):
+                rows = _named_rows(path, forms, columns)
                 # Some names are files in several folders.
                 ready.append(_written(rows, Path(folder) / f"{number}-{path.name}.jsonl"))
             else:
-                next(rows, None)  # Looks at the first rows for their columns.
                 ready.append(path)
         yield ready
 
