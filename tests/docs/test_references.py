@@ -39,7 +39,7 @@ PLACES = [
 PARTS = r"cwpo(?:_(?:annotator|worker|service|trainer))?"
 NAME = re.compile(rf"(?<![\w./-]){PARTS}(?:\.\w+)+\b(?![\w/-])")
 # Keys in the metadata of Arrow's columns and schemas.
-NOT_IMPORTED = {"cwpo.type", "cwpo.certificate"}
+NOT_IMPORTED = {"cwpo.type", "cwpo.certificate", "cwpo.provenance"}
 COMMANDS = {point.name: point for point in entry_points(group="cwpo.commands")}
 
 

@@ -46,6 +46,7 @@ _VALUES = {
     "float": "NUMBER",
     "datetime": "TIME",
     "dict[str,JsonValue]": "NAME=VALUE",
+    "dict[str,float]": "NAME=VALUE",
 }
 # The default of a flag that takes several values.
 _LIST = re.compile(r"(?<=\(default: )\[('[\w-]+'(, )?)+\](?=\)$)")

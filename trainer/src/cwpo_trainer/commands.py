@@ -1,4 +1,4 @@
-"""`cwpo train-annotator`, `sft`, `align`, `online`, `evaluate`, `report` and `push`."""
+"""`cwpo train-annotator`, `sft`, `align`, `online`, `evaluate`, `report`, `push` and `data`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cwpo.cli import Command, settings_in
 from cwpo.commands.service_command import ServiceCommand
 from cwpo.errors import CwpoError
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
+from cwpo_trainer.settings.data_preparation import Drawing, Mixing, Poisoning, Splitting
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
 from cwpo_trainer.settings.online_alignment import OnlineAlignment
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
@@ -261,3 +262,84 @@ class Push(Command):
 
     annotator: CliSubCommand[PushAnnotator]
     dataset: CliSubCommand[PushDataset]
+
+
+class SplitData(Splitting, Command):
+    """Split labelled pairs by conversation into labelled, unlabelled and held-out ones.
+
+    `cwpo train-annotator --splits` writes the same parts while it trains; several annotators that
+    are to be compared share these.
+
+    Example:
+        cwpo data split pairs.jsonl --labelled-fraction 0.3 -o runs/splits
+    """
+
+    def cli_cmd(self) -> None:
+        """Split."""
+        from cwpo_trainer.data.preparation import split_pairs
+
+        print(split_pairs(self))
+
+
+class PoisonData(Poisoning, Command):
+    """Flip a share of the labels, to see what wrong labels do to an annotator.
+
+    The column flipped says which. A Parquet file keeps in its metadata, as cwpo.provenance, what
+    was done.
+
+    Example:
+        cwpo data poison pairs.jsonl --share 0.1 -o poisoned.parquet
+    """
+
+    def cli_cmd(self) -> None:
+        """Poison."""
+        from cwpo_trainer.data.preparation import poison
+
+        print(poison(self))
+
+
+class MixData(Mixing, Command):
+    """Mix labelled pairs of several sources in given shares, for labels that are out of balance.
+
+    Pairs are drawn at random, and written in random order; the column source says where each is
+    from.
+
+    Example:
+        cwpo data mix --sources harmless.jsonl=0.8 --sources helpful.jsonl=0.2 -o mixed.parquet
+    """
+
+    def cli_cmd(self) -> None:
+        """Mix."""
+        from cwpo_trainer.data.preparation import mix
+
+        print(mix(self))
+
+
+class DrawData(Drawing, Command):
+    """Draw labels from the probabilities of an annotator, which thereby stands for people.
+
+    In such a world it is known how good every answer is. Labels follow the Bradley-Terry model
+    (eq. 4 of the paper) with the scores of the weighted dataset.
+
+    Example:
+        cwpo data draw weighted.parquet --noise 0.2 -o labelled.parquet
+    """
+
+    def cli_cmd(self) -> None:
+        """Draw."""
+        from cwpo_trainer.data.preparation import draw_labels
+
+        print(draw_labels(self))
+
+
+class Data(Command):
+    """Prepare labelled pairs: split, poison, mix, or draw labels.
+
+    Example:
+        cwpo data split pairs.jsonl -o runs/splits
+    """
+
+    split: CliSubCommand[SplitData]
+    poison: CliSubCommand[PoisonData]
+    mix: CliSubCommand[MixData]
+    draw: CliSubCommand[DrawData]

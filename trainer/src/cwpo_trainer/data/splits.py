@@ -7,13 +7,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cwpo.datasets.weighted import JsonlWriter
 from cwpo.errors import DatasetError
-from cwpo.types import Triplet
 from cwpo_trainer.data.conversations import beginnings
 from cwpo_trainer.data.labelled import LabelledPair
+from cwpo_trainer.data.labelled_file import labelled_row
 from cwpo_trainer.run.chunks import chunks
 
 _WRITTEN_AT_ONCE = 4096
@@ -102,7 +101,9 @@ def write_splits(parts: Split, folder: Path, *, seed: int) -> None:
         with (folder / f"{name}.jsonl").open("wb") as sink:
             writer = JsonlWriter(sink)
             for chunk in chunks(pairs, _WRITTEN_AT_ONCE, work=f"write {name}.jsonl", unit="pairs"):
-                writer.write(_row(pair, swapped=order.random() < 0.5) for pair in chunk)
+                writer.write(
+                    labelled_row(pair, a_is_chosen=order.random() >= 0.5) for pair in chunk
+                )
 
 
 def _shuffled_by_conversation(
@@ -123,14 +124,3 @@ def _take(groups: deque[list[LabelledPair]], wanted: int) -> list[LabelledPair]:
     while groups and len(taken) + len(groups[0]) / 2 <= wanted:
         taken.extend(groups.popleft())
     return taken
-
-
-def _row(pair: LabelledPair, *, swapped: bool) -> dict[str, Any]:
-    triplet = Triplet(
-        id=pair.id,
-        prompt=pair.prompt,
-        response_a=pair.rejected if swapped else pair.chosen,
-        response_b=pair.chosen if swapped else pair.rejected,
-    )
-    source = {} if pair.source is None else {"source": pair.source}
-    return {**triplet.model_dump(), "preferred": "b" if swapped else "a", **source}
