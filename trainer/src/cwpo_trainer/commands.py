@@ -1,4 +1,4 @@
-"""`cwpo train-annotator`, `sft`, `align`, `online`, `evaluate`, `report`, `push` and `data`."""
+"""The commands of the trainer, from `cwpo train-annotator` to `cwpo reproduce`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cwpo_trainer.settings.data_preparation import Drawing, Mixing, Poisoning, S
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
 from cwpo_trainer.settings.online_alignment import OnlineAlignment
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
+from cwpo_trainer.settings.reproduction import Reproduction
 from cwpo_trainer.settings.uploads import AnnotatorPublication, DatasetPublication
 
 
@@ -343,3 +344,22 @@ class Data(Command):
     poison: CliSubCommand[PoisonData]
     mix: CliSubCommand[MixData]
     draw: CliSubCommand[DrawData]
+
+
+class Reproduce(Reproduction, Command):
+    """Make a table or figure of the CW-PO paper anew, or print the commands that do.
+
+    Each row is a run of the other commands, in OUTPUT/steps; rows and recipes share what they have
+    in common. OUTPUT has for each recipe the table, with the paper's figures beside ours, and
+    results.json. A row that is finished is not run again, and an interrupted training goes on from
+    its checkpoint.
+
+    Example:
+        cwpo reproduce table-6 --data data --seeds 3
+    """
+
+    def cli_cmd(self) -> None:
+        """Reproduce."""
+        from cwpo_trainer.reproduction.session import reproduce
+
+        reproduce(self)

@@ -235,6 +235,44 @@ def shares_by_divergence(rows: Sequence[tuple[str, float, Estimate]]) -> str:
     return svg()
 
 
+def by_column(
+    columns: Sequence[str],
+    ours: Mapping[str, Sequence[tuple[float | None, tuple[float, float] | None]]],
+    papers: Mapping[str, Sequence[float | None]],
+    label: str,
+    *,
+    bars: bool,
+) -> str:
+    """The figures of a table by column: bars, or a line for each of its lines.
+
+    Args:
+        ours: by name, a figure for each column, and its 95 % interval; None where there is none.
+        papers: likewise the figures of the paper, which are drawn hollow.
+        label: what the figures are.
+    """
+    with _figure("by-column") as (axes, svg):
+        places = np.arange(len(columns))
+        width = 0.8 / max(1, len(ours))
+        for at, ((name, figures), colour) in enumerate(
+            zip(ours.items(), _cycled(COLOURS), strict=False)
+        ):
+            shifted = places + ((at + 0.5) * width - 0.4 if bars else 0)
+            heights = [math.nan if value is None else value for value, _ in figures]
+            if bars:
+                axes.bar(shifted, heights, width, color=colour, alpha=0.85, label=name)
+            else:
+                axes.plot(shifted, heights, "o-", color=colour, label=name)
+            for place, (_, interval) in zip(shifted, figures, strict=True):
+                if interval is not None:
+                    axes.plot([place, place], interval, color=_TEXT, linewidth=1, alpha=0.7)
+            theirs = [math.nan if value is None else value for value in papers[name]]
+            axes.plot(shifted, theirs, "D", color=colour, markerfacecolor="none")
+        axes.set_xticks(places, columns)
+        axes.set_ylabel(label)
+        axes.legend(fontsize=7, title="hollow: the paper", title_fontsize=7)
+    return svg()
+
+
 @contextmanager
 def _figure(name: str, *, height: float = 3.4) -> Iterator[tuple[Axes, Callable[[], str]]]:
     """Axes to draw on, and a function that returns the SVG once the block has ended."""

@@ -1,0 +1,211 @@
+"""What is read from outputs of evaluations: the place that knows their settings and results.
+
+A change of `cwpo evaluate policy` is a change of the functions here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cwpo_trainer.reproduction.method import Place
+from cwpo_trainer.reproduction.scale import Scale
+from cwpo_trainer.reproduction.step import Output, Step
+from cwpo_trainer.run.folder import RunRecord
+
+_PERCENT = 100
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure; low, high: its 95 % interval; spread: its ± within one run."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A figure in the run.json of a step's output.
+
+    read: from the record to the figure. Raises: KeyError or TypeError where it is not there.
+    """
+
+    step: Step
+    read: Callable[[RunRecord], Figure]
+
+
+def accuracy(scale: Scale, annotator: Output, pairs: Place) -> Reading:
+    """Agreement of the annotator with the labels of these pairs, in per cent."""
+    return Reading(_assessment(scale, annotator, pairs), _accuracy)
+
+
+def disagreement(scale: Scale, annotator: Output, pairs: Place) -> Reading:
+    """Share of the labels that the annotator disagrees with, in per cent (Fig. 8)."""
+    return Reading(_assessment(scale, annotator, pairs), _disagreement)
+
+
+def accuracy_of_surest(scale: Scale, annotator: Output, pairs: Place, coverage: float) -> Reading:
+    """Agreement on the most confident share of the pairs, in per cent."""
+    return Reading(
+        _assessment(scale, annotator, pairs), partial(_accuracy_of_surest, coverage=coverage)
+    )
+
+
+def confidence(scale: Scale, annotator: Output, pairs: Place, tenth: int | None = None) -> Reading:
+    """Mean confidence on these pairs, or the quantile at tenths, from 0 to 10."""
+    return Reading(_assessment(scale, annotator, pairs), partial(_confidence, tenth=tenth))
+
+
+def seconds(made: Output) -> Reading:
+    """Seconds that a command took."""
+    return Reading(made.step, lambda record: Figure(record.seconds))
+
+
+def gold_reward_accuracy(
+    scale: Scale,
+    policy: Output,
+    reference: Output,
+    judge: Place,
+    prompts: Place,
+    *,
+    baseline: Output | None = None,
+    judge_labelled: bool = False,
+) -> Reading:
+    """GRA in per cent: how often the judge scores the policy's answer above the reference's.
+
+    spread: standard deviation over three disjoint thirds of the prompts, as in Table 20.
+
+    Args:
+        baseline: that of `accuracy_gain`, which one evaluation tells, too.
+        judge_labelled: the policy was trained on the judge's own labels, as online DPO is.
+    """
+    more: dict[str, Any] = {} if baseline is None else {"baseline": baseline}
+    if judge_labelled:
+        more["allow_annotator_as_judge"] = True
+    step = _judged(scale, policy, reference, judge, prompts, **more)
+    return Reading(step, partial(_win_share, name=policy.step.name))
+
+
+def accuracy_gain(
+    scale: Scale,
+    policy: Output,
+    reference: Output,
+    judge: Place,
+    prompts: Place,
+    baseline: Output,
+) -> Reading:
+    """GRA of the policy less that of the baseline, in per cent, with a paired interval."""
+    step = _judged(scale, policy, reference, judge, prompts, baseline=baseline)
+    return Reading(step, partial(_gain, name=policy.step.name))
+
+
+def win_rate(
+    scale: Scale, policy: Output, reference: Output, judge: Place, prompts: Place, asked: str
+) -> Reading:
+    """How often an LLM prefers the policy's answer to the chosen response, in per cent.
+
+    Args:
+        asked: which of the paper's two prompts.
+    """
+    more = {**scale.llm_judge, "llm_judge_prompt": asked}
+    step = _judged(scale, policy, reference, judge, prompts, **more)
+    return Reading(step, partial(_win_rate, name=policy.step.name))
+
+
+def higher_reward(
+    scale: Scale, policy: Output, baseline: Output, judge: Place, prompts: Place
+) -> Reading:
+    """How often the judge scores the policy's answer above the baseline's, in per cent (Fig. 5)."""
+    step = _judged(scale, policy, baseline, judge, prompts)
+    return Reading(step, partial(_win_share, name=policy.step.name))
+
+
+def reward_gap(
+    scale: Scale, policy: Output, baseline: Output, judge: Place, prompts: Place
+) -> Reading:
+    """Mean of R*(policy) - R*(baseline), in the judge's units (Fig. 5)."""
+    step = _judged(scale, policy, baseline, judge, prompts)
+    return Reading(step, partial(_reward_gap, name=policy.step.name))
+
+
+def _assessment(scale: Scale, annotator: Output, pairs: Place) -> Step:
+    threads = {name: scale.evaluation[name] for name in ("threads",) if name in scale.evaluation}
+    return Step(
+        "evaluate annotator", "assessment", {"annotator": annotator, "data": pairs, **threads}
+    )
+
+
+def _judged(
+    scale: Scale, policy: Output, reference: Output, judge: Place, prompts: Place, **more: Any
+) -> Step:
+    settings = {
+        "policy": (policy,),
+        "reference": reference,
+        "judge": judge,
+        "data": prompts,
+        **scale.evaluation,
+        **more,
+    }
+    return Step("evaluate policy", "evaluation", settings)
+
+
+def _win_share(record: RunRecord, name: str) -> Figure:
+    found = _of_policy(record, name)
+    deviation = found["win_share_deviation"]
+    return _in_percent(found["win_share"], found["low"], found["high"], deviation)
+
+
+def _gain(record: RunRecord, name: str) -> Figure:
+    found = _of_policy(record, name)["comparison"]["win_share"]
+    return _in_percent(found["value"], found["low"], found["high"])
+
+
+def _reward_gap(record: RunRecord, name: str) -> Figure:
+    found = _of_policy(record, name)["comparison"]["reward_gap"]
+    return Figure(found["value"], found["low"], found["high"])
+
+
+def _win_rate(record: RunRecord, name: str) -> Figure:
+    results: Any = record.results
+    found = results["llm_judge"]["policies"][name]["rate"]
+    return _in_percent(found["value"], found["low"], found["high"])
+
+
+def _of_policy(record: RunRecord, name: str) -> Any:
+    results: Any = record.results
+    return results["policies"][name]
+
+
+def _accuracy(record: RunRecord) -> Figure:
+    results: Any = record.results
+    return _in_percent(results["accuracy"], results["low"], results["high"])
+
+
+def _disagreement(record: RunRecord) -> Figure:
+    results: Any = record.results
+    return _in_percent(1 - results["accuracy"], 1 - results["high"], 1 - results["low"])
+
+
+def _accuracy_of_surest(record: RunRecord, coverage: float) -> Figure:
+    """At the coverage that is nearest to the wanted one: ties may have moved it."""
+    results: Any = record.results
+    point = min(results["coverage"], key=lambda point: abs(point["coverage"] - coverage))
+    share = point["accuracy"]
+    return _in_percent(share["value"], share["low"], share["high"])
+
+
+def _confidence(record: RunRecord, tenth: int | None) -> Figure:
+    results: Any = record.results
+    if tenth is None:
+        return Figure(results["mean_confidence"])
+    return Figure(results["confidence_quantiles"][tenth])
+
+
+def _in_percent(value: float, low: float, high: float, spread: float | None = None) -> Figure:
+    scaled = None if spread is None else _PERCENT * spread
+    return Figure(_PERCENT * value, _PERCENT * low, _PERCENT * high, scaled)
