@@ -37,6 +37,8 @@ def test_the_overview_lists_the_commands_of_all_installed_distributions():
         "evaluate",
         "report",
         "push",
+        "data",
+        "reproduce",
     } <= set(commands())
 
 

@@ -52,7 +52,7 @@ class Scale:
     annotator, sft, align, online, evaluation: settings of the commands, but for models and data.
     language_annotator: those of annotators that are language models, where they differ.
     llm_judge: of an LLM that compares answers; without any, none does.
-    minutes: of a step of each command, as measured or as expected.
+    minutes: expected of a step of each command.
     gpus: of a step that trains a model of this name, if more than one.
     has_gpus: whether its models need a GPU.
     """
@@ -234,7 +234,7 @@ def paper(settings: Reproduction) -> Scale:
     )
 
 
-# Of a step on two CPU cores; see docs/evidence.md for what was measured.
+# Of a step on two free CPU cores: expected, not measured.
 SMALL_MINUTES = {
     "train-annotator": 6,
     "annotate": 2,

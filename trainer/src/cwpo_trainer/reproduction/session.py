@@ -62,7 +62,9 @@ def reproduce(settings: Reproduction) -> None:
 
 
 def _listed(settings: Reproduction) -> Table:
-    table = Table("recipe", "what", "rows", f"hours, {settings.seeds} seeds, small", box=None)
+    table = Table(
+        "recipe", "what", "rows", f"expected hours, {settings.seeds} seeds, small", box=None
+    )
     scale = small(settings)
     for recipe in RECIPES.values():
         rows = recipe.rows(scale)

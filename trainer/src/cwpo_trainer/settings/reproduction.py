@@ -31,7 +31,7 @@ class Reproduction(Compute):
     name: CliPositionalArg[str | None] = Field(
         None, description="Name of a recipe, such as table-1; --list shows all."
     )
-    list: bool = Field(False, description="Show all recipes, with the time that each takes.")
+    list: bool = Field(False, description="Show all recipes, with the time expected of each.")
     scale: ScaleName = Field(
         "small",
         description="Size of models and data: `small` runs on a few CPU cores, with models from "
