@@ -19,6 +19,7 @@ from cwpo_trainer.annotators.planning import plan
 from cwpo_trainer.annotators.scalar_head import ScalarHeadScorer
 from cwpo_trainer.commands import TrainAnnotator
 from cwpo_trainer.data.labelled import read_pairs
+from cwpo_trainer.data.splits import validation_split
 from cwpo_trainer.plan.estimate import DEVICES, Shape
 from cwpo_trainer.run.folder import read_lines
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
@@ -46,8 +47,10 @@ def settings(wide_models, data, tmp_path):
 def planned_for(settings):
     folder = Path(settings.model)
     encoder = encoder_of(settings.objective).create(folder, max_length=settings.max_length)
-    read = encode(encoder, read_pairs(settings.data))
-    return plan(settings, folder, read.pairs)
+    rows = read_pairs(settings.data)
+    training, validating = validation_split(rows, settings.validation_fraction, seed=settings.seed)
+    read = [encode(encoder, part).pairs for part in (training, validating)]
+    return plan(settings, folder, read[0], validating=read[1])
 
 
 @pytest.mark.slow
@@ -118,7 +121,8 @@ def test_a_dry_run_counts_the_steps_and_tokens(tiny_causal, tmp_path, command, c
     said = " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "out").exists()
     assert "SFT 6 steps on the chosen responses" in said
-    assert "pairs 32 to train on, 0 too long; 4 to validate on" in said
+    assert "pairs 32 to train on, 0 too long; 4 to validate on, 4 held out" in said
+    assert "validation 2 times, on 4 pairs" in said
     assert "each of 6 pairs over all processes" in said
     assert "H100 80 GB" in said
     command(TrainAnnotator, *flags, "--dry-run")
@@ -129,6 +133,20 @@ def test_a_dry_run_counts_the_steps_and_tokens(tiny_causal, tmp_path, command, c
     read = encode(encoder, read_pairs(str(data)))
     mean = sum(pair.tokens for pair in read.pairs) / 40
     assert tokens == pytest.approx(32 * mean, rel=0.05)
+
+
+def test_pairs_that_are_only_read_take_a_third_of_an_epoch(settings, wide_models):
+    run = settings(batch_size=4, epochs=1, validate_every=2, validation_fraction=0.1)
+    folder = wide_models / "llama"
+    encoder = encoder_of("bt").create(folder, max_length=128)
+    read = encode(encoder, read_pairs(run.data)).pairs
+    epoch = plan(run, folder, read).operations()
+    held_out = plan(run, folder, read, held_out=read).operations() - epoch
+    # Training reads packed rows in batches, which are filled up, and the head once more.
+    assert held_out == pytest.approx(epoch / 3, rel=0.1)
+    # Four steps are checked twice.
+    checked = plan(run, folder, read, validating=read).operations() - epoch
+    assert checked == pytest.approx(2 * held_out)
 
 
 def test_sharing_checkpointing_and_adapters_need_less(settings):

@@ -195,6 +195,34 @@ def test_main_memory_is_what_the_loaded_models_hold(
     assert (float(needed), count) == (pytest.approx(loading * sum(held) / 2**30, rel=0.01), "4")
 
 
+@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "mlp.down_proj")], ids=len)
+def test_the_adapters_that_count_are_those_of_the_targets(targets, wide_models, data, tmp_path):
+    folder = wide_models / "llama"
+    settings = Alignment(
+        model=str(folder), data=data, output=tmp_path, lora=True, lora_targets=[*targets]
+    )
+    policy = load_for_training(str(folder), is_frozen=True, bfloat16=True)
+    adapted = get_peft_model(policy, lora_config(settings, policy, dropout=0, task="CAUSAL_LM"))
+    held = sum(p.numel() for p in adapted.parameters() if p.requires_grad) * 4
+    assert plan_alignment(settings).memory().adapters == held
+
+
+def test_the_reference_cache_is_planned_with(wide_models, data, tmp_path, command, capsys):
+    cache = tmp_path / "cache"
+    flags = ("--model", wide_models / "llama", "--data", data, "--output", tmp_path / "out")
+    flags = (*flags, "--batch-size", 4, "--gradient-accumulation", 1, "--epochs", 1)
+    command(Align, *flags, "--reference-cache", cache, "--dry-run")
+    said = " ".join(capsys.readouterr().out.split())
+    (percent,) = re.findall(
+        r"reference cache at most 1 MB for 16 pairs in .* takes (\d+)% less time", said
+    )
+    # Of four passes, the head's again in the backward pass with them, one is the reference's.
+    assert 18 <= int(percent) <= 26
+    assert not cache.exists()
+    command(Align, *flags, "--dry-run")
+    assert "reference cache" not in capsys.readouterr().out
+
+
 def test_more_devices_or_fewer_trained_weights_need_less(wide_models, tmp_path):
     shape = Shape.read(wide_models / "llama")
     model = AutoModelForCausalLM.from_pretrained(wide_models / "llama")

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 
 import pytest
 from datasets import Dataset
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cwpo.types import Message
@@ -86,6 +90,77 @@ def test_token_ids_are_those_of_trl(row, tiny_causal, tiny_tokenizer, tmp_path):
     chosen, rejected = formatter.tokenise([prompt, prompt], ["I am good", "bad"])
     assert (chosen.prompt_ids, chosen.response_ids) == (theirs["prompt_ids"], theirs["chosen_ids"])
     assert rejected.response_ids == theirs["rejected_ids"]
+
+
+def spaced(tokenizer, **flags):
+    """White space before the special token that an answer begins after, which has these flags."""
+    tokenizer = copy.deepcopy(tokenizer)
+    reply = AddedToken("<|reply|>", normalized=False, special=True, **flags)
+    tokenizer.add_tokens([reply], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '  <|reply|>' if m.role == 'assistant' else '<|user|>' }}"
+        "{{ m.content }}{{ '<|end|>' if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}  <|reply|>{% endif %}"
+    )
+    return tokenizer
+
+
+def across(tokenizer):
+    """With a token that begins before that one, and ends within it."""
+    tokenizer = spaced(tokenizer)
+    tokenizer.add_tokens([AddedToken(" <|rep", normalized=False)])
+    return tokenizer
+
+
+def beginning(tokenizer):
+    """Without a template, each text begins with a special token."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A", special_tokens=[("<|system|>", 5)]
+    )
+    return tokenizer
+
+
+def marking_words(tokenizer):
+    """The first word of a text is marked as one within it is."""
+    tokenizer = copy.deepcopy(tokenizer)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = Metaspace(prepend_scheme="first", replacement="a")
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(copy.deepcopy, spaced, partial(spaced, lstrip=True), partial(spaced, rstrip=True)),
+        *(across, beginning, marking_words),
+    ],
+    ids=["plain", "spaced", "lstrip", "rstrip", "across", "beginning", "marked"],
+)
+def test_ids_are_those_of_the_whole_texts(kind, tiny_tokenizer):
+    tokenizer = kind(tiny_tokenizer)
+    prompts = ["who", "who ", " what <|end|> is", "<|user|>", TRANSCRIPT, "who", "who<|assistant"]
+    responses = ["no one", " no", "<|end|> yes", "", "Sure", "<|assistant|>", "|> see"]
+    chats = [[Message(role="user", content=prompt)] for prompt in prompts]
+    texts = Formatter(tokenizer).tokenise([*prompts, *chats], responses * 2)
+    for prompt, response, text in zip([*prompts, *chats], responses * 2, texts, strict=True):
+        if prompt == TRANSCRIPT:
+            whole = tokenizer(f"{TRANSCRIPT} {response}<eos>").input_ids
+        else:
+            content = prompt if isinstance(prompt, str) else prompt[0].content
+            turns = [{"role": "user", "content": content}]
+            answer = {"role": "assistant", "content": response}
+            written = tokenizer.apply_chat_template([*turns, answer], tokenize=False)
+            opening = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+            whole, opening = (
+                tokenizer(part, add_special_tokens=False).input_ids for part in (written, opening)
+            )
+            assert text.prompt_ids == whole[: len(text.prompt_ids)]
+            alike = [left == right for left, right in zip(whole, opening, strict=False)]
+            assert len(text.prompt_ids) == (alike.index(False) if False in alike else len(alike))
+        assert text.prompt_ids + text.response_ids == whole
 
 
 @pytest.mark.parametrize("template", [True, False], ids=["template", "plain"])

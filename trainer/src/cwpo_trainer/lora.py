@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from cwpo.errors import ConfigError
 from cwpo_trainer.settings.mixins import Lora
 
-_ALL = "all-linear"
+ALL_LINEAR = ("all-linear",)
+"""--lora-targets: all linear layers but the head."""
 
 
 def lora_config(
@@ -55,9 +56,14 @@ def adding_adapters(dropout: float) -> Iterator[None]:
         ) from error
 
 
+def is_target(name: str, targets: Sequence[str]) -> bool:
+    """Whether the linear layer of this name gets adapters by --lora-targets, as PEFT finds it."""
+    return (*targets,) == ALL_LINEAR or any(f".{name}".endswith(f".{target}") for target in targets)
+
+
 def _targets(names: list[str], model: Any) -> str | list[str]:
-    if names == [_ALL]:
-        return _ALL
+    if (*names,) == ALL_LINEAR:
+        return ALL_LINEAR[0]
     head = model.get_output_embeddings()
     linear = {
         name
@@ -65,8 +71,7 @@ def _targets(names: list[str], model: Any) -> str | list[str]:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     for target in names:
-        # As PEFT finds them.
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
+        if not any(is_target(name, [target]) for name in linear):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
             raise ConfigError(
                 f"--lora-targets {target}: no linear layer has this name; the model has {known}"

@@ -75,18 +75,32 @@ def join_transcript(prompt: str, response: str) -> JoinedText:
 
 
 def join_chat(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], response: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    response: str,
+    opening: str | None = None,
 ) -> JoinedText:
     """Chat messages and the response by the tokenizer's chat template; without one, a transcript.
 
+    Args:
+        opening: what `open_chat` gives for this prompt, if it is known.
     Raises: whatever the template does, which may refuse a conversation.
     """
     if tokenizer.chat_template is None:
         return join_transcript(transcript.write(prompt), response)
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
     answer = {"role": "assistant", "content": response}
-    render = tokenizer.apply_chat_template
-    text = str(render([*turns, answer], tokenize=False))
-    opening = str(render(turns, tokenize=False, add_generation_prompt=True))
+    text = str(tokenizer.apply_chat_template([*turns, answer], tokenize=False))
+    if opening is None:
+        opening = open_chat(tokenizer, prompt)
     start = len(opening) if text.startswith(opening) else common_prefix(text, opening)
     return JoinedText(text, opening, start, start, is_templated=True)
+
+
+def open_chat(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> str:
+    """Chat messages by the tokenizer's chat template, up to where an answer begins.
+
+    Raises: whatever the template does, which may refuse a conversation.
+    """
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

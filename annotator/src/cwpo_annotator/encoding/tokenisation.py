@@ -24,6 +24,43 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[JoinedText])
     return _ids(tokenizer, [(text.opening, text.is_templated) for text in texts])
 
 
+def separators(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Special tokens before which a templated text can be cut: its parts have its ids together.
+
+    Such a token takes no white space from before itself, and none of the tokens that a tokenizer
+    looks for in a text first can begin before the place and end behind it.
+    """
+    added = [*tokenizer.added_tokens_decoder.values()] if tokenizer.is_fast else []
+    return [
+        token.content
+        for token in added
+        if token.special and not (token.lstrip or token.normalized or token.single_word)
+        if not any(token.content[0] in other.content[1:] for other in added)
+    ]
+
+
+def opening_and_whole_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[JoinedText], separators: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """The token ids of each text's opening, and those of the text.
+
+    What both begin with is encoded once, up to the last of the separators, and so is what several
+    of them have in common.
+    """
+    parts: list[tuple[_Input, bool]] = []
+    for text in texts:
+        at = _cut(text, separators)
+        # Of a text that is not cut there is no head, which would have special tokens of its own.
+        parts.append((text.text[:at], True))
+        parts += [(part, text.is_templated) for part in (text.opening[at:], text.text[at:])]
+    distinct = [*dict.fromkeys(parts)]
+    known = dict(zip(distinct, _ids(tokenizer, distinct), strict=True))
+    ids = map(known.__getitem__, parts)
+    return [
+        (head + opening, head + whole) for head, opening, whole in zip(ids, ids, ids, strict=True)
+    ]
+
+
 def prompt_range(tokenizer: PreTrainedTokenizerBase, text: JoinedText) -> tuple[int, int]:
     """The first position that holds the prompt alone, and the one after the last such position."""
     encoding = _encoding(tokenizer, text)
@@ -62,6 +99,13 @@ def response_start_after(opening: Sequence[int], whole: Sequence[int]) -> int:
     there than before a response, and then belongs to what a policy is trained to write.
     """
     return common_prefix(opening, whole)
+
+
+def _cut(text: JoinedText, separators: Sequence[str]) -> int:
+    """The character before which it is cut; 0 where it cannot be."""
+    if not text.is_templated:
+        return 0
+    return max([0, *(text.text.rfind(token, 0, text.prompt_end) for token in separators)])
 
 
 def _input(text: JoinedText) -> _Input:

@@ -72,7 +72,7 @@ def train_annotator(settings: AnnotatorTraining) -> None:
     base = resolve(settings.model, weights=not settings.dry_run)
     if settings.dry_run:
         unused.tell(are_listed=False)
-        _plan(settings, base, training, validation_pairs=len(validating)).show()
+        _plan(settings, base, training, validating, parts.held_out).show()
         return
     recorded = settings.model_dump(mode="json")
     with new_run_folder(
@@ -142,15 +142,22 @@ def _plan(
     settings: AnnotatorTraining,
     base: Path,
     training: Sequence[LabelledPair],
-    *,
-    validation_pairs: int,
+    validating: Sequence[LabelledPair],
+    held_out: Sequence[LabelledPair],
 ) -> Plan:
     process.prepare(seed=settings.seed, threads=settings.threads)
     encoder = _encoder(settings.objective, base, settings.model, settings.max_length)
     pairs, _, left_out = encode(encoder, training)
     kept = f"{len(pairs):,} to train on, {left_out.total():,} too long"
-    fact = ("pairs", f"{kept}; {validation_pairs:,} to validate on")
-    return plan(settings, base, pairs, facts=[fact])
+    others = f"{len(validating):,} to validate on, {len(held_out):,} held out"
+    return plan(
+        settings,
+        base,
+        pairs,
+        facts=[("pairs", f"{kept}; {others}")],
+        validating=encode(encoder, validating).pairs,
+        held_out=encode(encoder, held_out).pairs,
+    )
 
 
 def _check_launch(sharding: AnnotatorShardingName) -> None:

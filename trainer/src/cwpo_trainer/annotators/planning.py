@@ -14,7 +14,7 @@ from cwpo_annotator.checkpoint import IMPLICIT
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_annotator.encoding.prefix import common_prefix
 from cwpo_trainer.annotators.base_model import outline
-from cwpo_trainer.plan.dry_run import Batches, Plan, ReferenceUse, Texts
+from cwpo_trainer.plan.dry_run import Batches, Plan, Reading, ReferenceUse, Texts
 from cwpo_trainer.plan.estimate import Method, Shape
 from cwpo_trainer.plan.row_sizes import row_tokens
 from cwpo_trainer.plan.schedule import annotator_steps, processes
@@ -26,19 +26,22 @@ def plan(
     base: Path,
     pairs: Sequence[EncodedPair],
     facts: Sequence[tuple[str, str]] = (),
+    *,
+    validating: Sequence[EncodedPair] = (),
+    held_out: Sequence[EncodedPair] = (),
 ) -> Plan:
     """What training an annotator on these pairs would do and need.
 
-    Validation, and the measurement on held-out pairs, are left out.
-
     Args:
         base: folder of the pretrained model.
+        validating: pairs that the weights are chosen by.
+        held_out: pairs that the written annotator is measured on.
         facts: names and values to show first.
     Raises: CheckpointError or ConfigError for a model that cannot be trained so.
     """
     is_implicit = settings.objective in IMPLICIT
     model = outline(base, scalar_head=not is_implicit, layers=settings.layers)
-    shape = Shape.of(model)
+    shape = Shape.of(model, settings.lora_targets)
     method = Method(
         bfloat16=settings.dtype != "float32",
         lora_rank=settings.lora_rank if settings.lora else None,
@@ -55,8 +58,13 @@ def plan(
         filled_to=1,
         alike=True,
     )
+    every = settings.validate_every or math.ceil(len(pairs) / settings.batch_size)
+    checks = math.ceil(batches.steps / every)
     before = None
     facts = [("objective", settings.objective), *facts]
+    if validating:
+        most = "at most " if settings.patience is not None else ""
+        facts.append(("validation", f"{most}{checks:,} times, on {len(validating):,} pairs"))
     if settings.objective == "sft+dpo":
         steps = _steps(settings, len(pairs), settings.sft_epochs)
         facts.append(("SFT", f"{steps:,} steps on the chosen responses, before those of DPO"))
@@ -79,7 +87,23 @@ def plan(
         # Read once, by the model that training starts from.
         reference=ReferenceUse(False, is_precomputed=True) if is_implicit else None,
         before=before,
+        readings=_readings(validating, held_out, checks=checks, is_implicit=is_implicit),
     )
+
+
+def _readings(
+    validating: Sequence[EncodedPair],
+    held_out: Sequence[EncodedPair],
+    *,
+    checks: int,
+    is_implicit: bool,
+) -> list[Reading]:
+    """Validation, and the measurement of what was written; an implicit reward has a reference."""
+    reference = int(is_implicit)
+    times = ((validating, checks + reference), (held_out, 1 + reference))
+    return [
+        Reading(_both(pairs, is_implicit=is_implicit), count) for pairs, count in times if pairs
+    ]
 
 
 def _steps(settings: AnnotatorTraining, pairs: int, epochs: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from cwpo_trainer.settings.mixins import ShardingName, Training
 from cwpo_trainer.settings.policy_training import PolicyTraining
 
 _GIB = 2**30
+BYTES_A_PAIR = 50
+"""In the reference cache: a key of 32 bytes, two numbers, and what Parquet adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,12 @@ class ReferenceUse:
     """How the reference model is read.
 
     is_second_model: it is held in memory beside the policy; is_precomputed: it reads the data once,
-    before training, rather than in every step.
+    before training, rather than in every step; cache: folder in which what it has read is kept.
     """
 
     is_second_model: bool
     is_precomputed: bool
+    cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,14 @@ class Texts:
     shared: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Texts that the model reads without training, and how often."""
+
+    texts: Texts
+    times: float
+
+
 class Plan:
     """A training, before it starts.
 
@@ -80,6 +92,7 @@ class Plan:
         facts: names and values of the command's own, to show first.
         reference: None for a loss without one.
         before: a training of the same model that the run begins with.
+        readings: what the model reads besides, as in validation.
         loads_once: the first process alone loads the models.
     """
 
@@ -95,6 +108,7 @@ class Plan:
         facts: Sequence[tuple[str, str]] = (),
         reference: ReferenceUse | None = None,
         before: Plan | None = None,
+        readings: Sequence[Reading] = (),
         loads_once: bool = False,
     ) -> None:
         self.model = training.model
@@ -103,12 +117,12 @@ class Plan:
         self.shape = shape
         self.method = method
         self.lengths, self.scored = texts.lengths, texts.scored
-        # Few of them are read again.
-        self.shared = np.where(texts.shared >= LEAST_SHARED, texts.shared, 0)
+        self.shared = _shared(texts)
         self.batches = batches
         self.facts = facts
         self.reference = reference
         self.before = before
+        self.readings = readings
         self.processes = processes(training.world_size)
         self.sharded_over = self.processes if sharding != "none" else 1
         self.is_loaded_in_parts = sharding == "zero3"
@@ -164,19 +178,38 @@ class Plan:
 
         The head reads tokens that carry the loss; on a CPU, in padded batches, all but the last.
         """
-        before = 0.0 if self.before is None else self.before.operations(on_cpu=on_cpu)
+        besides = sum(map(self._reading_operations, self.readings))
+        if self.before is not None:
+            besides += self.before.operations(on_cpu=on_cpu)
         passes = self.tokens / self.lengths.sum()
         read, seen = self._packed(on_cpu) if self.method.packed else self._padded()
         scored = float(self.scored.sum())
         if on_cpu and not self.method.packed:
             scored = read - self.lengths.size
-        return before + estimate.operations(
+        return besides + estimate.operations(
             self.shape,
             self.method,
             tokens=passes * read,
             scored=passes * scored,
             length=seen / read,
             reference=self._reference_passes(passes) / passes,
+        )
+
+    def _reading_operations(self, reading: Reading) -> float:
+        """Of texts that are read by length, so that there is no padding to count."""
+        texts = reading.texts
+        shared = _shared(texts) if self.method.packed else np.zeros_like(texts.shared)
+        own = texts.lengths - shared[:, None]
+        read = float(own.sum() + shared.sum())
+        if not read:
+            return 0.0
+        seen = float((own * texts.lengths).sum() + (shared**2).sum())
+        return reading.times * estimate.reading_operations(
+            self.shape,
+            self.method,
+            tokens=read,
+            scored=float(texts.scored.sum()),
+            length=seen / read,
         )
 
     @property
@@ -294,6 +327,7 @@ class Plan:
         host = loading * (policy + reference) / _GIB
         hours, rate = self.hours_here()
         kind = "CPU" if on_cpu else "GPU"
+        cache = self.reference.cache if self.reference is not None else None
         return [
             ("model", f"{self.model}, {self.shape.parameters / 1e6:,.1f} M parameters"),
             (
@@ -317,7 +351,20 @@ class Plan:
                 f"{_time(hours)} on this {kind}, at {estimate.UTILISATION:.0%} of the "
                 f"{rate / 1e12:.3g} TFLOP/s measured on it",
             ),
+            *([("reference cache", self._saved_by(cache))] if cache is not None else []),
         ]
+
+    def _saved_by(self, cache: Path) -> str:
+        """What a folder of log-probabilities takes, and what it saves."""
+        pairs = len(self.lengths)
+        taken = math.ceil(pairs * BYTES_A_PAIR / 1e6)
+        without = copy(self)
+        without.reference = None
+        less = 1 - without.operations() / self.operations()
+        return (
+            f"at most {taken:,} MB for {pairs:,} pairs in {cache}; a run that finds them all there "
+            f"takes {less:.0%} less time than is said here"
+        )
 
     def _devices(self) -> Table:
         table = Table("GPU", "GiB", "fits", "GPUs needed", "time")
@@ -373,7 +420,7 @@ def policy_plan(
     )
     return Plan(
         training,
-        Shape.read(folder),
+        Shape.read(folder, training.lora_targets),
         method,
         texts,
         batches,
@@ -382,6 +429,11 @@ def policy_plan(
         reference=reference,
         loads_once=training.sharding == "fsdp2",
     )
+
+
+def _shared(texts: Texts) -> NDArray[np.int64]:
+    """Tokens of each item that are read once for all of its texts; few are read again."""
+    return np.where(texts.shared >= LEAST_SHARED, texts.shared, 0)
 
 
 def _time(hours: float) -> str:

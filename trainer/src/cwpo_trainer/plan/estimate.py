@@ -9,7 +9,7 @@ states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
                                   0.55 for the weights of linear layers
     bfloat16 copy  2 P_linear     float32 weights are cast by autocast; if sharded, two layers only
     gathered       w P / L * 2    if sharded: two layers are complete at a time
-    adapters       4 T            LoRA: r (in + out) of each linear layer except the head
+    adapters       4 T            LoRA: r (in + out) of each linear layer of --lora-targets
     gradients      4 T / N
     optimiser      8 T / N        the two moments of AdamW
     reference      w P / N        if a second model is held; in bfloat16 w is 2 if it is sharded, or
@@ -48,8 +48,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cwpo_annotator.backends.torch.loading import scalar_heads
 from cwpo_annotator.backends.torch.log_probs import logits_at_a_time
 from cwpo_annotator.checkpoint import CheckpointError
+from cwpo_trainer.lora import ALL_LINEAR, is_target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 UTILISATION = 0.35
@@ -85,8 +87,8 @@ class Shape:
     """What of a model its memory depends on.
 
     linear_parameters: of all linear layers, the head with them; layer_outputs: outputs of all
-    linear layers of one block; lora_sides: inputs + outputs of all linear layers but the head, over
-    the whole model; is_tied: the head has the weights of the embedding.
+    linear layers of one block; lora_sides: inputs + outputs of the linear layers that adapters are
+    for, over the whole model; is_tied: the head has the weights of the embedding.
     """
 
     parameters: int
@@ -99,7 +101,7 @@ class Shape:
     is_tied: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> Shape:
+    def read(cls, folder: Path, lora_targets: Sequence[str] = ALL_LINEAR) -> Shape:
         """Of a model folder, from config.json alone. Raises: CheckpointError for no language model.
 
         The model is built without memory for its weights.
@@ -110,13 +112,19 @@ class Shape:
                 model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise CheckpointError(f"{folder}: not a causal language model") from error
-        return cls.of(model)
+        return cls.of(model, lora_targets)
 
     @classmethod
-    def of(cls, model: Any) -> Shape:
+    def of(cls, model: Any, lora_targets: Sequence[str] = ALL_LINEAR) -> Shape:
         """Of a language model, or one with a scalar head; it may have no memory for its weights."""
         head = model.get_output_embeddings() or scalar_heads(model)[-1]
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+        named = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head
+        }
+        linears = [*named.values()]
+        adapted = [module for name, module in named.items() if is_target(name, lora_targets)]
         text = model.config.get_text_config()
         return cls(
             parameters=sum(p.numel() for p in model.parameters()),
@@ -125,7 +133,7 @@ class Shape:
             layers=text.num_hidden_layers,
             width=text.hidden_size,
             layer_outputs=sum(m.out_features for m in linears) // text.num_hidden_layers,
-            lora_sides=sum(m.in_features + m.out_features for m in linears),
+            lora_sides=sum(m.in_features + m.out_features for m in adapted),
             is_tied=head.weight is model.get_input_embeddings().weight,
         )
 
@@ -251,6 +259,16 @@ def _loss_bytes(shape: Shape, method: Method, scored: int, number: int, device_t
         return min(_TILE_WIDTH, vocabulary) * number * min(scored, _TILE_TOKENS)
     logits = min(scored * vocabulary, logits_at_a_time(device_type))
     return 3 * 4 * logits + shape.width * number * scored
+
+
+def reading_operations(
+    shape: Shape, method: Method, *, tokens: float, scored: float, length: float
+) -> float:
+    """Floating-point operations to read so many tokens, without training; see `operations`."""
+    layers = 2 * (shape.linear_parameters - shape.head_parameters)
+    attention = 4 * length * shape.width * shape.layers
+    adapters = 2 * (method.lora_rank or 0) * shape.lora_sides
+    return tokens * (layers + attention + adapters) + scored * 2 * shape.head_parameters
 
 
 def operations(

@@ -261,7 +261,11 @@ def reference_use(loss: PairLoss, training: PolicyTraining) -> ReferenceUse | No
         return None
     is_read_first = loss.precomputes_reference and training.sharding != "fsdp2"
     is_policy = loss.reference is None and (training.lora or is_read_first)
-    return ReferenceUse(is_second_model=not is_policy, is_precomputed=loss.precomputes_reference)
+    return ReferenceUse(
+        is_second_model=not is_policy,
+        is_precomputed=loss.precomputes_reference,
+        cache=loss.reference_cache,
+    )
 
 
 def weighted_parts(
@@ -346,10 +350,11 @@ def weighted_fitting(part: Part, max_length: int) -> WeightedFitting:
 
 
 def _pair_rows(formatter: Formatter, pairs: Sequence[WeightedPair]) -> list[dict[str, Any]]:
-    prompts = [pair.prompt for pair in pairs]
-    chosen = formatter.tokenise(prompts, [pair.chosen for pair in pairs])
-    rejected = formatter.tokenise(prompts, [pair.rejected for pair in pairs])
-    return [_row(*texts) for texts in zip(chosen, rejected, strict=True)]
+    prompts = [pair.prompt for pair in pairs for _ in range(2)]
+    texts = formatter.tokenise(
+        prompts, [response for pair in pairs for response in (pair.chosen, pair.rejected)]
+    )
+    return [_row(*both) for both in zip(texts[::2], texts[1::2], strict=True)]
 
 
 def _row(chosen: TokenisedText, rejected: TokenisedText) -> dict[str, Any]:

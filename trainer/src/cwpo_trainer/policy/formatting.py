@@ -15,8 +15,12 @@ from cwpo_annotator.encoding.joining import (
     join_chat,
     join_text,
     join_transcript,
+    open_chat,
 )
 from cwpo_trainer.policy.end_of_turn import end_of_turn
+
+# Of a conversation: role and content of each turn.
+_Key = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +48,26 @@ class Formatter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._template_ends_turns = end_of_turn(tokenizer) is not None
+        self._separators = tokenisation.separators(tokenizer)
 
     def tokenise(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenisedText]:
         """Token ids of each prompt with its response.
 
         The response starts where prompt alone and prompt with response part ways, as in TRL.
         """
-        texts = [self._ended(*pair) for pair in zip(prompts, responses, strict=True)]
-        openings = tokenisation.opening_ids(self.tokenizer, texts)
-        wholes = tokenisation.token_ids(self.tokenizer, texts)
+        openings: dict[_Key, str] = {}
+        texts = [self._ended(*pair, openings) for pair in zip(prompts, responses, strict=True)]
         result = []
-        for opening, whole in zip(openings, wholes, strict=True):
+        for opening, whole in tokenisation.opening_and_whole_ids(
+            self.tokenizer, texts, self._separators
+        ):
             start = tokenisation.response_start_after(opening, whole)
             result.append(TokenisedText(whole[:start], whole[start:]))
         return result
 
     def opening_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Token ids of each prompt, ready for the model to continue with its answer."""
-        texts = [self._join(prompt, "") for prompt in prompts]
+        texts = [self._join(prompt, "", {}) for prompt in prompts]
         return tokenisation.opening_ids(self.tokenizer, texts)
 
     def answer(self, prompt: Prompt, text: str) -> str:
@@ -73,18 +79,30 @@ class Formatter:
             return transcript.is_transcript(prompt)
         return self.tokenizer.chat_template is None
 
-    def _join(self, prompt: Prompt, response: str) -> JoinedText:
-        if not isinstance(prompt, str):
-            return join_chat(self.tokenizer, prompt, response)
-        if transcript.is_transcript(prompt):
-            return join_transcript(prompt.rstrip(), response)
-        if self.tokenizer.chat_template is not None:
-            return join_chat(self.tokenizer, [Message(role="user", content=prompt)], response)
-        # Other than an annotator's, it may not depend on the response, which is yet to be written.
-        return join_text(prompt, response, "" if prompt[-1:].isspace() else BLANK_LINE)
+    def _join(self, prompt: Prompt, response: str, openings: dict[_Key, str]) -> JoinedText:
+        """Both as one text.
 
-    def _ended(self, prompt: Prompt, response: str) -> JoinedText:
-        text = self._join(prompt, response)
+        Args:
+            openings: of the prompts that a template has written so far, to which this one is added.
+        """
+        has_template = self.tokenizer.chat_template is not None
+        if isinstance(prompt, str):
+            if transcript.is_transcript(prompt):
+                return join_transcript(prompt.rstrip(), response)
+            if not has_template:
+                # Other than an annotator's, it may not depend on the response, which is yet to be
+                # written.
+                return join_text(prompt, response, "" if prompt[-1:].isspace() else BLANK_LINE)
+            turns = [Message(role="user", content=prompt)]
+        else:
+            turns = [*prompt]
+        key = tuple((turn.role, turn.content) for turn in turns)
+        if has_template and key not in openings:
+            openings[key] = open_chat(self.tokenizer, turns)
+        return join_chat(self.tokenizer, turns, response, openings.get(key))
+
+    def _ended(self, prompt: Prompt, response: str, openings: dict[_Key, str]) -> JoinedText:
+        text = self._join(prompt, response, openings)
         if text.is_templated and self._template_ends_turns:
             return text
         return text.followed_by(str(self.tokenizer.eos_token))
