@@ -220,8 +220,8 @@ def test_a_pairwise_annotator_has_no_score_of_one_response(trained):
 
 
 def test_a_pairwise_annotator_judges_no_policy(trained, tiny_causal, labelled, tmp_path, command):
-    flags = ("--reference", tiny_causal, "--policy", tiny_causal, "--data", labelled)
-    flags += ("--annotator", trained / "pairrm", "--output", tmp_path / "out")
+    flags = (tiny_causal, "--reference", tiny_causal, "--data", labelled)
+    flags += ("--judge", trained / "pairrm", "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match="compares two responses"):
         command(Evaluate, "policy", *flags)
 

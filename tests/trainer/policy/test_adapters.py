@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cwpo_trainer.commands import Align, Evaluate, Sft
-from cwpo_trainer.evaluation.comparison import named_paths
+from cwpo_trainer.evaluation.policies import named_models
 from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
 
 from ..samples import pairs, weighted, write_lines
@@ -217,19 +217,19 @@ def test_policies_that_are_adapters_are_evaluated(
     command(
         Evaluate,
         "policy",
-        *("--reference", tiny_causal, "--policy", sft, "--policy", merged),
-        *("--annotator", tiny_annotator, "--data", held_out, "--output", tmp_path / "evaluation"),
+        *(sft, merged, "--reference", tiny_causal, "--judge", tiny_annotator, "--data", held_out),
+        *("--output", tmp_path / "evaluation"),
         *("--prompts", 4, "--max-new-tokens", 6, "--batch-size", 4, "--temperature", 0),
     )
     found = read_record(tmp_path / "evaluation").results["policies"]
-    for name, figure in found["merged"].items():
-        assert found["sft"][name] == pytest.approx(figure, abs=1e-4), name
+    for name in ("preference_accuracy", "implicit_margin", "win_share", "mean_score"):
+        assert found["sft"][name] == pytest.approx(found["merged"][name], abs=1e-4), name
     assert abs(found["sft"]["implicit_margin"]) > 1e-3
 
 
 def test_an_adapter_beside_a_merged_model_has_a_name_of_its_own():
     paths = ["runs/cw-dpo", "runs/cw-dpo/adapter/", "runs/dpo/adapter"]
-    assert [*named_paths(paths)] == ["cw-dpo", "cw-dpo/adapter", "dpo/adapter"]
+    assert [*named_models(paths)] == ["cw-dpo", "cw-dpo/adapter", "dpo/adapter"]
 
 
 def test_an_adapter_can_be_planned_with(sft, flags, tmp_path, command, capsys):
