@@ -101,11 +101,11 @@ class APIError(CwpoError):
         That is if it is temporary, for 408, for a conflict (409) that ends by itself, and for other
         failures of the service (5xx) unless the annotator failed on this very request.
         """
-        if self.status == HTTPStatus.CONFLICT:
-            return self.reason in _PASSING_CONFLICTS
+        passes = self.status == HTTPStatus.CONFLICT and self.reason in _PASSING_CONFLICTS
         is_failure = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         return (
             self.is_temporary
+            or passes
             or self.status == HTTPStatus.REQUEST_TIMEOUT
             or (is_failure and self.status not in _PERMANENT_FAILURES and self.reason != "backend")
         )
