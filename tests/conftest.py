@@ -60,12 +60,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Tell each test process of pytest-xdist what it does not find in its environment."""
+    node.workerinput["data_dir"] = _DATA_DIR
+
+
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
+def data_dir(request) -> Path:
     """The folder of real human preference data; tests that need it are skipped without."""
-    if _DATA_DIR is None:
+    folder = getattr(request.config, "workerinput", {}).get("data_dir", _DATA_DIR)
+    if folder is None:
         pytest.skip("CWPO_DATA_DIR is not set")
-    return Path(_DATA_DIR).resolve()
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
