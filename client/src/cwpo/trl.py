@@ -52,7 +52,7 @@ def to_trl(
     try:
         from datasets import Dataset
     except ImportError as error:
-        raise ConfigError("to_trl needs the package datasets: pip install 'cwpo[datasets]'") from error
+        raise ConfigError("to_trl needs datasets: pip install 'cwpo[datasets]'") from error
     told = labels.annotations if isinstance(labels, AnnotateResponse) else labels
     numbered = named(enumerate(records(triplets)), TRIPLETS, columns)
     rows = []
