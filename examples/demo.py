@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--annotator-epochs", type=float, default=5, help="epochs over the labelled pairs"
     )
-    parser.add_argument("--steps", type=int, default=20, help="steps of SFT and of each alignment")
+    parser.add_argument("--steps", type=int, default=10, help="steps of SFT and of each alignment")
     parser.add_argument(
         "--prompts", type=int, default=16, help="number of prompts to sample answers for"
     )
