@@ -76,3 +76,4 @@ def test_as_many_values_as_are_needed_tell_four_times_of_five():
     told = [bootstrap(draw.normal(0.2, 1, size=needed), seed=0)[0] > 0 for _ in range(25)]
     assert 0.55 < np.mean(told) < 0.99
     assert count_needed([1, -1]) is None
+    assert count_needed([1, 1]) is None

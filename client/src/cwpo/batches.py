@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
@@ -280,12 +280,9 @@ class Batches(Generic[A]):
         if model is None:
             yield Exchange(self.question, self._first)
             return
-        asked = self.question
-        question = Question(
-            asked.endpoint, asked.truncation, asked.priority, asked.revision or model.revision
-        )
-        most = min(self.most, model.max_triplets * asked.endpoint.of_triplet)
-        room = model.max_body_bytes - sum(map(len, asked.body))
+        question = replace(self.question, revision=self.question.revision or model.revision)
+        most = min(self.most, model.max_triplets * question.endpoint.of_triplet)
+        room = model.max_body_bytes - sum(map(len, question.body))
         for window in chain([self._first], self._others):
             order = prompt_order([row.prompt for row in window])
             for rows in _fitting([window[at] for at in order], most, room):

@@ -76,6 +76,14 @@ def test_failures_that_pass_are_waited_for(tmp_path):
         assert (chat.failures, len(chat.requests)) == ([], 3)
 
 
+def test_a_reply_is_kept_behind_a_line_that_was_cut(tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text('{"key": "cut')
+    with chat_server(reply) as chat:
+        compare(chat, kept, {"cw": ["longest"]}, ["short"])
+        assert compare(chat, kept, {"cw": ["longest"]}, ["short"]).questions_kept == 2
+
+
 def test_a_run_that_failed_asks_only_for_what_is_missing(tmp_path):
     kept = tmp_path / "kept.jsonl"
     answers, others = {"cw": [f"answer {'x' * at}" for at in range(9)]}, ["answer xxx!"] * 9

@@ -22,7 +22,7 @@ from cwpo_trainer.reproduction.recipe import Recipe, Row
 from cwpo_trainer.reproduction.results import Measured, Results, RowResult, read_results
 from cwpo_trainer.reproduction.scale import small
 from cwpo_trainer.reproduction.session import run_rows
-from cwpo_trainer.run.folder import read_record
+from cwpo_trainer.run.folder import last_checkpoint, read_record
 from cwpo_trainer.settings.reproduction import Reproduction
 
 from ..samples import pairs, write_lines
@@ -86,6 +86,21 @@ def test_a_killed_recipe_goes_on_with_the_next_row(place, failure, capsys):
     out = capsys.readouterr().out
     assert "63.5" in out  # The paper's figure of 0.5B.
     assert (place / "out" / "table-12-small" / "table.txt").is_file()
+
+
+@pytest.mark.slow
+def test_a_command_that_runs_saves_its_checkpoint_first(place):
+    write_lines(place / "data" / "hh_harmless.jsonl", pairs(4000))
+    words = [str(word) for word in ("reproduce", "table-12", *flags(place))]
+    running = subprocess.Popen([sys.executable, "-m", "cwpo", *words], start_new_session=True)
+    steps = place / "out" / "steps"
+    while not [*steps.glob(".*.partial/training.jsonl")]:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait() == 128 + signal.SIGTERM
+    (partial,) = steps.glob(".*.partial")
+    assert last_checkpoint(partial) is not None
 
 
 @pytest.mark.slow

@@ -48,16 +48,17 @@ def bootstrap(values: ArrayLike, *, seed: int) -> tuple[float, float]:
 def count_needed(values: ArrayLike) -> int | None:
     """How many values would tell, with a probability of 80 %, that their mean is not 0.
 
-    By the normal approximation, if mean and variance stay the same. None for a mean of 0.
+    By the normal approximation, if mean and variance stay the same. None where that says nothing:
+    for a mean of 0, and for equal values.
 
     Args:
         values: shape (n,), n > 1.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    mean = float(numbers.mean())
-    if mean == 0:
+    mean, variance = float(numbers.mean()), float(numbers.var(ddof=1))
+    if mean == 0 or variance == 0:
         return None
-    return math.ceil(float(numbers.var(ddof=1)) * ((_Z + _Z_OF_POWER) / mean) ** 2)
+    return math.ceil(variance * ((_Z + _Z_OF_POWER) / mean) ** 2)
 
 
 def effective_count(values: ArrayLike, groups: ArrayLike) -> float:

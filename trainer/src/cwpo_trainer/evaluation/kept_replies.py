@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
-
-from pydantic import ValidationError
 
 from cwpo_trainer.evaluation.chat_endpoint import Reply
 
@@ -21,12 +20,12 @@ class KeptReplies:
     """
 
     def __init__(self, path: Path, model: str) -> None:
+        kept = path.read_text() if path.is_file() else ""
         self._model = model
-        self._replies = dict(_read(path))
+        self._replies = dict(_replies_in(kept))
         self._lock = Lock()
-        is_cut = path.is_file() and not path.read_bytes().endswith(b"\n")
         self._file = path.open("a", buffering=1)
-        if is_cut and self._replies:
+        if kept and not kept.endswith("\n"):
             self._file.write("\n")
 
     def __contains__(self, question: str) -> bool:
@@ -50,13 +49,11 @@ class KeptReplies:
         return hashlib.sha256(f"{self._model}\n{question}".encode()).hexdigest()
 
 
-def _read(path: Path) -> list[tuple[str, Reply]]:
-    """Those in a file, but for a line that was cut when the process was killed."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+def _replies_in(kept: str) -> Iterator[tuple[str, Reply]]:
+    """By key; without a line that was cut when the process was killed."""
+    for line in kept.splitlines():
         try:
             values = json.loads(line)
-            found.append((values.pop("key"), Reply.model_validate(values)))
-        except (ValueError, LookupError, AttributeError, ValidationError):
+            yield values.pop("key"), Reply.model_validate(values)
+        except (ValueError, LookupError, AttributeError):
             continue
-    return found

@@ -218,8 +218,8 @@ class Comparison(BaseModel):
     longer: share of prompts on which the policy's answer is longer.
     higher_if_longer, higher_if_not: `higher` over these prompts, and over the others.
     length_ratio: mean length of the policy's answers, divided by that of the baseline's.
-    prompts_needed: about how many prompts would show a win share that differs as much; None if the
-        win shares are equal.
+    prompts_needed: about how many prompts would show a win share that differs as much; None if it
+        does not differ, or as much on each prompt.
     """
 
     baseline: str

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 
 from cwpo.errors import CwpoError
-from cwpo.process import free_port
+from cwpo.process import die_with_parent, free_port
 from cwpo_trainer.reproduction.step import KINDS, SHOWN_PORT, Output, Step, in_order
 
 _STARTUP_SECONDS = 600.0
@@ -58,10 +58,8 @@ def run_step(step: Step, root: Path) -> None:
         command = [*_PROGRAM, *step.words(root), *_resumed(step), *_at(url)]
         if step.gpus > 1:
             command = _torchrun(step, command)
-        done = subprocess.run(  # noqa: S603
-            command, stdout=sink, stderr=sink, env=_environment(), check=False
-        )
-    if done.returncode != 0 or not step.path(root).exists():
+        status = _run(command, sink.fileno())
+    if status != 0 or not step.path(root).exists():
         said = " | ".join(log.read_text(errors="replace").split("\n")[-_LAST_LINES:]).strip(" |")
         raise StepError(f"cwpo {step.command} failed: {said}; see {log}")
 
@@ -93,14 +91,26 @@ def ending_with_sigterm() -> Iterator[None]:
 
 
 def _run(command: Sequence[str], log: int) -> int:
-    """The exit status of the command, which ends with this process unless that is killed."""
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())  # noqa: S603
+    """The exit status of the command."""
+    process = _started(command, log)
     try:
         return process.wait()
     except BaseException:
+        # Trainings save a checkpoint first.
         process.terminate()
         process.wait()
         raise
+
+
+def _started(command: Sequence[str], log: int) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, which ends with this one."""
+    return subprocess.Popen(  # noqa: S603
+        command,
+        stdout=log,
+        stderr=log,
+        env=_environment(),
+        preexec_fn=die_with_parent(),  # noqa: PLW1509
+    )
 
 
 def _torchrun(step: Step, command: Sequence[str]) -> list[str]:
@@ -142,7 +152,7 @@ def _service(step: Step, root: Path, log: int) -> Iterator[str | None]:
         return
     port = free_port()
     command = [*_PROGRAM, *_serve_words(step.serves, root, port)]
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=_environment())  # noqa: S603
+    process = _started(command, log)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_ready(process, url)
