@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -18,9 +18,7 @@ from cwpo.errors import DatasetError
 from cwpo_trainer.data.rows import file_rows
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import confidence_in
-from cwpo_trainer.evaluation.metrics import (
-    PolicyMetrics,
-)
+from cwpo_trainer.evaluation.metrics import PolicyMetrics
 from cwpo_trainer.report.captions import (
     annotator_figures,
     policy_figures,
@@ -32,6 +30,8 @@ from cwpo_trainer.report.tables import annotator_rows, policy_rows, training_row
 from cwpo_trainer.run.folder import MISTAKES_NAME, RECORD_NAME, REPORT_NAME, read_lines
 
 SAMPLES = 6
+# By what they are of.
+Tables = Mapping[str, Sequence[BaseModel]]
 _WEIGHTED = ("weighted.parquet", "weighted.jsonl")
 
 
@@ -56,18 +56,29 @@ def write_report(
     path = page or folders[0] / REPORT_NAME
     title = " · ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(title, runs, datasets))
-    path.with_suffix(".json").write_text(_json(title, runs))
+    evaluations = [PolicyRun(run) for run in runs if run.record.kind == "evaluate-policy"]
+    tables: Tables = {
+        "policies": policy_rows(evaluations),
+        "annotators": annotator_rows(runs),
+        "trainings": training_rows(runs),
+    }
+    facts = {"title": title, "written": datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")}
+    path.write_text(_page(facts, tables, runs, evaluations, datasets))
+    path.with_suffix(".json").write_text(_json(facts, tables, runs))
     return path
 
 
-def _page(title: str, runs: Sequence[FinishedRun], datasets: Sequence[Path]) -> str:
-    evaluations = [PolicyRun(run) for run in runs if run.record.kind == "evaluate-policy"]
+def _page(
+    facts: Mapping[str, str],
+    tables: Tables,
+    runs: Sequence[FinishedRun],
+    evaluations: Sequence[PolicyRun],
+    datasets: Sequence[Path],
+) -> str:
     measured = _measured(runs)
     confidences = {path: read_confidences(path) for path in datasets}
     page: str = _template().render(
-        title=title,
-        written=_written(),
+        **facts,
         measured=measured[-1].measured if measured else None,
         assessments=[
             (run.name, run.assessed, read_lines(run.folder / MISTAKES_NAME))
@@ -76,9 +87,7 @@ def _page(title: str, runs: Sequence[FinishedRun], datasets: Sequence[Path]) -> 
         ],
         temperature=_temperature(runs),
         confidences=_facts(np.concatenate([*confidences.values()])) if confidences else None,
-        policy_rows=policy_rows(evaluations),
-        annotator_rows=annotator_rows(runs),
-        training_rows=training_rows(runs),
+        tables=tables,
         policy_figures=policy_figures(evaluations),
         annotator_figures=[*annotator_figures(measured, confidences)],
         training_figures=training_figures(runs),
@@ -90,17 +99,10 @@ def _page(title: str, runs: Sequence[FinishedRun], datasets: Sequence[Path]) -> 
     return page
 
 
-def _json(title: str, runs: Sequence[FinishedRun]) -> str:
+def _json(facts: Mapping[str, str], tables: Tables, runs: Sequence[FinishedRun]) -> str:
     """The tables of the page and the record of each run."""
-    evaluations = [PolicyRun(run) for run in runs if run.record.kind == "evaluate-policy"]
-    tables: dict[str, Sequence[BaseModel]] = {
-        "policies": policy_rows(evaluations),
-        "annotators": annotator_rows(runs),
-        "trainings": training_rows(runs),
-    }
     report = {
-        "title": title,
-        "written": _written(),
+        **facts,
         **{name: [row.model_dump(mode="json") for row in rows] for name, rows in tables.items()},
         "runs": [
             {"name": run.name, "folder": str(run.folder), **run.record.model_dump(mode="json")}
@@ -108,10 +110,6 @@ def _json(title: str, runs: Sequence[FinishedRun]) -> str:
         ],
     }
     return json.dumps(report, indent=2) + "\n"
-
-
-def _written() -> str:
-    return datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC")
 
 
 def _weighted_in(folders: Sequence[Path]) -> Iterator[Path]:
