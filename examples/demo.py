@@ -214,7 +214,7 @@ def evaluate(arguments: argparse.Namespace, run: Path) -> None:
         # There is no other reward model here. The report says what that means.
         "--judge", run / "annotator", "--allow-annotator-as-judge",
         "--data", run / "splits" / "held_out.jsonl", "--output", run / "evaluation",
-        "--prompts", arguments.prompts, "--max-new-tokens", 64,
+        "--prompts", arguments.prompts, "--max-new-tokens", 64, "--batch-size", 8,
     )  # fmt: skip
     cwpo("report", run)
 
