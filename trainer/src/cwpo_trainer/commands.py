@@ -11,6 +11,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand
 from cwpo.cli import Command, settings_in
 from cwpo.commands.service_command import ServiceCommand
 from cwpo.errors import CwpoError
+from cwpo_trainer.run import heap
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.data_preparation import Drawing, Mixing, Poisoning, Splitting
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
@@ -37,6 +38,7 @@ class TrainAnnotator(AnnotatorTraining, Command):
 
     def cli_cmd(self) -> None:
         """Train."""
+        heap.take_memory_again(self.config)
         from cwpo_trainer.annotators.pipeline import train_annotator
 
         train_annotator(self)
@@ -55,6 +57,7 @@ class Sft(FineTuning, Command):
 
     def cli_cmd(self) -> None:
         """Train."""
+        heap.take_memory_again(self.config)
         from cwpo_trainer.policy.fine_tuning import fine_tune
 
         fine_tune(self)
@@ -72,6 +75,7 @@ class Align(Alignment, Command):
 
     def cli_cmd(self) -> None:
         """Train."""
+        heap.take_memory_again(self.config)
         from cwpo_trainer.policy.alignment import align
 
         align(self)
@@ -95,6 +99,7 @@ class Online(OnlineAlignment, ServiceCommand):
 
     def cli_cmd(self) -> None:
         """Train."""
+        heap.take_memory_again(self.config)
         if self.update == "immediate":
             from cwpo_trainer.policy.immediate_updates import online
         else:
@@ -127,6 +132,7 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
 
     def cli_cmd(self) -> None:
         """Measure."""
+        heap.take_memory_again()
         from cwpo_trainer.evaluation.assessment import evaluate_annotator
         from cwpo_trainer.report.page import write_report
 
@@ -164,6 +170,7 @@ class EvaluatePolicy(PolicyEvaluation, Command):
 
     def cli_cmd(self) -> None:
         """Measure."""
+        heap.take_memory_again()
         from cwpo_trainer.evaluation.policies import evaluate_policies
         from cwpo_trainer.report.page import write_report
 

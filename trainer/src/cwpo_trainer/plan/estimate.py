@@ -20,10 +20,13 @@ states (FSDP2, ZeRO-3), otherwise N = 1. In bytes:
     working        a t            of one layer, in the backward or the reference's forward pass
     loss           12 min(u V, M) + h c u, where M logits exist at a time, in float32 and thrice;
                                   of padded batches 32768 c min(u, 4096): their head has tiles
-    process                       on a CPU: libraries and data, as much as this process has now
+    process                       on a CPU: libraries and data, as much as this process has now, and
+                                  FIRST_PASSES
+    merging        4 P            on a CPU, LoRA: the base model, loaded again to be merged with its
+                                  adapters when activations are gone
 
 The backward pass frees activations while gradients grow: without gradient accumulation, only the
-larger of the two counts.
+larger of the two counts; the same holds for what is merged.
 
 Time is the number of operations over UTILISATION times the peak rate of the device. In the forward
 pass, a token takes 2 operations for each weight of the linear layers, and 4 h L for each token that
@@ -56,6 +59,9 @@ if TYPE_CHECKING:
 
 UTILISATION = 0.35
 """Share of a device's peak rate that training is assumed to reach; 0.3 to 0.5 is common on GPUs."""
+
+FIRST_PASSES = 150 * 2**20
+"""What libraries load, and keep as their own work space, with the first passes: measured."""
 
 _TILE_TOKENS = 4096
 _TILE_WIDTH = 32768
@@ -172,6 +178,7 @@ class Memory:
     working: float
     loss: float
     process: float = 0
+    merging: float = 0
 
     @property
     def total(self) -> float:
@@ -214,6 +221,8 @@ def memory(
     gradients = 4 * trained * share
     if method.accumulation == 1:
         gradients = max(0.0, gradients - kept)
+    loss = _loss_bytes(shape, method, scored, number, "cpu" if on_cpu else "cuda")
+    merged = 4 * shape.parameters if frozen and on_cpu else 0
     return Memory(
         weights=weights * share,
         bfloat16_copy=copied * (min(1, 2 / shape.layers) if is_sharded else 1),
@@ -224,8 +233,9 @@ def memory(
         reference=reference * share if with_reference else 0,
         activations=kept,
         working=of_layer,
-        loss=_loss_bytes(shape, method, scored, number, "cpu" if on_cpu else "cuda"),
-        process=psutil.Process().memory_info().rss if on_cpu else 0,
+        loss=loss,
+        process=psutil.Process().memory_info().rss + FIRST_PASSES if on_cpu else 0,
+        merging=max(0.0, merged - kept - of_layer - loss),
     )
 
 
