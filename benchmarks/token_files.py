@@ -26,7 +26,7 @@ import measurement
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cwpo_trainer.run.termination import EXIT_CODE
+from cwpo.exit_codes import ExitCode
 
 RESULTS = measurement.RESULTS / "token_files.json"
 _WRITTEN_AT_ONCE = 100_000
@@ -147,7 +147,7 @@ def first_step(command: list[str], folder: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     (peak,) = re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{run.pid}/status").read_text())
     run.terminate()
-    if run.wait() != EXIT_CODE:
+    if run.wait() != ExitCode.STOPPED:
         sys.exit(f"the run ended with {run.returncode} rather than with a checkpoint")
     return {"seconds": round(seconds, 1), "peak_mb": round(int(peak) * 1024 / 1e6)}
 

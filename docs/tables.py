@@ -1,6 +1,7 @@
-"""Writes the tables of losses, weights and ways to train into these docs.
+"""Writes the tables of losses, weights, ways to train and exit codes into these docs.
 
-They come from what the trainer offers and refuses, and from what the tests train by.
+They come from what the trainer offers and refuses, from what the tests train by, and from the
+client.
 
 python docs/tables.py
 """
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from cwpo.errors import ConfigError
+from cwpo.exit_codes import ExitCode
 from cwpo_trainer.constants import Constant
 from cwpo_trainer.losses import LOSSES
 from cwpo_trainer.policy import alignment, preflight
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 from cwpo_trainer.weights import WEIGHTS
 
-PAGES = tuple(Path(__file__).parent / name for name in ("method.md", "training.md"))
+PAGES = tuple(Path(__file__).parent / name for name in ("command.md", "method.md", "training.md"))
 COMBINATIONS = Path(__file__).parents[1] / "tests" / "trainer" / "combinations.py"
 OURS = " °"
 
@@ -153,7 +155,15 @@ def flag(constant: Constant) -> str:
     return name if constant.default is True else f"{name} {constant.default:g}"
 
 
+def exit_codes() -> str:
+    """How a command ends."""
+    rows = ["| exit code | meaning |", "|---|---|"]
+    rows += [f"| {code.value} | {code.meaning} |" for code in ExitCode]
+    return "\n".join(rows) + "\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "exit codes": exit_codes,
     "losses": losses,
     "losses of the paper": losses_of_the_paper,
     "weights": weights,

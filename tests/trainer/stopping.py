@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from cwpo_trainer.run.termination import EXIT_CODE
+from cwpo.exit_codes import ExitCode
 
 # A thread of the process itself sends the signal: to another process the system may give no time
 # before so short a training has ended.
@@ -36,5 +36,5 @@ def stopped_after(step, log, module, *arguments, processes=1) -> str:
     start = (*launch, "--no-python") if processes > 1 else ()
     command = [*start, sys.executable, "-c", _PROGRAM, log, step, module, *arguments]
     done = subprocess.run([*map(str, command)], stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == (EXIT_CODE if processes == 1 else 1), done.stderr
+    assert done.returncode == (ExitCode.STOPPED if processes == 1 else 1), done.stderr
     return done.stderr

@@ -7,6 +7,7 @@ variables (`CWPO_LIKE_THIS`), and its method `cli_cmd` does the work.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
@@ -32,6 +33,7 @@ from pydantic_settings import (
 )
 
 from cwpo.errors import ConfigError, CwpoError
+from cwpo.exit_codes import ExitCode
 
 GROUP = "cwpo.commands"
 
@@ -162,7 +164,7 @@ class Command(BaseSettings):
 def _ending_with_its_reader() -> Iterator[None]:
     """Exit without a word if nobody reads the output any more, as in `cwpo --help | head -1`.
 
-    Exits: 141, which is what a shell says of a Unix tool that SIGPIPE ended.
+    Exits: UNREAD, which is what a shell says of a Unix tool that SIGPIPE ended.
     """
     try:
         try:
@@ -178,12 +180,12 @@ def _ending_with_its_reader() -> Iterator[None]:
         nobody = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nobody, stream.fileno())
-        sys.exit(141)
+        sys.exit(ExitCode.UNREAD)
 
 
 @_ending_with_its_reader()
 def main() -> None:
-    """Run `cwpo SUBCOMMAND ...`; every expected failure is one line on stderr and exit code 1."""
+    """Run `cwpo SUBCOMMAND ...`; every expected failure is one line on stderr and FAILED."""
     arguments = sys.argv[1:]
     commands = {point.name: point for point in entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -200,8 +202,8 @@ def main() -> None:
 def run(command: type[Command], arguments: list[str], program: str) -> None:
     """Run one command with its arguments.
 
-    Exits: 1 with one line for an expected failure, 2 for a wrong flag, 130 on Ctrl-C, 141 if nobody
-        reads the output.
+    Exits: FAILED with one line for an expected failure, USAGE, INTERRUPTED on Ctrl-C, UNREAD
+        if nobody reads the output.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -213,8 +215,19 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         sys.exit("\n".join(f"{program}: {line}" for line in _flag_errors(error)))
     except (CwpoError, SettingsError) as error:
         sys.exit(f"{program}: {error}")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or not (where := _place_of(error)):
+            raise
+        sys.exit(f"{program}: {where}: {error.strerror}")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def _place_of(error: OSError) -> str | None:
+    """What the system refused to read or write; None for what is no error of files."""
+    if error.filename is not None and error.strerror is not None:
+        return os.fsdecode(error.filename)
+    return "writing failed" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
 
 
 def _with_pairs_as_json(command: type[Command], arguments: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr
 
 from cwpo.cli import Command
 from cwpo.errors import ConfigError
+from cwpo.exit_codes import ExitCode
 from cwpo.process import collect_garbage_rarely
 from cwpo.types import ModelInfo
 from cwpo_service.settings import ServeSettings
@@ -52,7 +53,7 @@ class Serve(ServeSettings, Command):
         Server(app, self.drain_seconds, on_ready=on_ready).serve_on(*listeners)
         if not app.state.service.is_idle:
             # Python would wait for a thread that still loads or scores, although nobody needs it.
-            os._exit(0)
+            os._exit(ExitCode.DONE)
 
 
 def _announce(url: str, model: ModelInfo) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cwpo.exit_codes import ExitCode
 from cwpo_annotator.confidence import drift
 from cwpo_trainer.commands import Online
 from cwpo_trainer.run.folder import read_lines, read_record
-from cwpo_trainer.run.termination import EXIT_CODE
 
 from ..samples import pairs, write_lines
 
@@ -64,7 +64,7 @@ def test_rounds_that_were_stopped_end_as_ones_that_were_not(
         assert was_sent.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert exit_.value.code == EXIT_CODE
+    assert exit_.value.code == ExitCode.STOPPED
     assert not (stopped / "rounds.jsonl").exists()
     again = (*flags, "--output", stopped)
     assert "continue with --resume" in failure(Online, *again)

@@ -140,7 +140,7 @@ class TrainLoop:
     def run(self, stage: Stage[E]) -> None:
         """Train the stage, from its start or from its checkpoint; the best weights are kept.
 
-        Exits: EXIT_CODE after a checkpoint, where SIGTERM came.
+        Exits: STOPPED after a checkpoint, where SIGTERM came.
         """
         validation = stage.validation
         state = self._start(stage)

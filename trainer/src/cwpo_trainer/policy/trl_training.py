@@ -25,7 +25,7 @@ def train(trainer: Any, output: RunFolder, settings: PolicyStep, title: str) -> 
     Args:
         settings: of which data, --save-steps, --keep-best and --patience are read.
         title: what the progress is of.
-    Exits: EXIT_CODE after a checkpoint, where SIGTERM came.
+    Exits: STOPPED after a checkpoint, where SIGTERM came.
     """
     checkpoint = checkpoint_to_resume(output, settings.data)
     _keep_adapters_in_float32(trainer.model)

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx2
 
 from cwpo.errors import CwpoError
+from cwpo.exit_codes import ExitCode
 from cwpo.process import die_with_parent, free_port
 from cwpo_trainer.reproduction.step import KINDS, SHOWN_PORT, Output, Step, in_order
 
@@ -83,7 +84,7 @@ def shown(step: Step, root: Path) -> str:
 @contextmanager
 def ending_with_sigterm() -> Iterator[None]:
     """End on SIGTERM as on Ctrl-C: with the command that runs, which saves its checkpoint first."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     try:
         yield
     finally:

@@ -10,8 +10,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
-EXIT_CODE = 75
-"""Exit code after SIGTERM and a checkpoint; "try again later" in sysexits.h."""
+from cwpo.exit_codes import ExitCode
 
 
 class Termination:
@@ -73,7 +72,7 @@ class SaveOnTermination(TrainerCallback):
 
 
 def leave_stopped(step: int, *, is_main: bool) -> NoReturn:
-    """End the process with EXIT_CODE after the checkpoint of this step; the first one says so."""
+    """End the process as STOPPED after the checkpoint of this step; the first one says so."""
     if is_main:
         print(f"stopped by SIGTERM after step {step}: continue with --resume", file=sys.stderr)
-    raise SystemExit(EXIT_CODE)
+    raise SystemExit(ExitCode.STOPPED)
