@@ -1,7 +1,12 @@
 """Files that are annotated by requests, and what is told of them."""
 
+import itertools
 import json
+import threading
 from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +18,7 @@ from cwpo.datasets.ranked import RankedPairs
 from cwpo.datasets.triplets import read_rows
 from cwpo.datasets.weighted import certificate_in, weighted_row
 from cwpo.errors import ConfigError, ModelRevisionError
-from cwpo.types import ModelRef
+from cwpo.types import AnnotateRequest, ModelRef
 from cwpo_annotator import Annotator
 from harness import House, certified_annotator, labels_of, serving
 
@@ -98,7 +103,6 @@ def test_lists_of_responses_become_pairs_by_requests(tmp_path, pairs, format):
 def test_lists_of_a_prompt_are_sent_together_and_written_in_order(tmp_path, monkeypatch):
     # Sixteen lists have as many responses as 32 triplets.
     monkeypatch.setattr("cwpo.annotated_file._WINDOW_ROWS", 32)
-    monkeypatch.setattr("cwpo.annotated_file._REQUEST_ROWS", 4)
     rows = [
         {"id": str(n), "prompt": f"{n % 4}", "responses": [f"{n} of {k}" for k in range(4)]}
         for n in range(32)
@@ -108,15 +112,15 @@ def test_lists_of_a_prompt_are_sent_together_and_written_in_order(tmp_path, monk
     asked = []
 
     class Watched(Client):
-        def rank(self, items, **options):
+        def rank_iter(self, items, **options):
             asked.append([item.prompt for item in items])
-            return super().rank(items, **options)
+            return super().rank_iter(items, **options)
 
     with serving() as service, Watched(service.url) as client:
         assert annotate_file(client, source, output, pairs="best_worst").pairs == 32
     written = [json.loads(line)["id"].split("#")[0] for line in output.read_text().splitlines()]
     assert written == [row["id"] for row in rows]
-    assert asked == [[prompt] * 4 for prompt in "0123"] * 2
+    assert asked == [[prompt for prompt in "0123" for _ in range(4)]] * 2
 
 
 def test_without_pairs_lists_are_rejected_with_the_fix(tmp_path):
@@ -132,7 +136,7 @@ def test_without_pairs_lists_are_rejected_with_the_fix(tmp_path):
 
 def test_a_file_is_of_one_revision_or_not_written_at_all(tmp_path):
     source, output = tmp_path / "triplets.jsonl", tmp_path / "weighted.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in House.rows(300)))
+    source.write_text("".join(json.dumps(row) + "\n" for row in House.rows(4000)))
 
     def load(name):
         annotator = Annotator.null()
@@ -140,19 +144,20 @@ def test_a_file_is_of_one_revision_or_not_written_at_all(tmp_path):
         return annotator
 
     class Overtaken(Client):
-        """A client after whose first request, of two for the rows, the annotator changes."""
+        """A client after whose first label, when not all is sent, the annotator changes."""
 
-        def annotate(self, *arguments, **options):
-            answer = super().annotate(*arguments, **options)
+        def annotate_iter(self, *arguments, **options):
+            labels = super().annotate_iter(*arguments, **options)
+            yield next(labels)
             assert service.http.post("/model", json={"annotator": "next"}).status_code == 200
-            return answer
+            yield from labels
 
     with serving(loader=load) as service, Overtaken(service.url, max_retries=0) as client:
         with pytest.raises(ModelRevisionError, match=r"at revision next,.* revision null"):
             annotate_file(client, source, output)
         assert list(tmp_path.iterdir()) == [source]
         with Client(service.url) as steady:
-            assert annotate_file(steady, source, output).rows == 300
+            assert annotate_file(steady, source, output).rows == 4000
 
 
 def test_rows_of_a_prompt_are_sent_together_and_written_in_order(tmp_path):
@@ -165,16 +170,65 @@ def test_rows_of_a_prompt_are_sent_together_and_written_in_order(tmp_path):
     asked = []
 
     class Watched(Client):
-        def annotate(self, triplets, **options):
-            asked.append({triplet.prompt for triplet in triplets})
-            return super().annotate(triplets, **options)
+        def annotate_iter(self, triplets, **options):
+            asked.extend(prompt for prompt, _ in groupby(triplet.prompt for triplet in triplets))
+            return super().annotate_iter(triplets, **options)
 
     with serving() as service, Watched(service.url) as client:
         assert annotate_file(client, source, output).rejected == {"empty_response": 1}
     written = [json.loads(line)["id"] for line in output.read_text().splitlines()]
     assert written == [row["id"] for row in rows if row is not rows[7]]
-    # Three requests for two hundred prompts: two of them may be in two.
-    assert sum(map(len, asked)) <= 202
+    assert len(asked) == len(set(asked)) == 200
+
+
+@contextmanager
+def answering_together(requests):
+    """The url of a service whose first so many answers come when as many requests have arrived."""
+    together = threading.Barrier(requests, timeout=60)
+    numbers = itertools.count()
+    null = Annotator.null()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            limits = {"max_length": 1, "max_triplets": 1024, "max_body_bytes": 1 << 30}
+            backend = {"backend": "null", "device": "cpu", "dtype": "float32"}
+            self.answer({**null.model.model_dump(), **backend, **limits})
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            triplets = AnnotateRequest.model_validate_json(body).triplets
+            if next(numbers) < requests:
+                together.wait()
+            labels = [label.model_dump(exclude_none=True) for label in null.annotate(triplets)]
+            usage = {"triplets": len(triplets), "tokens": 0}
+            self.answer({"annotations": labels, "model": null.model.model_dump(), "usage": usage})
+
+        def answer(self, content):
+            data = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_several_requests_are_in_flight_and_the_rows_stay_in_order(tmp_path):
+    rows = House.rows(5 * 256)
+    source, output = tmp_path / "triplets.jsonl", tmp_path / "weighted.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with answering_together(3) as url, Client(url, max_retries=0) as client:
+        assert annotate_file(client, source, output).rows == len(rows)
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert written == House.expected(rows)
 
 
 def test_labels_are_certified_by_the_annotators_certificate(tmp_path):

@@ -140,16 +140,20 @@ def test_nothing_to_ask_is_one_line_and_no_request(use):
             use("http://127.0.0.1:9", call)
 
 
-def every_label(client, rows, **options):
-    """What annotate_iter yields, with or without asyncio."""
-    labels = client.annotate_iter(rows, **options)
-    if not hasattr(labels, "__aiter__"):
-        return list(labels)
+def every(iterator):
+    """What an iterator of either client yields."""
+    if not hasattr(iterator, "__aiter__"):
+        return list(iterator)
 
     async def collect():
-        return [label async for label in labels]
+        return [each async for each in iterator]
 
     return collect()
+
+
+def every_label(client, rows, **options):
+    """What annotate_iter yields, with or without asyncio."""
+    return every(client.annotate_iter(rows, **options))
 
 
 def test_rows_may_be_dictionaries_and_tables_under_names_of_their_own(ask):
@@ -368,7 +372,7 @@ def test_what_is_refused_as_too_large_is_sent_in_halves(use):
     for n, label in enumerate(answer.annotations):
         if n != 3:
             assert label == expected[n]
-    assert (answer.annotations[3].error.code, answer.usage.triplets) == ("too_long", 7)
+    assert (answer.annotations[3].error.code, answer.usage.triplets) == ("too_large", 7)
     assert answer.annotations[3].error.detail == "over 400 bytes"
 
 
@@ -467,6 +471,29 @@ def test_jobs_are_listed_by_when_they_were_created(ask, triplets_file):
     naive = job.created_at.astimezone().replace(tzinfo=None)
     assert job not in ask(lambda client: client.jobs.list(created_before=naive)).jobs
     ask(lambda client: client.jobs.cancel(job.id))
+
+
+def test_jobs_are_listed_page_by_page_until_there_are_no_more(ask, triplets_file, monkeypatch):
+    file = ask(lambda client: client.files.upload(triplets_file))
+    jobs = [ask(lambda client: client.jobs.create(file.id)) for _ in range(5)]
+    first = jobs[0].created_at
+    ask(lambda client: client.jobs.cancel(jobs[2].id))
+    newest_first = [job.id for job in reversed(jobs)]
+    for size in (2, 5, 100):
+        monkeypatch.setattr("cwpo.resources.jobs.JOBS_A_PAGE", size)
+        listed = ask(lambda client: every(client.jobs.list_iter(created_after=first)))
+        assert [job.id for job in listed] == newest_first
+    monkeypatch.setattr("cwpo.resources.jobs.JOBS_A_PAGE", 1)
+    which = {"created_after": first, "state": "cancelled"}
+    cancelled = ask(lambda client: every(client.jobs.list_iter(**which)))
+    assert [job.id for job in cancelled] == [jobs[2].id]
+    page = ask(lambda client: client.jobs.list(created_after=first, limit=2))
+    rest = ask(lambda client: client.jobs.list(created_after=first, cursor=page.next_cursor))
+    assert [job.id for job in (*page.jobs, *rest.jobs)] == newest_first
+    assert rest.next_cursor is None
+    for job in jobs:
+        if job is not jobs[2]:
+            ask(lambda client, job=job: client.jobs.cancel(job.id))
 
 
 def test_what_a_job_that_has_not_ended_needs_is_not_deleted(ask, triplets_file):

@@ -39,7 +39,7 @@ from cwpo.types import (
     FailedAnnotation,
     Job,
     Merge,
-    ModelRef,
+    ModelInfo,
     Pairs,
     Ranking,
     ResultFormat,
@@ -47,9 +47,8 @@ from cwpo.types import (
 )
 
 JOB_ABOVE_ROWS = 5000
-# Triplets that are read at a time and sent by prompt, and rows of a request.
+# Triplets that are read at a time and sent by prompt.
 _WINDOW_ROWS = 8192
-_REQUEST_ROWS = 256
 # Of the dataset: a row of the input may have 2,016.
 _WRITTEN_ROWS = 4096
 # The flag that would annotate the rows that were rejected for this reason.
@@ -85,6 +84,16 @@ class AnnotatedFile:
         with errors_path(self.path).open() as lines:
             first = json.loads(lines.readline())
         raise DatasetError(f"nothing was annotated: row {first['row']}: {first['detail']}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The files and the numbers, for programs."""
+        return {
+            "output": str(self.path),
+            "rows": self.rows,
+            "pairs": self.pairs,
+            "rejected": dict(self.rejected),
+            "errors": str(errors_path(self.path)),
+        }
 
     def summary(self) -> str:
         """The numbers of annotated and rejected rows, in one or two lines."""
@@ -159,7 +168,7 @@ def annotate_file(
         return download_job(client, succeeded(follow_job(client, job.id)), output)
     model = client.model()
     certificate = None if max_error is None else certificate_of(model.certificates, max_error)
-    asking = _Asking(client, files, columns, truncation, pairs, model.ref(), certificate)
+    asking = _Asking(client, files, columns, truncation, pairs, model, certificate)
     return _annotate_by_requests(asking, output, format, rows)
 
 
@@ -209,7 +218,7 @@ class _Asking:
     columns: Mapping[str, str] | None
     truncation: Truncation
     pairs: Pairs | None
-    model: ModelRef
+    model: ModelInfo
     certificate: Certificate | None
 
     def read(self) -> Iterator[NumberedRow | RejectedRow]:
@@ -217,24 +226,21 @@ class _Asking:
         rows = rows_through(self.files, forms_of(self.pairs), self.columns)
         return triplets_of(rows) if self.pairs is None else rows_of_responses(rows)
 
-    def labels(self, rows: Sequence[NumberedRow]) -> dict[int, _Label]:
-        """The label of each row, by its number."""
+    def labels(self, rows: Sequence[NumberedRow]) -> Iterator[tuple[int, _Label]]:
+        """The number and the label of each row, as they come; several requests are in flight."""
         triplets = [row for row in rows if isinstance(row, NumberedTriplet)]
         items = [row for row in rows if isinstance(row, NumberedItem)]
-        labels: dict[int, _Label] = {}
         how: dict[str, Any] = {"truncation": self.truncation, "revision": self.model.revision}
         if triplets:
-            annotated = self.client.annotate([row.triplet for row in triplets], **how)
-            labels |= zip([row.row for row in triplets], annotated.annotations, strict=True)
+            annotated = self.client.annotate_iter([row.triplet for row in triplets], **how)
+            yield from zip([row.row for row in triplets], annotated, strict=True)
         if items and self.pairs is not None:
-            ranked = self.client.rank([row.item for row in items], **how)
-            for row, ranking in zip(items, ranked.rankings, strict=True):
-                labels[row.row] = (
-                    RankedPairs.of(ranking, self.pairs, ranked.temperature)
-                    if isinstance(ranking, Ranking)
-                    else ranking
-                )
-        return labels
+            ranked = self.client.rank_iter([row.item for row in items], **how)
+            for row, label in zip(items, ranked, strict=True):
+                if isinstance(label, Ranking):
+                    yield row.row, RankedPairs.of(label, self.pairs, self.model.temperature)
+                else:
+                    yield row.row, label
 
     def weighted(
         self, row: NumberedRow, label: _Label, extra: Sequence[Column]
@@ -262,7 +268,7 @@ def _annotate_by_requests(
         Progress("annotate", unit="rows", total=rows) as progress,
     ):
         errors = JsonlWriter(errors_sink)
-        about = (asking.model, extra, asking.certificate)
+        about = (asking.model.ref(), extra, asking.certificate)
         with weighted_writer(sink, format, *about) as writer:
             for window in _windows(asking.read()):
                 kept, failed = _labelled(asking, window, progress)
@@ -285,9 +291,9 @@ def _labelled(
     good = [row for row in window if not isinstance(row, RejectedRow)]
     progress.advance(len(window) - len(good))
     labels: dict[int, _Label] = {}
-    for rows in _batches((good[at] for at in asking_order(good)), _REQUEST_ROWS):
-        labels |= asking.labels(rows)
-        progress.advance(len(rows))
+    for number, label in asking.labels([good[at] for at in asking_order(good)]):
+        labels[number] = label
+        progress.advance()
     kept: list[tuple[NumberedRow, _Label]] = []
     failed: list[RejectedRow] = []
     for row in window:

@@ -226,7 +226,7 @@ class Exchange(Generic[A]):
         rows = self._waiting.popleft()
         if len(rows) == 1:
             self.refusal = refusal
-            error = ItemError(code="too_long", detail=refusal.problem.detail)
+            error = ItemError(code="too_large", detail=refusal.problem.detail)
             self.labels[rows[0].place] = _failed(self.endpoint, rows[0], error)
             return
         middle = len(rows) // 2

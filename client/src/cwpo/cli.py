@@ -13,15 +13,15 @@ import json
 import os
 import re
 import sys
-from argparse import Action, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -36,6 +36,15 @@ from cwpo.errors import ConfigError, CwpoError
 from cwpo.exit_codes import ExitCode
 
 GROUP = "cwpo.commands"
+
+AsJson = Annotated[
+    bool,
+    Field(
+        alias="json",
+        description="Print the result as JSON for programs, alone on standard output; progress and "
+        "errors stay on standard error.",
+    ),
+]
 
 # Words for the values of flags, by the Python type that pydantic-settings names them after.
 _VALUES = {
@@ -121,6 +130,8 @@ class Command(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CWPO_",
+        # Of --json too, which is an alias.
+        env_prefix_target="all",
         extra="forbid",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -255,6 +266,17 @@ def _as_json(flag: str, pair: str) -> str:
     if not equals or not name:
         raise ConfigError(f"{flag} {pair}: write NAME=VALUE")
     return json.dumps({name: value})
+
+
+def whole_parser() -> ArgumentParser:
+    """The parser of `cwpo` with all of its commands, for what reads parsers, such as completion."""
+    parser = ArgumentParser("cwpo", formatter_class=HelpFormatter)
+    commands = parser.add_subparsers()
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        command: type[Command] = point.load()
+        subparser = commands.add_parser(point.name, help=_summary(command))
+        CliSettingsSource[Any](command, root_parser=subparser, formatter_class=HelpFormatter)
+    return parser
 
 
 def _overview(commands: dict[str, EntryPoint]) -> str:

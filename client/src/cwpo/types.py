@@ -86,6 +86,7 @@ class ItemError(_Answered):
         "invalid_text",
         "too_long",
         "response_too_long",
+        "too_large",
         "non_finite_score",
         "out_of_memory",
         "poison_row",

@@ -31,6 +31,76 @@ def test_a_job_from_submit_to_download(cwpo, messy, tmp_path, check_outputs):
     assert "404" in cwpo("jobs", "show", job_id).stderr
 
 
+def objects(result):
+    """The objects of JSON on standard output, where nothing else may be."""
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_jobs_are_listed_in_pages_that_follow_one_another(cwpo, messy):
+    job_ids = [json.loads(cwpo("jobs", "submit", messy, "--json").stdout)["id"] for _ in range(3)]
+    first = cwpo("jobs", "list", "--limit=2", "--json")
+    assert [job["id"] for job in objects(first)] == [job_ids[2], job_ids[1]]
+    assert "There are more: add --cursor " in first.stderr
+    cursor = first.stderr.split()[-1]
+    second = cwpo("jobs", "list", "--limit=1", "--json", "--cursor", cursor)
+    assert [job["id"] for job in objects(second)] == [job_ids[0]]
+    listed = cwpo("jobs", "list", "--all", "--json")
+    assert [job["id"] for job in objects(listed)][:3] == job_ids[::-1]
+    assert listed.stderr == ""
+    table = cwpo("jobs", "list", "--all").stdout
+    assert all(job_id in table for job_id in job_ids)
+    refused = cwpo("jobs", "list", "--all", "--cursor", cursor)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "leave out --cursor" in refused.stderr
+    wrong = cwpo("jobs", "list", "--cursor", "elsewhere")
+    assert (wrong.returncode, "next_cursor" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_json_is_alone_on_standard_output(cwpo, messy, tmp_path):
+    output = tmp_path / "weighted.parquet"
+    expected = {
+        "output": str(output),
+        "rows": 3,
+        "pairs": None,
+        "rejected": {"invalid_row": 2, "empty_response": 1, "too_long": 1},
+        "errors": str(tmp_path / "weighted.errors.jsonl"),
+    }
+    for how in ("--job-above=100", "--job-above=0"):
+        annotated = cwpo("annotate", messy, "-o", output, "--json", how)
+        assert json.loads(annotated.stdout) == expected
+        assert "7 of 7 rows" in annotated.stderr
+    submitted = cwpo("jobs", "submit", messy, "--wait", "--json")
+    job_id = json.loads(submitted.stdout)["id"]
+    assert "7 of 7 rows" in submitted.stderr
+    assert json.loads(cwpo("jobs", "watch", job_id, "--json").stdout)["id"] == job_id
+    downloaded = cwpo("jobs", "download", job_id, "-o", output, "--json")
+    assert json.loads(downloaded.stdout) == expected
+    assert json.loads(cwpo("jobs", "delete", job_id, "--json").stdout)["id"] == job_id
+
+
+def test_json_of_a_job_that_failed_says_why_and_the_exit_code_that_it_did(cwpo, tmp_path):
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"no parquet at all")
+    result = cwpo("jobs", "submit", broken, "--wait", "--json")
+    if result.stdout:
+        job = json.loads(result.stdout)
+        assert job["state"] == "failed"
+        assert job["error"] in result.stderr
+    assert result.returncode == 1
+
+
+def test_only_the_variable_with_the_prefix_asks_for_json(cwpo, monkeypatch):
+    monkeypatch.setenv("JSON", "nonsense")
+    assert cwpo("jobs", "list").returncode == 0
+    monkeypatch.setenv("CWPO_JSON", "true")
+    listed = cwpo("jobs", "list", "--limit=1")
+    assert all(json.loads(line)["id"] for line in listed.stdout.splitlines())
+    assert "annotated" not in listed.stdout.partition("{")[0]
+
+
 @pytest.mark.slow
 def test_a_folder_gets_the_parts_also_where_there_is_no_single_file(cwpo, messy, tmp_path):
     folder, file = tmp_path / "weighted", tmp_path / "weighted.parquet"

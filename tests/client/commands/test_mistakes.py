@@ -116,7 +116,7 @@ def test_a_run_that_labels_nothing_fails_with_the_first_reason(annotate, file, t
     assert code == 0
 
 
-def test_texts_that_are_too_long_are_counted_with_the_flag_that_keeps_them(
+def test_a_row_that_is_too_large_for_a_request_is_counted_without_a_flag_that_would_not_help(
     annotate, file, tmp_path
 ):
     output = tmp_path / "weighted.jsonl"
@@ -124,7 +124,8 @@ def test_texts_that_are_too_long_are_counted_with_the_flag_that_keeps_them(
     with serving(max_body_bytes=2000) as service:
         code, line = annotate(file([long, *ROWS]), "-o", output, "--url", service.url)
     assert code == 0
-    assert "1 of 4 rows rejected: 1 too_long. Keep them with `--truncation prompt_left`" in line
+    assert "1 of 4 rows rejected: 1 too_large; see " in line
+    assert "--truncation" not in line
     assert len(output.read_text().splitlines()) == 3
 
 

@@ -42,6 +42,30 @@ def test_poison_flips_exactly_the_share(data, tmp_path, command, capsys):
     assert "20 pairs, the labels of 5 of them flipped" in capsys.readouterr().out
 
 
+def test_json_is_alone_on_standard_output_and_not_in_the_provenance(
+    data, tmp_path, command, capsys
+):
+    def said(*arguments):
+        command(Data, *arguments, "--json")
+        return json.loads(capsys.readouterr().out)
+
+    path = tmp_path / "poisoned.parquet"
+    figures = {"pairs": 20, "flipped": 5}
+    assert said("poison", data, "--share", 0.25, "-o", path) == {"output": str(path), **figures}
+    provenance = read_provenance(path)
+    assert provenance | figures == provenance
+    assert "json_" not in provenance
+    splits = tmp_path / "splits"
+    parts = said(
+        "split", data, "--labelled-fraction", 0.5, "--held-out-fraction", 0.2, "-o", splits
+    )
+    assert parts == {
+        "output": str(splits),
+        **{part: len(rows_in(splits / f"{part}.jsonl")) for part in list(parts)[1:]},
+    }
+    assert list(parts)[1:] == ["labelled", "unlabelled", "held_out"]
+
+
 def test_poison_follows_its_seed(data, tmp_path, command):
     def flipped(seed):
         path = tmp_path / f"{random.random()}.jsonl"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-from cwpo.cli import Command, settings_in
+from cwpo.cli import AsJson, Command, settings_in
 from cwpo.commands.service_command import ServiceCommand
 from cwpo.errors import CwpoError
 from cwpo_trainer.run import heap
@@ -19,6 +20,9 @@ from cwpo_trainer.settings.online_alignment import OnlineAlignment
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 from cwpo_trainer.settings.reproduction import Reproduction
 from cwpo_trainer.settings.uploads import AnnotatorPublication, DatasetPublication
+
+if TYPE_CHECKING:
+    from cwpo_trainer.data.preparation import Prepared
 
 
 class TrainAnnotator(AnnotatorTraining, Command):
@@ -282,11 +286,13 @@ class SplitData(Splitting, Command):
         cwpo data split pairs.jsonl --labelled-fraction 0.3 -o runs/splits
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Split."""
         from cwpo_trainer.data.preparation import split_pairs
 
-        print(split_pairs(self))
+        _tell(split_pairs(self), as_json=self.json_)
 
 
 class PoisonData(Poisoning, Command):
@@ -299,11 +305,13 @@ class PoisonData(Poisoning, Command):
         cwpo data poison pairs.jsonl --share 0.1 -o poisoned.parquet
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Poison."""
         from cwpo_trainer.data.preparation import poison
 
-        print(poison(self))
+        _tell(poison(self), as_json=self.json_)
 
 
 class MixData(Mixing, Command):
@@ -316,11 +324,13 @@ class MixData(Mixing, Command):
         cwpo data mix --sources harmless.jsonl=0.8 --sources helpful.jsonl=0.2 -o mixed.parquet
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Mix."""
         from cwpo_trainer.data.preparation import mix
 
-        print(mix(self))
+        _tell(mix(self), as_json=self.json_)
 
 
 class DrawData(Drawing, Command):
@@ -333,11 +343,17 @@ class DrawData(Drawing, Command):
         cwpo data draw weighted.parquet --noise 0.2 -o labelled.parquet
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Draw."""
         from cwpo_trainer.data.preparation import draw_labels
 
-        print(draw_labels(self))
+        _tell(draw_labels(self), as_json=self.json_)
+
+
+def _tell(prepared: Prepared, *, as_json: bool) -> None:
+    print(json.dumps(prepared.figures, indent=2) if as_json else prepared.summary)
 
 
 class Data(Command):

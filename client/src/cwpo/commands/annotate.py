@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from cwpo.annotated_file import JOB_ABOVE_ROWS, annotate_file
+from cwpo.cli import AsJson
 from cwpo.commands.service_command import (
     ColumnsFlag,
     MaxErrorFlag,
@@ -48,6 +50,7 @@ class Annotate(ServiceCommand):
         description="Number of rows above which a file becomes a batch job; a smaller file is sent "
         "in requests of 256 rows.",
     )
+    json_: AsJson = False
 
     def cli_cmd(self) -> None:
         """Annotate the file, and print the number of rows."""
@@ -62,5 +65,8 @@ class Annotate(ServiceCommand):
                 max_error=self.max_error,
                 job_above=self.job_above,
             )
-        print(annotated.summary(), file=sys.stderr)
+        if self.json_:
+            print(json.dumps(annotated.as_dict(), indent=2))
+        else:
+            print(annotated.summary(), file=sys.stderr)
         annotated.expect_labels()

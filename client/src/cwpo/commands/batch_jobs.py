@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 from rich.console import Console
 from rich.table import Table
 
-from cwpo.annotated_file import AnnotatedFile, download_job, follow_job
-from cwpo.cli import Command
+from cwpo.annotated_file import download_job, follow_job
+from cwpo.cli import AsJson, Command
 from cwpo.client import Client
 from cwpo.commands.service_command import (
     ColumnsFlag,
@@ -29,9 +31,7 @@ from cwpo.errors import ConfigError, DatasetError
 from cwpo.resources.jobs import succeeded
 from cwpo.types import MAX_REJECTED_SHARE, Job, JobState, Merge, Priority, RejectedShare
 
-JobAsJson = Annotated[
-    bool, Field(alias="json", description="Print the job as JSON instead of a line of text.")
-]
+_UNLIMITED_COLUMNS = 1000
 
 
 class Submit(ServiceCommand):
@@ -82,7 +82,7 @@ class Submit(ServiceCommand):
         description="Form of the dataset: a folder of parts, and with `auto` also a single file "
         "unless it is large; `never` leaves the single file out.",
     )
-    json_: JobAsJson = False
+    json_: AsJson = False
 
     def cli_cmd(self) -> None:
         """Upload and submit, and wait for the job if that is wanted."""
@@ -90,10 +90,14 @@ class Submit(ServiceCommand):
             result_format(self.output)
         with self.client() as client:
             job = self._submitted(client)
+            annotated = None
             if self.wait or self.output is not None:
-                job = succeeded(follow_job(client, job.id))
-            annotated = None if self.output is None else _download(client, job, self.output)
-        _print_job(job, as_json=self.json_)
+                job = _ended(client, job.id, as_json=self.json_)
+            else:
+                _print_job(job, as_json=self.json_)
+            if self.output is not None:
+                annotated = download_job(client, job, self.output)
+                print(annotated.summary(), file=sys.stderr)
         if annotated is not None:
             annotated.expect_labels()
         elif self.wait:
@@ -128,8 +132,12 @@ class Submit(ServiceCommand):
 class ListJobs(ServiceCommand):
     """List jobs, newest first.
 
+    Where there are more than --limit, the command that lists the next ones is on standard error.
+
     Example:
         cwpo jobs list --state running
+
+        cwpo jobs list --all --json
     """
 
     state: JobState | None = Field(
@@ -145,37 +153,49 @@ class ListJobs(ServiceCommand):
         description="Time before which the jobs to list were created, such as 2026-11-21T09:00, "
         "in local time unless it has a time zone; by default any time.",
     )
-    limit: int = Field(20, ge=1, le=100, description="Maximum number of jobs to list.")
-    json_: bool = Field(
-        False, alias="json", description="Print one JSON object per line instead of a table."
+    limit: int = Field(
+        20, ge=1, le=100, description="Maximum number of jobs to list, unless --all is given."
     )
+    cursor: str | None = Field(
+        None,
+        description="Where to go on, as the listing before said; by default at the newest job.",
+    )
+    all: bool = Field(False, description="List all jobs, however many there are.")
+    json_: AsJson = Field(
+        False,
+        alias="json",
+        description="Print one JSON object per line for programs, instead of a table.",
+    )
+
+    @model_validator(mode="after")
+    def _all_begin_at_the_newest(self) -> Self:
+        if self.all and self.cursor is not None:
+            raise ValueError("--all lists the jobs from the newest on: leave out --cursor")
+        return self
 
     def cli_cmd(self) -> None:
         """Print a table."""
         with self.client() as client:
-            jobs = client.jobs.list(
-                state=self.state,
-                created_after=self.created_after,
-                created_before=self.created_before,
-                limit=self.limit,
-            ).jobs
-        if self.json_:
-            for job in jobs:
-                print(job.model_dump_json())
-            return
-        table = Table("id", "state", "rows", "annotated", "rejected", "pairs", "created", box=None)
-        for job in jobs:
-            progress = job.progress
-            table.add_row(
-                job.id,
-                job.state,
-                str(progress.rows_total if progress.rows_total is not None else "?"),
-                str(progress.rows_annotated),
-                str(progress.rows_failed),
-                "" if progress.pairs_annotated is None else str(progress.pairs_annotated),
-                f"{job.created_at:%Y-%m-%d %H:%M:%S}",
-            )
-        Console().print(table)
+            jobs, cursor = self._listed(client)
+            if self.json_:
+                for job in jobs:
+                    print(job.model_dump_json())
+            else:
+                _print_table(jobs)
+        if cursor is not None:
+            print(f"There are more: add --cursor {cursor}", file=sys.stderr)
+
+    def _listed(self, client: Client) -> tuple[Iterable[Job], str | None]:
+        """The jobs, and the cursor of those after them."""
+        which: dict[str, Any] = {
+            "state": self.state,
+            "created_after": self.created_after,
+            "created_before": self.created_before,
+        }
+        if self.all:
+            return client.jobs.list_iter(**which), None
+        page = client.jobs.list(**which, limit=self.limit, cursor=self.cursor)
+        return page.jobs, page.next_cursor
 
 
 class JobCommand(ServiceCommand):
@@ -191,7 +211,7 @@ class Show(JobCommand):
         cwpo jobs show job-0123 --json
     """
 
-    json_: JobAsJson = False
+    json_: AsJson = False
 
     def cli_cmd(self) -> None:
         """Print it."""
@@ -206,10 +226,12 @@ class Watch(JobCommand):
         cwpo jobs watch job-0123
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Show its progress."""
         with self.client() as client:
-            _print_job(succeeded(follow_job(client, self.id)), as_json=False)
+            _ended(client, self.id, as_json=self.json_)
 
 
 class Cancel(JobCommand):
@@ -219,10 +241,12 @@ class Cancel(JobCommand):
         cwpo jobs cancel job-0123
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Send the request, and print the job."""
         with self.client() as client:
-            _print_job(client.jobs.cancel(self.id), as_json=False)
+            _print_job(client.jobs.cancel(self.id), as_json=self.json_)
 
 
 class Resume(JobCommand):
@@ -238,11 +262,13 @@ class Resume(JobCommand):
         False,
         description="Annotate all rows anew, by the annotator that the service hosts now.",
     )
+    json_: AsJson = False
 
     def cli_cmd(self) -> None:
         """Send the request, and print the job."""
         with self.client() as client:
-            _print_job(client.jobs.resume(self.id, repin=self.repin), as_json=False)
+            job = client.jobs.resume(self.id, repin=self.repin)
+            _print_job(job, as_json=self.json_)
 
 
 class Delete(JobCommand):
@@ -252,10 +278,16 @@ class Delete(JobCommand):
         cwpo jobs delete job-0123
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Send the request, and print the job."""
         with self.client() as client:
-            print(f"{client.jobs.delete(self.id).id}  deleted")
+            job = client.jobs.delete(self.id)
+        if self.json_:
+            _print_job(job, as_json=True)
+        else:
+            print(f"{job.id}  deleted")
 
 
 class Download(JobCommand):
@@ -272,12 +304,17 @@ class Download(JobCommand):
         description="File for the weighted dataset, .parquet or .jsonl; or a folder for its parts, "
         "the only form of a large dataset."
     )
+    json_: AsJson = False
 
     def cli_cmd(self) -> None:
         """Save both files."""
         result_format(self.output)
         with self.client() as client:
-            _download(client, client.jobs.get(self.id), self.output)
+            annotated = download_job(client, client.jobs.get(self.id), self.output)
+        if self.json_:
+            print(json.dumps(annotated.as_dict(), indent=2))
+        else:
+            print(annotated.summary(), file=sys.stderr)
 
 
 class Jobs(Command):
@@ -295,6 +332,13 @@ class Jobs(Command):
     resume: CliSubCommand[Resume]
     download: CliSubCommand[Download]
     delete: CliSubCommand[Delete]
+
+
+def _ended(client: Client, job_id: str, *, as_json: bool) -> Job:
+    """The job, printed once it has ended. Raises: JobFailedError."""
+    job = follow_job(client, job_id)
+    _print_job(job, as_json=as_json)
+    return succeeded(job)
 
 
 def _print_job(job: Job, *, as_json: bool) -> None:
@@ -315,6 +359,24 @@ def _print_job(job: Job, *, as_json: bool) -> None:
         print(f"  {job.error}")
 
 
+def _print_table(jobs: Iterable[Job]) -> None:
+    """The jobs on stdout."""
+    table = Table("id", "state", "rows", "annotated", "rejected", "pairs", "created", box=None)
+    for job in jobs:
+        progress = job.progress
+        table.add_row(
+            job.id,
+            job.state,
+            str(progress.rows_total if progress.rows_total is not None else "?"),
+            str(progress.rows_annotated),
+            str(progress.rows_failed),
+            "" if progress.pairs_annotated is None else str(progress.pairs_annotated),
+            f"{job.created_at:%Y-%m-%d %H:%M:%S}",
+        )
+    # Where no terminal limits the width, nothing is cut off.
+    Console(width=None if sys.stdout.isatty() else _UNLIMITED_COLUMNS).print(table)
+
+
 def _expect_labels(job: Job) -> None:
     """Raises: DatasetError if no row of the job was annotated."""
     if not job.progress.rows_annotated:
@@ -322,9 +384,3 @@ def _expect_labels(job: Job) -> None:
             f"job {job.id} annotated none of its {job.progress.rows_total or 0:,} rows: "
             f"`cwpo jobs download {job.id} -o FILE` gets the reasons"
         )
-
-
-def _download(client: Client, job: Job, output: Path) -> AnnotatedFile:
-    annotated = download_job(client, job, output)
-    print(annotated.summary(), file=sys.stderr)
-    return annotated

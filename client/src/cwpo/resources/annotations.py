@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
+from typing import Any
 
 from cwpo.batches import (
     ANNOTATE,
@@ -30,9 +31,12 @@ from cwpo.types import (
     AnnotateResponse,
     Annotation,
     FailedAnnotation,
+    FailedScore,
     ModelInfo,
     Priority,
+    Ranking,
     RankResponse,
+    Score,
     ScoreResponse,
     Truncation,
 )
@@ -103,13 +107,8 @@ class Annotations:
         the errors come with the first label that is asked for.
         """
         question = Question(ANNOTATE, truncation, priority, revision)
-        rows = sent_rows(ANNOTATE, triplets, columns)
-        batches = Batches(question, rows, batch_size, STREAMED_ROWS)
-        in_order = InOrder()
-        with shown(progress, "annotate", unit="rows", total=count(triplets)) as bar:
-            for exchange in self._exchanges(batches, concurrency):
-                bar.advance(len(exchange.labels))
-                yield from in_order.add(exchange.labels)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, triplets, *how)
 
     def score(
         self,
@@ -130,6 +129,23 @@ class Annotations:
         question = Question(SCORE, truncation, priority, revision)
         how = (columns, batch_size, concurrency, progress)
         return self._all(question, items, *how)
+
+    def score_iter(
+        self,
+        items: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> Iterator[Score | FailedScore]:
+        """Raw scores of an input of any length, one by one and in order, as `annotate_iter`."""
+        question = Question(SCORE, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, items, *how)
 
     def rank(
         self,
@@ -154,6 +170,26 @@ class Annotations:
         how = (columns, batch_size, concurrency, progress)
         return self._all(question, items, *how)
 
+    def rank_iter(
+        self,
+        items: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 512,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> Iterator[Ranking | FailedAnnotation]:
+        """Rankings of an input of any length, one by one and in order, as `annotate_iter`.
+
+        The calibration temperature, which an answer of `rank` has, is in `model()`.
+        """
+        question = Question(RANK, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, items, *how)
+
     def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
         return self._connection.send(_model())
@@ -175,6 +211,24 @@ class Annotations:
                 answered.append(exchange)
                 bar.advance(len(exchange.labels))
         return joined(answered)
+
+    def _each(
+        self,
+        question: Question[A],
+        given: Rows,
+        columns: Mapping[str, str] | None,
+        batch_size: int,
+        concurrency: int,
+        progress: Progress | bool,
+    ) -> Iterator[Any]:
+        """The labels of all rows, in order."""
+        rows = sent_rows(question.endpoint, given, columns)
+        batches = Batches(question, rows, batch_size, STREAMED_ROWS)
+        in_order = InOrder()
+        with shown(progress, question.name, unit="rows", total=count(given)) as bar:
+            for exchange in self._exchanges(batches, concurrency):
+                bar.advance(len(exchange.labels))
+                yield from in_order.add(exchange.labels)
 
     def _exchanges(self, batches: Batches[A], concurrency: int) -> Iterator[Exchange[A]]:
         """Those for all rows, answered, in the order in which they are sent."""
@@ -247,7 +301,7 @@ class AsyncAnnotations:
         how = (columns, batch_size, concurrency, progress)
         return await self._all(question, triplets, *how)
 
-    async def annotate_iter(
+    def annotate_iter(
         self,
         triplets: Rows,
         *,
@@ -267,15 +321,8 @@ class AsyncAnnotations:
         the errors come with the first label that is asked for.
         """
         question = Question(ANNOTATE, truncation, priority, revision)
-        rows = sent_rows(ANNOTATE, triplets, columns)
-        batches = await asyncio.to_thread(Batches, question, rows, batch_size, STREAMED_ROWS)
-        in_order = InOrder()
-        with shown(progress, "annotate", unit="rows", total=count(triplets)) as bar:
-            async with aclosing(self._exchanges(batches, concurrency)) as exchanges:
-                async for exchange in exchanges:
-                    bar.advance(len(exchange.labels))
-                    for label in in_order.add(exchange.labels):
-                        yield label
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, triplets, *how)
 
     async def score(
         self,
@@ -296,6 +343,23 @@ class AsyncAnnotations:
         question = Question(SCORE, truncation, priority, revision)
         how = (columns, batch_size, concurrency, progress)
         return await self._all(question, items, *how)
+
+    def score_iter(
+        self,
+        items: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> AsyncIterator[Score | FailedScore]:
+        """Raw scores of an input of any length, one by one and in order, as `annotate_iter`."""
+        question = Question(SCORE, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, items, *how)
 
     async def rank(
         self,
@@ -320,6 +384,26 @@ class AsyncAnnotations:
         how = (columns, batch_size, concurrency, progress)
         return await self._all(question, items, *how)
 
+    def rank_iter(
+        self,
+        items: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 512,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> AsyncIterator[Ranking | FailedAnnotation]:
+        """Rankings of an input of any length, one by one and in order, as `annotate_iter`.
+
+        The calibration temperature, which an answer of `rank` has, is in `model()`.
+        """
+        question = Question(RANK, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, items, *how)
+
     async def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
         return await self._connection.send(_model())
@@ -342,6 +426,26 @@ class AsyncAnnotations:
                 answered.append(exchange)
                 bar.advance(len(exchange.labels))
         return joined(answered)
+
+    async def _each(
+        self,
+        question: Question[A],
+        given: Rows,
+        columns: Mapping[str, str] | None,
+        batch_size: int,
+        concurrency: int,
+        progress: Progress | bool,
+    ) -> AsyncIterator[Any]:
+        """The labels of all rows, in order."""
+        rows = sent_rows(question.endpoint, given, columns)
+        batches = await asyncio.to_thread(Batches, question, rows, batch_size, STREAMED_ROWS)
+        in_order = InOrder()
+        with shown(progress, question.name, unit="rows", total=count(given)) as bar:
+            async with aclosing(self._exchanges(batches, concurrency)) as exchanges:
+                async for exchange in exchanges:
+                    bar.advance(len(exchange.labels))
+                    for label in in_order.add(exchange.labels):
+                        yield label
 
     async def _exchanges(
         self, batches: Batches[A], concurrency: int

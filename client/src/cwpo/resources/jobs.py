@@ -38,6 +38,8 @@ from cwpo.types import (
 )
 
 PARTS_AT_ONCE = 4
+# The most that the service gives.
+JOBS_A_PAGE = 100
 
 
 class Jobs:
@@ -157,6 +159,23 @@ class Jobs:
         """
         created = (created_after, created_before)
         return self._connection.send(job_calls.list_jobs(state, created, limit, cursor))
+
+    def list_iter(
+        self,
+        *,
+        state: JobState | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> Iterator[Job]:
+        """All jobs, newest first, page by page as they are asked for; otherwise as `list`."""
+        created = (created_after, created_before)
+        cursor: str | None = None
+        while True:
+            page = self._connection.send(job_calls.list_jobs(state, created, JOBS_A_PAGE, cursor))
+            yield from page.jobs
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     def get(self, job_id: str) -> Job:
         """The job in its current state."""
@@ -428,6 +447,25 @@ class AsyncJobs:
         """
         created = (created_after, created_before)
         return await self._connection.send(job_calls.list_jobs(state, created, limit, cursor))
+
+    async def list_iter(
+        self,
+        *,
+        state: JobState | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> AsyncIterator[Job]:
+        """All jobs, newest first, page by page as they are asked for; otherwise as `list`."""
+        created = (created_after, created_before)
+        cursor: str | None = None
+        while True:
+            call = job_calls.list_jobs(state, created, JOBS_A_PAGE, cursor)
+            page = await self._connection.send(call)
+            for job in page.jobs:
+                yield job
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def get(self, job_id: str) -> Job:
         """The job in its current state."""

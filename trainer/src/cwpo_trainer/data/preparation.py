@@ -9,6 +9,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,20 @@ from cwpo_trainer.settings.data_preparation import (
 _COLDEST, _HOTTEST, _HALVINGS = 1e-9, 1e9, 100
 
 
-def split_pairs(settings: Splitting) -> str:
-    """Write the three parts; returns what was done, in words. Raises: ConfigError, DatasetError."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a command wrote.
+
+    summary: in words.
+    figures: for programs, the output first.
+    """
+
+    summary: str
+    figures: dict[str, Any]
+
+
+def split_pairs(settings: Splitting) -> Prepared:
+    """Write the three parts. Raises: ConfigError, DatasetError."""
     _check_new(settings.output)
     unused = UnusedRows(settings.max_rejected_share)
     pairs = sample(read_pairs(settings.data, unused), settings.max_pairs, seed=settings.seed)
@@ -50,14 +63,20 @@ def split_pairs(settings: Splitting) -> str:
     shutil.rmtree(partial, ignore_errors=True)
     write_splits(parts, partial, seed=settings.seed)
     partial.rename(settings.output)
-    return (
-        f"{settings.output}: {len(parts.labelled):,} labelled, {len(parts.unlabelled):,} "
-        f"unlabelled and {len(parts.held_out):,} held-out pairs"
+    sizes = {
+        "labelled": len(parts.labelled),
+        "unlabelled": len(parts.unlabelled),
+        "held_out": len(parts.held_out),
+    }
+    return Prepared(
+        f"{settings.output}: {sizes['labelled']:,} labelled, {sizes['unlabelled']:,} "
+        f"unlabelled and {sizes['held_out']:,} held-out pairs",
+        {"output": str(settings.output), **sizes},
     )
 
 
-def poison(settings: Poisoning) -> str:
-    """Flip labels and write the pairs; returns what was done, in words.
+def poison(settings: Poisoning) -> Prepared:
+    """Flip labels and write the pairs.
 
     The number of flipped labels is exact: each pair in turn is flipped with the probability that
     is left, flips by pairs (selection sampling, Knuth's Algorithm S).
@@ -81,12 +100,13 @@ def poison(settings: Poisoning) -> str:
         if is_flipped or not settings.only_flipped
     )
     written = flips if settings.only_flipped else len(confidences)
-    _write("poison", settings, rows, pairs=written, flipped=flips)
-    return f"{settings.output}: {written:,} pairs, the labels of {flips:,} of them flipped"
+    figures = _write("poison", settings, rows, pairs=written, flipped=flips)
+    told = f"{settings.output}: {written:,} pairs, the labels of {flips:,} of them flipped"
+    return Prepared(told, figures)
 
 
-def mix(settings: Mixing) -> str:
-    """Draw the shares of the sources, in random order; returns what was done, in words.
+def mix(settings: Mixing) -> Prepared:
+    """Draw the shares of the sources, in random order.
 
     The column source names the file that a pair is from, unless its row names a source already.
     Raises: ConfigError, DatasetError, such as for a source with too few pairs.
@@ -104,13 +124,13 @@ def mix(settings: Mixing) -> str:
     )
     named: dict[str, Any] = {**counts}
     total = sum(counts.values())
-    _write("mix", settings, rows, pairs=total, drawn=named)
+    figures = _write("mix", settings, rows, pairs=total, drawn=named)
     told = ", ".join(f"{count:,} of {source}" for source, count in counts.items())
-    return f"{settings.output}: {total:,} pairs, {told}"
+    return Prepared(f"{settings.output}: {total:,} pairs, {told}", figures)
 
 
-def draw_labels(settings: Drawing) -> str:
-    """Draw each label from the Bradley-Terry probabilities of the scores; returns it in words.
+def draw_labels(settings: Drawing) -> Prepared:
+    """Draw each label from the Bradley-Terry probabilities of the scores.
 
     The annotator's label is kept with probability sigmoid(margin / T).
     Raises: ConfigError, DatasetError.
@@ -123,12 +143,13 @@ def draw_labels(settings: Drawing) -> str:
     flipped = [draw.random() < probability for probability in against.tolist()]
     pairs = map(_labelled, _weighted(settings))
     rows = (row for row, _ in _with_flips(pairs, iter(flipped), settings.seed))
-    _write(
+    figures = _write(
         "draw", settings, rows, pairs=len(flipped), against=sum(flipped), temperature=temperature
     )
-    return (
+    return Prepared(
         f"{settings.output}: {len(flipped):,} pairs, {sum(flipped):,} with another label than the "
-        f"annotator's (temperature {temperature:.3g})"
+        f"annotator's (temperature {temperature:.3g})",
+        figures,
     )
 
 
@@ -262,6 +283,8 @@ def _interleaved(
 
 def _write(
     command: str, settings: LabelledFile, rows: Iterator[dict[str, Any]], **done: Any
-) -> None:
-    said = settings.model_dump(mode="json", exclude={"output", "max_rejected_share"})
+) -> dict[str, Any]:
+    """Write the rows; returns the figures."""
+    said = settings.model_dump(mode="json", exclude={"output", "max_rejected_share", "json_"})
     write_labelled(settings.output, rows, {"command": command, **said, **done})
+    return {"output": str(settings.output), **done}

@@ -248,7 +248,7 @@ def _poison(row: NumberedRow, detail: str) -> FailedAnnotation:
 
 
 def _refused(row: NumberedRow, error: APIError) -> FailedAnnotation:
-    code: Literal["too_long", "invalid_row"] = (
-        "too_long" if isinstance(error, TooLargeError) else "invalid_row"
+    code: Literal["too_large", "invalid_row"] = (
+        "too_large" if isinstance(error, TooLargeError) else "invalid_row"
     )
     return FailedAnnotation(id=row.id, error=ItemError(code=code, detail=error.problem.detail))
