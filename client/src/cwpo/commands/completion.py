@@ -12,6 +12,8 @@ from pydantic_settings import CliPositionalArg
 
 from cwpo.cli import Command, whole_parser
 
+# pydantic-settings names the values of a flag, and checks them itself.
+_VALUES = re.compile(r"\{([^{}]+)\}")
 # Some flags take a path or the id of a model or dataset of the Hub.
 _TAKES_PATH = re.compile(r"\b(files?|folders?|path)\b", re.IGNORECASE)
 
@@ -35,11 +37,10 @@ class Completion(Command):
 
         parser = whole_parser()
         for action in _actions(parser):
-            if (
-                action.choices is None
-                and action.nargs != 0
-                and _TAKES_PATH.search(str(action.help))
-            ):
+            values = _VALUES.fullmatch(str(action.metavar))
+            if values is not None:
+                action.choices = values[1].split(",")
+            elif action.nargs != 0 and _TAKES_PATH.search(str(action.help)):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         print(shtab.complete(parser, self.shell))
 
