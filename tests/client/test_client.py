@@ -292,6 +292,22 @@ RANKED = [
 ]
 
 
+def test_scores_and_rankings_are_streamed_as_they_are_answered_at_once(ask, monkeypatch):
+    monkeypatch.setattr("cwpo.resources.annotations.STREAMED_ROWS", 3)
+    items = [{"prompt": f"question {n % 3}", "response": "so " * n} for n in range(1, 9)]
+    bad = {"prompt": "no response"}
+    scores = ask(lambda client: client.score([*items, bad])).scores
+    how = {"batch_size": 2, "concurrency": 2}
+    streamed = ask(lambda client: every(client.score_iter(iter([*items, bad]), **how)))
+    assert streamed == scores
+    assert [label.error.code for label in streamed if hasattr(label, "error")] == ["invalid_row"]
+    rankings = ask(lambda client: client.rank(RANKED)).rankings
+    streamed = ask(lambda client: every(client.rank_iter(iter(RANKED), batch_size=4)))
+    assert streamed == rankings == Annotator.null().rank(RANKED)
+    with pytest.raises(CwpoError, match="nothing to send to /rank"):
+        ask(lambda client: every(client.rank_iter([])))
+
+
 def test_rank_is_the_annotator_over_http_in_as_many_requests_as_it_takes(ask):
     # 20 responses, and a request may have ten.
     for batch_size in (10, 4, 1):

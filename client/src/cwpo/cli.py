@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError
@@ -78,6 +78,18 @@ class HelpFormatter(RawDescriptionHelpFormatter):
         if isinstance(action.metavar, str):
             action.metavar = _VALUES.get(action.metavar, action.metavar)
         return super()._format_args(action, default_metavar)
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line, as all others are, that tells where to look."""
+
+    def __init__(self, prog: str | None = None, **how: Any) -> None:
+        how.setdefault("formatter_class", HelpFormatter)
+        super().__init__(prog, **{**how, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with USAGE."""
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class ConfigFile(PydanticBaseSettingsSource):
@@ -217,9 +229,8 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         if nobody reads the output.
     """
     try:
-        source: CliSettingsSource[Any] = CliSettingsSource(
-            command, cli_prog_name=program, formatter_class=HelpFormatter
-        )
+        parser = Parser(program, description=command.__doc__)
+        source = _source(command, parser)
         arguments = _with_pairs_as_json(command, arguments)
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
@@ -232,6 +243,11 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         sys.exit(f"{program}: {where}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def _source(command: type[Command], parser: ArgumentParser) -> CliSettingsSource[Any]:
+    """What reads the flags of a command, which it adds to the parser."""
+    return CliSettingsSource(command, root_parser=parser, formatter_class=HelpFormatter)
 
 
 def _place_of(error: OSError) -> str | None:
@@ -270,12 +286,12 @@ def _as_json(flag: str, pair: str) -> str:
 
 def whole_parser() -> ArgumentParser:
     """The parser of `cwpo` with all of its commands, for what reads parsers, such as completion."""
-    parser = ArgumentParser("cwpo", formatter_class=HelpFormatter)
+    parser = Parser("cwpo")
     commands = parser.add_subparsers()
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         command: type[Command] = point.load()
         subparser = commands.add_parser(point.name, help=_summary(command))
-        CliSettingsSource[Any](command, root_parser=subparser, formatter_class=HelpFormatter)
+        _source(command, subparser)
     return parser
 
 

@@ -34,7 +34,8 @@ class Annotate(ServiceCommand):
 
     input: CliPositionalArg[Path] = Field(
         description="File of triplets: .jsonl, .jsonl.gz, .parquet, .csv or .tsv; or a folder or a "
-        "pattern (in quotes) of such files, which are annotated as one."
+        "pattern (in quotes) of such files, which are annotated as one; or a dataset of the Hub, "
+        "hub:owner/name@split."
     )
     output: Path = Field(
         description="File for the weighted dataset, .parquet or .jsonl; or a folder, for the parts "

@@ -46,7 +46,7 @@ class Submit(ServiceCommand):
 
     input: CliPositionalArg[list[Path]] = Field(
         description="Files of triplets, .jsonl, .jsonl.gz, .parquet, .csv or .tsv; or folders or "
-        "patterns (in quotes) of such files."
+        "patterns (in quotes) of such files; or datasets of the Hub, hub:owner/name@split."
     )
     on_server: bool = Field(
         False,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from cwpo import columns
+from cwpo.datasets import hub
 from cwpo.errors import DatasetError
 
 # Rows of a table that are Python objects at a time.
@@ -40,10 +41,12 @@ def records(rows: object) -> Iterator[Any]:
             f"a dictionary with the keys {names} is no list of rows: give a list of such "
             "dictionaries, or one split of a DatasetDict, such as dataset['train']"
         )
+    if isinstance(rows, str) and hub.is_hub(rows):
+        return hub.rows(rows)
     if isinstance(rows, str | bytes | Path):
         raise DatasetError(
             "a path is no list of rows: submit the file as a job (client.jobs.submit), or annotate "
-            "it with `cwpo annotate`"
+            "it with `cwpo annotate`; a dataset of the Hub is hub:owner/name@split"
         )
     if isinstance(rows, pa.RecordBatch):
         return _table_records(pa.Table.from_batches([rows]).to_reader())
@@ -60,7 +63,7 @@ def records(rows: object) -> Iterator[Any]:
 
 def count(rows: Rows) -> int | None:
     """How many rows there are, if that is known before they are read."""
-    return len(rows) if isinstance(rows, Sized) else None
+    return len(rows) if isinstance(rows, Sized) and not isinstance(rows, str) else None
 
 
 def _table_records(reader: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:

@@ -12,22 +12,25 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
-from cwpo.datasets import delimited, triplets
+from cwpo.datasets import delimited, hub, triplets
 from cwpo.datasets.naming import Form, named
 from cwpo.datasets.records import Rows, records
 from cwpo.errors import DatasetError
 
 FORMATS = ".jsonl, .jsonl.gz, .parquet, .csv or .tsv"
 Source = str | Path | Rows
-"""A path (file, folder or pattern), a list of paths, or rows in memory."""
+"""A path (file, folder, pattern or hub:owner/name@split), several, or rows in memory."""
 NumberedRows = Iterator[tuple[int, dict[str, Any] | str]]
 
 
 def source_files(given: Path) -> list[Path]:
     """The file, those in the folder, or those that the pattern matches, by name.
 
-    Raises: DatasetError if there are none of a known format.
+    Of a dataset of the Hub (hub:owner/name@split), it is one file with its rows.
+    Raises: DatasetError if there are none of a known format; as `hub.file`.
     """
+    if hub.is_hub(given):
+        return [hub.file(str(given))]
     if given.is_dir():
         files = sorted(file for file in given.iterdir() if _is_known(file))
         if not files:
