@@ -57,8 +57,8 @@ lock: $(INSTALLED) ## write the versions that are tested together into locks/; L
 audit: $(INSTALLED) ## look up known vulnerabilities of the locked versions
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement locks/dev.txt
 
-demo: $(INSTALLED) ## run every step on sample data: annotator, service, job, CW-DPO, report
-	@$(BIN)/python examples/demo.py --data "$(DATA)" --model "$(MODEL)" --policy "$(POLICY)" --run "$(RUN)"
+demo: $(INSTALLED) ## run every step on sample data: annotator, service, job, CW-DPO, report; KEEP=1 leaves the service up
+	@$(BIN)/python examples/demo.py --data "$(DATA)" --model "$(MODEL)" --policy "$(POLICY)" --run "$(RUN)" $(if $(KEEP),--keep)
 
 test: $(INSTALLED) ## run all tests; CWPO_DATA_DIR=FOLDER adds those on real preference data
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -36,6 +36,8 @@ from cwpo.types import Job
 CWPO = str(Path(sys.executable).with_name("cwpo"))
 OUTPUTS = ("annotator", "splits", "accuracy", "sft", "cw-dpo", "dpo", "evaluation", "state")
 STARTUP_SECONDS = 120.0
+# That of `cwpo up` by default.
+PAGE_PORT = 8000
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -61,6 +63,7 @@ def main() -> None:
     console.print(
         f"\nDone in {minutes:.1f} minutes. The report: [bold]{arguments.run}/report.html[/]"
     )
+    keep(arguments)
 
 
 def parse() -> argparse.Namespace:
@@ -84,6 +87,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="steps of SFT and of each alignment")
     parser.add_argument(
         "--prompts", type=int, default=16, help="number of prompts to sample answers for"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="serve the annotator at the end, until Ctrl-C"
     )
     return parser.parse_args()
 
@@ -125,15 +131,14 @@ def train_annotator(arguments: argparse.Namespace, run: Path) -> None:
 def service(run: Path) -> Iterator[Client]:
     """`cwpo up` while the block runs; its output goes to service.log."""
     port = free_port()
-    command = [CWPO, "up", "--annotator", run / "annotator", "--port", port]
-    command += ["--data-dir", run / "state"]
+    command = service_command(run, port)
     show(command)
     log = run / "service.log"
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         # In a session of its own: Ctrl-C reaches the demo alone, which then stops it in order.
         process = subprocess.Popen(
-            [str(part) for part in command],
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -147,6 +152,12 @@ def service(run: Path) -> Iterator[Client]:
             process.terminate()
             process.wait()
     console.print("service, worker and Valkey stopped")
+
+
+def service_command(run: Path, port: int) -> list[str]:
+    command = [CWPO, "up", "--annotator", run / "annotator", "--port", port]
+    command += ["--data-dir", run / "state"]
+    return [str(word) for word in command]
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -217,6 +228,23 @@ def evaluate(arguments: argparse.Namespace, run: Path) -> None:
         "--prompts", arguments.prompts, "--max-new-tokens", 64, "--batch-size", 8,
     )  # fmt: skip
     cwpo("report", run)
+
+
+def keep(arguments: argparse.Namespace) -> None:
+    """Tell where the page of the service is, which --keep leaves up until Ctrl-C."""
+    if not arguments.keep:
+        command = shlex.join(service_command(arguments.run, PAGE_PORT)[1:])
+        console.print(f"The service's page, http://127.0.0.1:{PAGE_PORT}: cwpo {command}")
+        return
+    try:
+        with service(arguments.run) as client:
+            console.print(f"The service's page: [bold]{client.url}[/]. Ctrl-C ends it.")
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+    except DemoError as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        return
 
 
 def clear(run: Path) -> None:

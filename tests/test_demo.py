@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import pyarrow.parquet as pq
 import pytest
 
@@ -76,6 +77,10 @@ def test_the_demo_closes_the_loop(tiny_causal, tmp_path):
     assert report.count("<svg") + report.count("data:image") >= 3
     assert str(run / "report.html") in result.stdout.replace("\n", "")
     assert processes_of(run) == []
+    told = result.stdout.splitlines()[-1]
+    page = "http://127.0.0.1:8000"
+    command_line = f"cwpo up --annotator {run}/annotator --port 8000 --data-dir {run}/state"
+    assert told == f"The service's page, {page}: {command_line}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -100,6 +105,35 @@ def test_ctrl_c_stops_everything_the_demo_started(tiny_causal, tmp_path):
     output = demo.stdout.read()
     assert demo.wait() != 0
     assert "interrupted" in output
+    wait_until_gone(run)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_demo_can_leave_its_service_up_until_ctrl_c(tiny_causal, tmp_path):
+    run = tmp_path / "run"
+    demo = subprocess.Popen(
+        [*command(tiny_causal, run), "--keep"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in demo.stdout:
+        if line.startswith("The service's page: "):
+            break
+    page = next(word for word in line.split() if word.startswith("http://")).rstrip(".")
+    assert httpx2.get(f"{page}/health/ready").status_code == 200
+    os.killpg(demo.pid, signal.SIGINT)
+    output = demo.stdout.read()
+    assert demo.wait() == 0
+    assert output.endswith("service, worker and Valkey stopped\n")
+    wait_until_gone(run)
+
+
+def wait_until_gone(run):
     deadline = time.monotonic() + TIMEOUT
     while processes_of(run) and time.monotonic() < deadline:
         time.sleep(0.1)

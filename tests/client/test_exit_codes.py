@@ -50,6 +50,20 @@ def test_a_command_ends_with_the_code_of_the_table(arguments, code):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["jobs", "show"], "cwpo jobs show: the following arguments are required: ID"),
+        (["jobs", "list", "--limt", "4"], "cwpo jobs: unrecognized arguments: --limt 4"),
+        (["annotate", "--output"], "cwpo annotate: argument --output/-o: expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_says_where_to_look(arguments, said):
+    result = cwpo(*arguments)
+    program = said.partition(":")[0]
+    assert (result.returncode, result.stderr) == (ExitCode.USAGE, f"{said}; see {program} --help\n")
+
+
 @pytest.fixture
 def silent_url():
     """The url of a service that takes connections and never answers; `asked` is set by one."""
