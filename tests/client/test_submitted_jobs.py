@@ -2,6 +2,8 @@
 
 import json
 import threading
+from base64 import b64encode
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pytest
 
 from cwpo import CwpoError
 from cwpo.datasets.triplets import read_rows
-from cwpo.errors import ConflictError, ConnectionFailedError, DatasetError
+from cwpo.errors import ConflictError, ConnectionFailedError, DamagedDownloadError, DatasetError
 from harness import House, furnished
 
 ROWS = House.rows(5000)
@@ -118,6 +120,8 @@ class Flaky(ThreadingHTTPServer):
     """Serves a file by ranges, unless If-Range names another version, and breaks off.
 
     cuts: numbers of bytes after which the next answers break off.
+    damaged: number of answers whose last byte is wrong.
+    digest: its Repr-Digest, where it states one.
     """
 
     def __init__(self, cuts):
@@ -125,6 +129,8 @@ class Flaky(ThreadingHTTPServer):
         self.cuts = list(cuts)
         self.asked = []
         self.version = "one"
+        self.damaged = 0
+        self.digest = None
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
 
@@ -142,10 +148,15 @@ class FlakyHandler(BaseHTTPRequestHandler):
         content = CONTENT if server.version == "one" else CONTENT[::-1]
         self.send_response(206 if start else 200)
         self.send_header("ETag", etag)
+        if server.digest is not None:
+            self.send_header("Repr-Digest", server.digest)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
+        if server.damaged and not server.cuts:
+            server.damaged -= 1
+            content = content[:-1] + b"?"
         cut = server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[start:cut])
         self.close_connection = True
@@ -176,6 +187,31 @@ def test_a_file_goes_on_where_its_download_broke_off(use, flaky, tmp_path):
     assert path.read_bytes() == CONTENT
     assert server.asked == [None, "bytes=2000-", "bytes=3000-", "bytes=3500-"]
     assert [each.name for each in tmp_path.iterdir()] == ["weighted.jsonl"]
+
+
+DIGEST = f"sha-256=:{b64encode(sha256(CONTENT).digest()).decode()}:"
+
+
+@pytest.mark.parametrize(("cuts", "before"), [((), []), ((2000,), [None])])
+def test_a_file_that_does_not_have_the_stated_checksum_is_received_anew(
+    use, flaky, tmp_path, cuts, before
+):
+    server, path = flaky(*cuts), tmp_path / "weighted.jsonl"
+    server.damaged, server.digest = 1, f"sha-512=:AAAA:, {DIGEST}"
+    called(use, server.url, lambda client: client.jobs.download("job-1", path))
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [*before, "bytes=2000-" if cuts else None, None]
+
+
+def test_a_file_that_never_has_the_stated_checksum_is_an_error_and_leaves_nothing(
+    use, flaky, tmp_path
+):
+    server, path = flaky(), tmp_path / "weighted.jsonl"
+    server.damaged, server.digest = 9, DIGEST
+    with pytest.raises(DamagedDownloadError, match="does not have the checksum"):
+        called(use, server.url, lambda client: client.jobs.download("job-1", path), max_retries=1)
+    assert server.asked == [None, None]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_another_one_by_then_begins_anew(use, flaky, tmp_path):

@@ -391,7 +391,7 @@ class House:
             time.sleep(0.05)
 
     def results(self, job_id: str) -> list[dict[str, Any]]:
-        stream, size, _ = self.ledger.open_results(job_id, "jsonl", owner=None)
+        stream, size, *_ = self.ledger.open_results(job_id, "jsonl", owner=None)
         with stream:
             data = stream.read()
         assert len(data) == size

@@ -91,6 +91,7 @@ class Connection:
                         for chunk in response.iter_bytes():
                             out.write(chunk)
                             _show(progress, out.tell(), total)
+                    saving.check()
                     return path
                 except CwpoError as error:
                     seconds = saving.delay(error)
@@ -189,6 +190,7 @@ class AsyncConnection:
                         async for chunk in response.aiter_bytes():
                             out.write(chunk)
                             _show(progress, out.tell(), total)
+                    await asyncio.to_thread(saving.check)
                     return path
                 except CwpoError as error:
                     seconds = saving.delay(error)

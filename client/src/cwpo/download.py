@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,7 +12,7 @@ import httpx2
 
 from cwpo.errors import CwpoError, DamagedDownloadError
 from cwpo.partial_file import ResumableFile
-from cwpo.transport import Request, Retries, first_byte
+from cwpo.transport import Request, Retries, first_byte, repr_sha256
 
 
 class Download:
@@ -65,13 +66,13 @@ class Download:
 class Saving:
     """A file of which nothing is known before, received over any number of connections.
 
-    Send the `request()`, tell `begin` of its answer, and write that. If either fails, wait
-    `delay(error)` seconds and send the next request, which goes on where the last one ended if the
-    file is still the same (its ETag).
+    Send the `request()`, tell `begin` of its answer, write that, and `check` it. If anything fails,
+    wait `delay(error)` seconds and send the next request, which goes on where the last one ended if
+    the file is still the same (its ETag).
 
     Args:
         source: the request for the whole file.
-        out: where it is written.
+        out: where it is written, a file that has a name.
         limit: number of times that it may fail without a new byte.
     """
 
@@ -80,6 +81,7 @@ class Saving:
         self._out = out
         self._retries = Retries(limit)
         self._etag: str | None = None
+        self._sha256: str | None = None
         self._received = 0
 
     def request(self) -> Request:
@@ -96,8 +98,29 @@ class Saving:
         self._out.seek(start)
         self._out.truncate()
         self._etag = response.headers.get("etag")
+        self._sha256 = repr_sha256(response)
         length = response.headers.get("content-length")
         return None if length is None else start + int(length)
+
+    def check(self) -> None:
+        """Compare what was written with the checksum of the answer, where it has one.
+
+        Raises: DamagedDownloadError, having discarded what was written.
+        """
+        if self._sha256 is None:
+            return
+        self._out.flush()
+        with open(self._out.name, "rb") as written:
+            if hashlib.file_digest(written, "sha256").hexdigest() == self._sha256:
+                return
+        # What comes from now on is no progress, with which the retries would begin anew.
+        self._received = self._out.tell()
+        self._out.seek(0)
+        self._out.truncate()
+        self._etag = None
+        raise DamagedDownloadError(
+            f"{self._source.path}: what was received does not have the checksum that was announced"
+        )
 
     def delay(self, error: CwpoError) -> float:
         """Seconds to wait after a failure. Raises: the error itself, as Retries.delay does."""

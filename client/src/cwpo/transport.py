@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from cwpo.types import Problem
 M = TypeVar("M", bound=BaseModel)
 
 MAX_DELAY_SECONDS = 30.0
+_SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-")
 
 
@@ -152,6 +154,12 @@ def first_byte(response: httpx2.Response) -> int:
     """The place in the file at which the answer begins, which need not be the one asked for."""
     found = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
     return int(found[1]) if found else 0
+
+
+def repr_sha256(response: httpx2.Response) -> str | None:
+    """The SHA-256 of the whole file, in hex, where its Repr-Digest (RFC 9530) is stated."""
+    found = _SHA256.search(response.headers.get("repr-digest", ""))
+    return b64decode(found[1]).hex() if found else None
 
 
 def error_of(response: httpx2.Response) -> APIError:

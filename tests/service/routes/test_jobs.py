@@ -333,6 +333,17 @@ def test_the_dataset_is_that_of_the_annotator(alice, finished, rows, tmp_path):
     ]
 
 
+def test_the_checksum_of_each_file_is_stated_also_beside_a_range(alice, finished):
+    (part,) = alice.get(f"/jobs/{finished}/parts").json()["parts"]
+    for path in ("results", "results?format=jsonl", f"parts/{part['name']}"):
+        whole = alice.get(f"/jobs/{finished}/{path}")
+        digest = f"sha-256=:{b64encode(sha256(whole.content).digest()).decode()}:"
+        assert whole.headers["repr-digest"] == digest
+        rest = alice.get(f"/jobs/{finished}/{path}", headers={"Range": "bytes=5-"})
+        assert (rest.status_code, rest.headers["repr-digest"]) == (206, digest)
+    assert "repr-digest" not in alice.get(f"/jobs/{finished}/errors").headers
+
+
 def test_the_parts_are_listed_and_each_is_served(alice, finished, tmp_path, problem):
     listed = alice.get(f"/jobs/{finished}/parts").json()
     (part,) = listed["parts"]

@@ -83,6 +83,17 @@ def test_a_second_merge_after_a_crash_finds_everything_there(house, annotated):
     assert house.ledger.get(annotated, owner=None).state == "completed_with_errors"
 
 
+def test_the_checksum_of_a_file_that_another_run_published_is_not_stated(house, annotated):
+    with house.store.create(JobFolder(annotated).results("parquet")) as blob:
+        blob.write(b"by another version, with other bytes")
+    house.merge(annotated)
+    open_results = house.ledger.open_results
+    with open_results(annotated, "jsonl", owner=None).stream as stream:
+        checksum = sha256(stream.read()).hexdigest()
+    assert open_results(annotated, "jsonl", owner=None).sha256 == checksum
+    assert open_results(annotated, "parquet", owner=None).sha256 is None
+
+
 def test_two_merges_at_once_give_one_result(house, annotated):
     with ThreadPoolExecutor(2) as pool:
         twins = [pool.submit(house.merge, annotated) for _ in range(2)]

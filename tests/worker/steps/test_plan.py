@@ -425,7 +425,7 @@ def part_of(house, job_id, part):
 
 
 def read_results(house, job_id):
-    stream, _, _ = house.ledger.open_results(job_id, "jsonl", owner=None)
+    stream, *_ = house.ledger.open_results(job_id, "jsonl", owner=None)
     with stream:
         return stream.read()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import BinaryIO
@@ -22,13 +23,14 @@ _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 def file_response(request: Request, blob: StoredBlob, *, name: str, media_type: str) -> Response:
     """A response with the whole file, or with the range of bytes that the request asks for.
 
-    The ETag identifies the content: a resumed job has other results under the same name.
+    The ETag identifies the content: a resumed job has other results under the same name. Where the
+    checksum of the whole file is known, Repr-Digest (RFC 9530) has it, also beside a range.
     Args:
         blob: the opened file, which the response closes.
         name: file name for the client.
     Raises: ProblemError, 416 for a range outside the file.
     """
-    stream, size, version = blob
+    stream, size, version, checksum = blob
     etag = f'"{sha256(version.encode()).hexdigest()[:32]}"'
     wanted = request.headers.get("range")
     if request.headers.get("if-range", etag) != etag:
@@ -38,6 +40,8 @@ def file_response(request: Request, blob: StoredBlob, *, name: str, media_type: 
         "ETag": etag,
         "Content-Disposition": f'attachment; filename="{name}"',
     }
+    if checksum is not None:
+        headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(checksum)).decode()}:"
     try:
         part = _span(wanted, size) if wanted else None
     except ProblemError:

@@ -70,6 +70,7 @@ class Summary(BaseModel):
     failed: number of rows that the errors file has besides the rejected ones.
     bytes: of the parts that have rows; the others do not belong to the dataset.
     pages: number of pages, of which those without a part are not there.
+    merged: checksum (SHA-256) of each single file, by format, where it is known.
     """
 
     rows: int
@@ -78,6 +79,7 @@ class Summary(BaseModel):
     bytes: int
     pages: int
     kind: Kind | None
+    merged: dict[str, str] = {}
 
     @property
     def input_rows(self) -> int:
@@ -146,13 +148,15 @@ class Dataset:
         for part in [] if page is None else page.parts:
             if part.index == index and part.rows:
                 blob = self._store.stored(self._key(part))
-                return blob._replace(version=part.sha256)
+                return blob._replace(version=part.sha256, sha256=part.sha256)
         raise UnknownPartError(f"the dataset has no part {name[:64]!r}")
 
     def open_merged(self, job_id: str, format: str) -> StoredBlob:
         """The dataset as a single file. Raises: DatasetFormError if there is none."""
+        summary = self.summary()
         try:
-            return self._store.stored(self._folder.results(format))
+            blob = self._store.stored(self._folder.results(format))
+            return blob._replace(sha256=None if summary is None else summary.merged.get(format))
         except BlobNotFoundError:
             raise DatasetFormError(
                 f"the dataset of job {job_id} is a folder of parts, and no single file: see "

@@ -141,8 +141,7 @@ class _Publication:
                 raise IncompleteJobError(
                     f"the parts and the rejected rows are {found:,} rows, of {expected:,}"
                 )
-            if merged is not None:
-                merged.publish()
+            checksums = {} if merged is None else merged.publish()
             errors.close()
         summary = Summary(
             rows=rows,
@@ -151,6 +150,7 @@ class _Publication:
             bytes=size,
             pages=pages,
             kind=self._kind,
+            merged=checksums,
         )
         self._dataset.publish(summary)
         return summary

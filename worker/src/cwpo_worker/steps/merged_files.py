@@ -38,13 +38,20 @@ class MergedFiles:
         if sum(table.nbytes for table in self._pending) >= ROW_GROUP_BYTES:
             self._write_group()
 
-    def publish(self) -> None:
-        """Write the remaining rows, and publish the files, unless they are there."""
+    def publish(self) -> dict[str, str]:
+        """Write the remaining rows, and publish the files, unless they are there.
+
+        Returns: the checksums (SHA-256) by format, without those of files that were there.
+        """
         if self._pending:
             self._write_group()
         self._parquet.close()
-        for name, draft in self._drafts.items():
-            draft.publish(self._folder.results(name))
+        checksums = {name: draft.sha256() for name, draft in self._drafts.items()}
+        return {
+            name: checksums[name]
+            for name, draft in self._drafts.items()
+            if draft.publish(self._folder.results(name))
+        }
 
     def close(self) -> None:
         """Discard the files, if they were not published."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -32,11 +33,15 @@ _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*
 
 
 class StoredBlob(NamedTuple):
-    """An open blob: a seekable stream, its size in bytes, and a text that changes with it."""
+    """An open blob: a seekable stream, its size in bytes, and a text that changes with it.
+
+    sha256: of its content, in hex, where that is known.
+    """
 
     stream: BinaryIO
     size: int
     version: str
+    sha256: str | None = None
 
 
 class BlobStore:
@@ -278,6 +283,12 @@ class Draft(io.BufferedWriter):
         """Pass buffered bytes to the operating system."""
         with self._store._errors("write", self._name):
             super().flush()
+
+    def sha256(self) -> str:
+        """The checksum, in hex, of what is written so far."""
+        self.flush()
+        with self._store._errors("read", self._name), open(self._partial, "rb") as written:
+            return hashlib.file_digest(written, "sha256").hexdigest()
 
     def publish(self, key: str, *, replace: bool = False) -> bool:
         """Publish the blob under its key, unless the key is taken; returns `published`."""
