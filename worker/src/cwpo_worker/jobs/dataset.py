@@ -7,8 +7,12 @@ job. The summary is published last: there is a dataset once it exists.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from cwpo.types import DatasetColumn, DatasetPart, DatasetParts, ModelRef
@@ -18,6 +22,13 @@ from cwpo_worker.errors import (
     InvalidCursorError,
     UnknownPartError,
 )
+from cwpo_worker.jobs.confidences import (
+    Confidences,
+    ConfidentRow,
+    DatasetConfidences,
+    Place,
+    confident_rows,
+)
 from cwpo_worker.jobs.manifest import JobFolder
 from cwpo_worker.storage.store import BlobStore, StoredBlob
 
@@ -25,6 +36,8 @@ PAGE_PARTS = 1000
 # Up to here a dataset is also merged into single files.
 MERGED_ROWS = 2_000_000
 MERGED_BYTES = 2 << 30
+
+_READERS = 4
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -56,10 +69,15 @@ class Kind(BaseModel):
 
 
 class PartsPage(BaseModel):
-    """The checked parts of PAGE_PARTS consecutive shards; kind is None if no row is annotated."""
+    """The checked parts of PAGE_PARTS consecutive shards.
+
+    kind: None if no row is annotated.
+    confidences: None in a page that an earlier version wrote.
+    """
 
     parts: list[CheckedPart]
     kind: Kind | None
+    confidences: Confidences | None = None
 
 
 class Summary(BaseModel):
@@ -70,6 +88,7 @@ class Summary(BaseModel):
     failed: number of rows that the errors file has besides the rejected ones.
     bytes: of the parts that have rows; the others do not belong to the dataset.
     pages: number of pages, of which those without a part are not there.
+    confidences: None if an earlier version has merged any of the parts.
     """
 
     rows: int
@@ -78,6 +97,7 @@ class Summary(BaseModel):
     bytes: int
     pages: int
     kind: Kind | None
+    confidences: Confidences | None = None
 
     @property
     def input_rows(self) -> int:
@@ -134,6 +154,25 @@ class Dataset:
             next_cursor=str(following) if following < summary.pages else None,
         )
 
+    def confidences(self) -> DatasetConfidences:
+        """How its confidences are distributed, with the texts of the rows at the ends.
+
+        Raises: DatasetFormError for a job of an earlier version.
+        """
+        summary = self._published()
+        found = summary.confidences
+        if found is None:
+            raise DatasetFormError(
+                "this job was merged by an earlier version, which did not count its confidences"
+            )
+        texts = self._texts([*found.highest, *found.lowest])
+        return DatasetConfidences(
+            rows=summary.rows,
+            counts=found.counts,
+            most_confident=texts[: len(found.highest)],
+            least_confident=texts[len(found.highest) :],
+        )
+
     def open(self, name: str) -> StoredBlob:
         """A part by its name; its version is its checksum.
 
@@ -158,6 +197,22 @@ class Dataset:
                 f"the dataset of job {job_id} is a folder of parts, and no single file: see "
                 f"/jobs/{job_id}/parts, or run `cwpo jobs download {job_id} -o FOLDER/`"
             ) from None
+
+    def _texts(self, places: Sequence[Place]) -> list[ConfidentRow]:
+        """The rows at these places, in order; each part is read once."""
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for place in places:
+            rows_of[place.part].append(place.row)
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = pool.map(self._rows, rows_of, rows_of.values())
+            found = dict(zip(rows_of, map(iter, read), strict=True))
+        return [next(found[place.part]) for place in places]
+
+    def _rows(self, index: int, numbers: Sequence[int]) -> list[ConfidentRow]:
+        page = self.page(index // PAGE_PARTS)
+        (part,) = [each for each in ([] if page is None else page.parts) if each.index == index]
+        with self._store.open(self._key(part)) as source, pq.ParquetFile(source) as file:
+            return confident_rows(file.read([*ConfidentRow.model_fields]), numbers)
 
     def _published(self) -> Summary:
         summary = self.summary()

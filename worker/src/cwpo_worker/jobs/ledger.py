@@ -33,6 +33,7 @@ from cwpo_worker.errors import (
     UnknownJobError,
     WaitingRowsError,
 )
+from cwpo_worker.jobs.confidences import DatasetConfidences
 from cwpo_worker.jobs.dataset import Dataset
 from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.jobs.manifest import JobFolder
@@ -276,6 +277,14 @@ class Ledger:
         InvalidCursorError; DatasetFormError for a job of an earlier version.
         """
         return self._dataset(job_id, owner).parts(cursor, url_seconds)
+
+    def confidences(self, job_id: str, *, owner: str | None) -> DatasetConfidences:
+        """How the confidences of the dataset are distributed, and the rows at the ends.
+
+        Raises: UnknownJobError; IllegalTransitionError if the job has not completed;
+        DatasetFormError for a job of an earlier version.
+        """
+        return self._dataset(job_id, owner).confidences()
 
     def open_part(self, job_id: str, name: str, *, owner: str | None) -> StoredBlob:
         """A part by its name. Raises: UnknownPartError; otherwise as parts."""
