@@ -21,7 +21,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DESKTOP = {"width": 1280, "height": 860}
 
 
-
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:

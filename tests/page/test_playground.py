@@ -77,7 +77,8 @@ def test_an_example_is_a_click(service, visit):
     page = visit(service.url)
     page.get_by_role("button", name="Four answers").click()
     assert sorted(order(page)) == ["A", "B", "C", "D"]
-    expect(page.get_by_role("textbox", name="Prompt")).to_have_value(re.compile("credit for my work"))
+    prompt = page.get_by_role("textbox", name="Prompt")
+    expect(prompt).to_have_value(re.compile("credit for my work"))
 
 
 def test_the_keyboard_is_enough(service, visit):

@@ -11,28 +11,26 @@ import pytest
 from playwright.sync_api import expect
 
 from cwpo_annotator.annotator import Annotator
-from harness import serving
+from harness import furnished
 
-IMAGES = Path(__file__).parents[2] / "docs" / "images"
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "images"
+DATA = ROOT / "examples" / "data" / "preferences.jsonl"
 DESKTOP = {"viewport": {"width": 1200, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 MOST_BYTES = 200_000
 
 
 @pytest.fixture(scope="module")
-def shown(request, service):
-    """The service to be shown: that of the flag, else the one that the other tests have."""
-    folder = request.config.getoption("screenshots")
-    if folder is None:
-        yield service
-        return
-    with serving(lambda: Annotator.load(folder)) as real:
-        triplets = [
-            {"prompt": f"Why is {at} a number?", "response_a": "It counts.", "response_b": f"{at}"}
-            for at in range(240)
-        ]
-        real.http.post("/annotate", json={"triplets": triplets})
-        yield real
+def house(request, tmp_path_factory):
+    """What is shown: a service of the flag's annotator that takes jobs, and a job that is done."""
+    annotator = request.config.getoption("screenshots")
+    factory = Annotator.null if annotator is None else lambda: Annotator.load(annotator)
+    with furnished(tmp_path_factory.mktemp("shown"), factory) as house:
+        house.job = house.submit(DATA.read_bytes())
+        house.start_worker()
+        assert house.wait(house.job).state == "completed"
+        yield house
 
 
 @pytest.fixture
@@ -57,8 +55,8 @@ def take(request, tmp_path):
         ("playground-phone", {**PHONE, "device_scale_factor": 1}),
     ],
 )
-def test_the_playground(shown, visit, take, name, options):
-    page = visit(shown.url, **options)
+def test_the_playground(house, visit, take, name, options):
+    page = visit(house.url, **options)
     page.get_by_role("button", name="Four answers").click()
     expect(page.locator("#ranking .letter")).to_have_count(4)
     expect(page.locator("#status")).to_have_text("ready")
@@ -67,10 +65,21 @@ def test_the_playground(shown, visit, take, name, options):
 
 @pytest.mark.parametrize(
     ("name", "options"),
+    [("job", DESKTOP), ("job-dark", {**DESKTOP, "color_scheme": "dark"})],
+)
+def test_a_job(house, visit, take, name, options):
+    page = visit(f"{house.url}/#jobs/{house.job}", **options)
+    expect(page.locator("#job svg")).to_be_visible()
+    expect(page.locator("#status")).to_have_text("ready")
+    take(page, name, full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
     [("annotator", DESKTOP), ("annotator-dark", {**DESKTOP, "color_scheme": "dark"})],
 )
-def test_the_annotator_s_card(shown, visit, take, name, options):
-    page = visit(f"{shown.url}/#annotator", **options)
+def test_the_annotator_s_card(house, visit, take, name, options):
+    page = visit(f"{house.url}/#annotator", **options)
     expect(page.locator("#card .identity")).to_be_visible()
     expect(page.locator("#status")).to_have_text("ready")
     take(page, name, full_page=True)

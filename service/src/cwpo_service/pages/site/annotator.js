@@ -41,8 +41,12 @@ function drawn(model, card) {
       ]),
     ),
     element("div", { class: "tiles" }, tiles(model, card)),
-    element("div", { class: "two-columns even" }, calibration(card.held_out), drift(model, card.drift)),
-    certificates(model.certificates),
+    element(
+      "div",
+      { class: "two-columns even" },
+      calibration(card.held_out),
+      element("div", {}, drift(model, card.drift), certificates(model.certificates)),
+    ),
     limits(model),
   ];
 }

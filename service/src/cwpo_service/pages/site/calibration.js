@@ -42,7 +42,7 @@ export function calibrationPlot(bins) {
 }
 
 function grid(tick, low, x, y) {
-  const label = tick.toFixed(low ? 1 : 2).replace(/0$/, "").replace(/\.$/, "");
+  const label = String(tick);
   return [
     svg("line", { class: "grid", x1: x(low), x2: x(1), y1: y(tick), y2: y(tick) }),
     svg("text", { class: "tick", x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, label),

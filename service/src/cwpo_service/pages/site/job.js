@@ -23,6 +23,10 @@ export const STATES = {
 const STOPPABLE = new Set(["validating", "queued", "running", "finalizing"]);
 const DONE = new Set(["completed", "completed_with_errors"]);
 
+/** Whether there is a dataset: one that was cancelled has what was finished by then. */
+const hasResults = (job) =>
+  DONE.has(job.state) || (job.state === "cancelled" && job.progress.rows_annotated > 0);
+
 let watching = null;
 
 export function leaveJob() {
@@ -51,7 +55,7 @@ export async function showJob(id, onchange) {
     fill(parts.actions, actions(job, parts, () => showJob(id, onchange), onchange));
     if (state !== null) onchange();
     state = job.state;
-    if (hasEnded(job)) showResults(job, parts);
+    if (hasResults(job)) showResults(job, parts);
   };
   try {
     await follow(id, show, own.signal);
@@ -168,8 +172,7 @@ async function showResults(job, parts) {
     const found = await get(`jobs/${job.id}/confidences`).catch((error) => error);
     fill(parts.results, downloads(job, dataset, onproblem), distribution(found));
   } catch (error) {
-    // One that was stopped before anything was finished has no results, which is no problem.
-    if (error.status !== 409) onproblem(error);
+    onproblem(error);
   }
 }
 
