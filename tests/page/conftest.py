@@ -143,6 +143,12 @@ def measured_annotator() -> Annotator:
     )
 
 
+@pytest.fixture(scope="session")
+def measured():
+    """`measured()`: an annotator of which everything is known."""
+    return measured_annotator
+
+
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
     """A service with an annotator of which everything is known."""

@@ -30,6 +30,8 @@ def house(request, tmp_path_factory):
         house.job = house.submit(DATA.read_bytes())
         house.start_worker()
         assert house.wait(house.job).state == "completed"
+        asked = {"job_id": house.job, "below": 0.3, "most": 40}
+        house.review = house.service.http.post("/reviews", json=asked).json()["id"]
         yield house
 
 
@@ -72,6 +74,28 @@ def test_a_job(house, visit, take, name, options):
     expect(page.locator("#job svg")).to_be_visible()
     expect(page.locator("#status")).to_have_text("ready")
     take(page, name, full_page=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("review", DESKTOP),
+        ("review-dark", {**DESKTOP, "color_scheme": "dark"}),
+        ("review-phone", {**PHONE, "device_scale_factor": 1}),
+    ],
+)
+def test_a_review(house, visit, take, name, options):
+    page = visit(f"{house.url}/#review/{house.review}", **options)
+    page.get_by_label("Your name").fill("Ada")
+    page.get_by_role("button", name="Begin").click()
+    question = page.locator(".question")
+    for _ in range(4):
+        expect(question).to_be_visible()
+        asked = question.text_content()
+        page.keyboard.press("1")
+        expect(question).not_to_have_text(asked)
+    expect(page.locator("#status")).to_have_text("ready")
+    take(page, name, full_page="phone" in name)
 
 
 @pytest.mark.parametrize(

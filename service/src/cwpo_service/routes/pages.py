@@ -7,6 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import PurePath
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 
@@ -28,14 +29,17 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_PAGES = files("cwpo_service.pages")
-_SITE = _PAGES.joinpath("site")
-_SWAGGER = files("fastapi_swagger.resources")
-_DOCS_FILES = {
-    "docs.js": _PAGES,
-    "swagger-ui-bundle.js": _SWAGGER,
-    "swagger-ui.css": _SWAGGER,
-    "favicon-32x32.png": _SWAGGER,
+_Folder = Literal["pages", "site", "swagger"]
+_FOLDERS: dict[_Folder, Traversable] = {
+    "pages": files("cwpo_service.pages"),
+    "site": files("cwpo_service.pages").joinpath("site"),
+    "swagger": files("fastapi_swagger.resources"),
+}
+_DOCS_FILES: dict[str, _Folder] = {
+    "docs.js": "pages",
+    "swagger-ui-bundle.js": "swagger",
+    "swagger-ui.css": "swagger",
+    "favicon-32x32.png": "swagger",
 }
 _MEDIA_TYPES = {
     ".css": "text/css",
@@ -49,7 +53,13 @@ _MEDIA_TYPES = {
 @router.get("/")
 async def page(request: Request) -> Response:
     """The page of the service. It needs no API key; what it calls may need one."""
-    return _file(request, _SITE, "index.html", _OWN_POLICY)
+    return _file(request, "site", "index.html", _OWN_POLICY)
+
+
+@router.get("/review")
+async def review() -> Response:
+    """The part of the page where people answer."""
+    return Response(status_code=307, headers={**_HEADERS, "Location": "./#review"})
 
 
 @router.get("/site/{name}")
@@ -57,13 +67,13 @@ async def page_file(request: Request, name: str) -> Response:
     """A file of that page. Raises: ProblemError, 404 for any other."""
     if name not in _site_files():
         raise _unknown(name)
-    return _file(request, _SITE, name, _OWN_POLICY)
+    return _file(request, "site", name, _OWN_POLICY)
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """The documentation."""
-    return _file(request, _PAGES, "docs.html", _POLICY)
+    return _file(request, "pages", "docs.html", _POLICY)
 
 
 @router.get("/docs/{name}")
@@ -74,7 +84,7 @@ async def docs_file(request: Request, name: str) -> Response:
     return _file(request, _DOCS_FILES[name], name, _POLICY)
 
 
-def _file(request: Request, folder: Traversable, name: str, policy: str) -> Response:
+def _file(request: Request, folder: _Folder, name: str, policy: str) -> Response:
     """The file, or 304 if the browser has it."""
     content, etag = _read(folder, name)
     headers = {**_HEADERS, "Content-Security-Policy": policy, "ETag": etag}
@@ -84,15 +94,15 @@ def _file(request: Request, folder: Traversable, name: str, policy: str) -> Resp
 
 
 @cache
-def _read(folder: Traversable, name: str) -> tuple[bytes, str]:
+def _read(folder: _Folder, name: str) -> tuple[bytes, str]:
     """The content of a file, and its ETag."""
-    content = folder.joinpath(name).read_bytes()
+    content = _FOLDERS[folder].joinpath(name).read_bytes()
     return content, f'"{sha256(content).hexdigest()[:32]}"'
 
 
 @cache
 def _site_files() -> frozenset[str]:
-    return frozenset(file.name for file in _SITE.iterdir())
+    return frozenset(file.name for file in _FOLDERS["site"].iterdir())
 
 
 def _unknown(name: str) -> ProblemError:

@@ -4,11 +4,13 @@ import { showAnnotator } from "./annotator.js";
 import { byId } from "./elements.js";
 import { leaveJobs, showJobs, startJobs } from "./jobs.js";
 import { startPlayground } from "./playground.js";
+import { leaveReview, showReview, startReviews } from "./reviews.js";
 
 const nothing = () => {};
 const VIEWS = {
   playground: { title: "Playground", show: nothing, leave: nothing },
   jobs: { title: "Jobs", show: showJobs, leave: leaveJobs },
+  review: { title: "Review", show: showReview, leave: leaveReview },
   annotator: { title: "Annotator", show: showAnnotator, leave: nothing },
 };
 const LOOK_MS = 10_000;
@@ -55,6 +57,7 @@ addEventListener("hashchange", () => {
 });
 startPlayground();
 startJobs();
+startReviews();
 show();
 look();
 setInterval(() => document.hidden || look(), LOOK_MS);
