@@ -22,7 +22,7 @@ SIBLINGS = {
     "cwpo_trainer": ["cwpo", "cwpo_annotator"],
 }
 COMMANDS = {
-    "cwpo": {"annotate", "jobs"},
+    "cwpo": {"annotate", "jobs", "review"},
     "cwpo_annotator": {"quantize"},
     "cwpo_worker": {"worker"},
     "cwpo_service": {"serve", "up"},

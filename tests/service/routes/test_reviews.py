@@ -66,7 +66,7 @@ def answer_all(http, review, reviewer, preferred="a"):
 
 
 def test_the_rows_are_uncertain_ones_of_the_job(office, alice, job, tmp_path):
-    review = start(alice, job, most=5000)
+    review = start(alice, job, most=2000)
     answer_all(alice, review, "Ada")
     path = tmp_path / "answers.jsonl"
     path.write_bytes(alice.get(f"/reviews/{review}/answers").content)

@@ -30,7 +30,7 @@ class ReviewPair(BaseModel):
 
         Raises: KeyError, pydantic.ValidationError for another row.
         """
-        chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
+        chosen, rejected = response_text(row["chosen"]), response_text(row["rejected"])
         is_b = row["preferred"] == "b"
         return cls(
             id=row["id"],
@@ -62,7 +62,7 @@ class ReviewAnswer(ReviewPair):
         return self.id, self.prompt_text, self.response_a, self.response_b
 
 
-def _text(response: str | list[dict[str, str]]) -> str:
+def response_text(response: str | list[dict[str, str]]) -> str:
     """The text of a response, which is a message where the prompt is a chat."""
     if isinstance(response, str):
         return response

@@ -42,20 +42,22 @@ def spread(pairs: Sequence[ReviewPair], most: int) -> list[ReviewPair]:
     confident pair is taken. The first n of the result are spread too.
     """
     marks = [_mark(pair.prompt_text) for pair in pairs]
-    # The highest similarity to any pair that was taken, and how sure the annotator is.
-    nearest = [(0.0, pair.confidence or 0.0) for pair in pairs]
-    left = set(range(len(pairs)))
-    taken: list[int] = []
+    sizes = [mark.bit_count() for mark in marks]
+    # The highest similarity to any pair that was taken.
+    nearest = [0.0] * len(pairs)
+    # By confidence, so that the first of those that are equally unlike is the least confident.
+    left = sorted(range(len(pairs)), key=lambda at: pairs[at].confidence or 0.0)
+    taken: list[ReviewPair] = []
     while left and len(taken) < most:
-        chosen = min(left, key=lambda at: (*nearest[at], at))
+        chosen = min(left, key=nearest.__getitem__)
         left.remove(chosen)
-        taken.append(chosen)
-        of_chosen = marks[chosen]
+        taken.append(pairs[chosen])
+        mark, size = marks[chosen], sizes[chosen]
         for at in left:
-            similarity = (marks[at] & of_chosen).bit_count() / (marks[at] | of_chosen).bit_count()
-            if similarity > nearest[at][0]:
-                nearest[at] = (similarity, nearest[at][1])
-    return [pairs[at] for at in taken]
+            both = (marks[at] & mark).bit_count()
+            similarity = both / (sizes[at] + size - both)
+            nearest[at] = max(nearest[at], similarity)
+    return taken
 
 
 def _hash_first(item: tuple[bytes, int, ReviewPair]) -> tuple[bytes, int]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
+from cwpo.reviews.pairs import response_text
 from cwpo.types import Preference, Prompt
 
 BINS = 20
@@ -83,14 +84,10 @@ class DatasetConfidences(BaseModel):
 def confident_rows(table: pa.Table, numbers: Sequence[int]) -> list[ConfidentRow]:
     """These rows of a part."""
     rows = table.take(pa.array(numbers, pa.int64())).to_pylist()
-    return [
-        ConfidentRow(**{**row, "chosen": _text(row["chosen"]), "rejected": _text(row["rejected"])})
-        for row in rows
-    ]
-
-
-def _text(response: str | list[dict[str, str]]) -> str:
-    return response if isinstance(response, str) else "\n\n".join(m["content"] for m in response)
+    for row in rows:
+        row["chosen"] = response_text(row["chosen"])
+        row["rejected"] = response_text(row["rejected"])
+    return [ConfidentRow(**row) for row in rows]
 
 
 def _extremes(part: int, values: pa.ChunkedArray, order: str) -> list[Place]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from cwpo.types import Preference, Prompt
 
-MOST_ROWS = 5000
+MOST_ROWS = 2000
 
 Reviewer = Annotated[
     str,

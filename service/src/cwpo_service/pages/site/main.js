@@ -38,6 +38,7 @@ async function look() {
   const [state, text] = await health();
   byId("status").dataset.state = state;
   byId("status-text").textContent = text;
+  if (state === "unknown") clearInterval(looking);
 }
 
 async function health() {
@@ -45,7 +46,7 @@ async function health() {
     const answer = await fetch("health/ready");
     if (answer.ok) return ["ready", "ready"];
     // With --health-port, probes have a port of their own.
-    if (answer.status === 404) return ["ready", "on line"];
+    if (answer.status === 404) return ["unknown", "on line"];
     return ["waiting", (await answer.json()).reason ?? "not ready"];
   } catch {
     return ["away", "no answer"];
@@ -59,5 +60,5 @@ startPlayground();
 startJobs();
 startReviews();
 show();
+const looking = setInterval(() => document.hidden || look(), LOOK_MS);
 look();
-setInterval(() => document.hidden || look(), LOOK_MS);

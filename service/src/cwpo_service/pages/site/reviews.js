@@ -12,19 +12,28 @@ export function startReviews() {
   });
 }
 
-export const leaveReview = endSession;
+// Counts what was shown, so that a review that comes late is not begun.
+let shown = 0;
+
+export function leaveReview() {
+  shown += 1;
+  endSession();
+}
 
 /** Show all reviews, or the one with this id. */
 export async function showReview(id) {
-  endSession();
+  leaveReview();
+  const turn = shown;
   const note = byId("review-problem");
   byId("reviews").hidden = Boolean(id);
   byId("session").hidden = !id;
   note.hidden = true;
   try {
-    if (id) startSession(await get(`reviews/${id}`));
-    else await list();
+    if (!id) return await list();
+    const review = await get(`reviews/${id}`);
+    if (turn === shown) startSession(review);
   } catch (error) {
+    if (turn !== shown) return;
     note.textContent = error.message;
     note.hidden = false;
     byId("reviews").hidden = true;

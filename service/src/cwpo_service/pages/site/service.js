@@ -74,8 +74,7 @@ async function refusal(answer) {
 export function refusalOf(status, text) {
   try {
     const problem = JSON.parse(text);
-    const places = (problem.errors ?? []).map((each) => each.detail ?? each.message).filter(Boolean);
-    return new ServiceError([problem.detail ?? problem.title, ...places].join(" — "), status, problem.reason);
+    return new ServiceError(problem.detail ?? problem.title, status, problem.reason);
   } catch {
     return new ServiceError(`The service answered with status ${status}.`, status, "unknown");
   }
