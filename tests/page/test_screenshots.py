@@ -89,7 +89,7 @@ def test_a_review(house, visit, take, name, options):
     page.get_by_label("Your name").fill("Ada")
     page.get_by_role("button", name="Begin").click()
     question = page.locator(".question")
-    for _ in range(4):
+    for _ in range(6):
         expect(question).to_be_visible()
         asked = question.text_content()
         page.keyboard.press("1")

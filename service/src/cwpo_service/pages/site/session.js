@@ -113,7 +113,7 @@ function drawRow() {
     return;
   }
   const [left, right] = isSwapped ? [row.response_b, row.response_a] : [row.response_a, row.response_b];
-  const question = element("p", { class: "question", tabindex: "0", "aria-label": "Prompt" }, promptText(row.prompt));
+  const question = element("p", { class: "question", tabindex: "-1" }, promptText(row.prompt));
   fill(
     parts.body,
     question,
