@@ -47,6 +47,11 @@ def pytest_addoption(parser):
     group.addoption("--chaos-seed", type=int, default=5, help="of the moments and the victims")
     group.addoption("--chaos-earlier", help="another checkout, from which a fleet is upgraded")
     parser.addoption(
+        "--screenshots",
+        metavar="ANNOTATOR",
+        help="write docs/images: the page of a service with this annotator's checkpoint",
+    )
+    parser.addoption(
         "--write-golden",
         action="store_true",
         help="write the losses that tests/trainer/test_golden_losses.py compares with",

@@ -22,7 +22,7 @@ SIBLINGS = {
     "cwpo_trainer": ["cwpo", "cwpo_annotator"],
 }
 COMMANDS = {
-    "cwpo": {"annotate", "completion", "doctor", "jobs"},
+    "cwpo": {"annotate", "completion", "doctor", "jobs", "review"},
     "cwpo_annotator": {"quantize"},
     "cwpo_worker": {"worker"},
     "cwpo_service": {"serve", "up"},

@@ -119,7 +119,9 @@ def test_every_test_that_is_named_exists(page):
 def help_of(command: str) -> str:
     """The help of a command and of all its subcommands."""
     fields = COMMANDS[command].load().model_fields
-    subcommands = [name for name, field in fields.items() if "SubCommand" in str(field.metadata)]
+    subcommands = [
+        field.alias or name for name, field in fields.items() if "SubCommand" in str(field.metadata)
+    ]
     return "\n".join([printed(command), *(printed(command, name) for name in subcommands)])
 
 

@@ -32,6 +32,7 @@ from cwpo_annotator.scores import Scores
 
 if TYPE_CHECKING:
     from cwpo_annotator.backends.vllm.server import VllmServer
+    from cwpo_annotator.checkpoint import Card
 
 # Triplets that are tokenised at a time: several forward passes even on a large GPU, which works on
 # them while the next ones are tokenised.
@@ -93,6 +94,7 @@ class Annotator:
         confidence_quantiles: Sequence[float] | None = None,
         former_revision: str | None = None,
         certificates: Sequence[Certificate] = (),
+        card: Card | None = None,
     ) -> None:
         self.encoder = encoder
         self.backend = backend
@@ -101,6 +103,7 @@ class Annotator:
         self.temperature = temperature
         self.confidence_quantiles = confidence_quantiles
         self.certificates = certificates
+        self.card = card
 
     @classmethod
     def load(
@@ -362,8 +365,11 @@ def _placed(
 
 def _identity(
     path: str | Path, folder: Path
-) -> tuple[ModelRef, float | None, list[float] | None, str, list[Certificate]]:
-    """Name and revision, temperature, confidence quantiles, former revision, certificates."""
+) -> tuple[ModelRef, float | None, list[float] | None, str, list[Certificate], Card | None]:
+    """Name and revision, temperature, quantiles of confidence, former revision, certificates, card.
+
+    The card is annotator.json; None for a reward model from elsewhere.
+    """
     from cwpo_annotator import checkpoint
 
     name = folder.resolve().name if Path(path).is_dir() else str(path)
@@ -371,9 +377,9 @@ def _identity(
     revision, former = checkpoint.revisions(folder)
     model = ModelRef(name=name, revision=revision)
     if card is None:
-        return model, None, None, former, []
+        return model, None, None, former, [], None
     certificates = card.certificates or []
-    return model, card.temperature, card.confidence_quantiles, former, certificates
+    return model, card.temperature, card.confidence_quantiles, former, certificates, card
 
 
 # What a vLLM server scores first, to be compared with the scores of the torch backend.

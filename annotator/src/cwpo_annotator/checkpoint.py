@@ -45,6 +45,17 @@ class CheckpointError(CwpoError):
     """A folder or Hub id is not a usable annotator; the message says why, and what to do."""
 
 
+class CalibrationBin(BaseModel):
+    """Held-out pairs of similar confidence: what it promises, (1 + C) / 2, and what it keeps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: int
+    mean_confidence: float
+    mean_calibrated_confidence: float | None = None
+    accuracy: float
+
+
 class HeldOut(BaseModel):
     """Accuracy and confidence on pairs that the annotator was neither trained nor calibrated on."""
 
@@ -56,6 +67,9 @@ class HeldOut(BaseModel):
     ece: float | None = Field(None, description="Expected calibration error of confidence.")
     calibrated_ece: float | None = Field(
         None, description="Expected calibration error of calibrated confidence."
+    )
+    bins: list[CalibrationBin] | None = Field(
+        None, description="Tenths of the pairs, the least confident first."
     )
 
 

@@ -18,7 +18,7 @@ from cwpo_annotator.backends.base import BackendUnavailableError
 from cwpo_service import contract, problems
 from cwpo_service.access.hosts import AllowedHosts
 from cwpo_service.http.middleware import RequestMiddleware
-from cwpo_service.routes import annotate, files, health, jobs, model, openrlhf, pages
+from cwpo_service.routes import annotate, files, health, jobs, model, openrlhf, pages, reviews
 from cwpo_service.scoring.loading import load_annotator
 from cwpo_service.settings import ServeSettings
 from cwpo_service.state import Service
@@ -30,6 +30,8 @@ from cwpo_worker.errors import (
     IdempotencyConflictError,
     IllegalTransitionError,
     InputRefusedError,
+    NothingToUndoError,
+    NoUncertainRowError,
     QueueUnavailableError,
     RecoveringError,
     StoreError,
@@ -37,6 +39,7 @@ from cwpo_worker.errors import (
     UnknownFileError,
     UnknownJobError,
     UnknownPartError,
+    UnknownReviewError,
     WaitingRowsError,
 )
 
@@ -49,6 +52,9 @@ _STATUSES: dict[type[CwpoError], tuple[int, str]] = {
     RecoveringError: (503, "recovering"),
     UnknownJobError: (404, "unknown"),
     UnknownPartError: (404, "unknown"),
+    UnknownReviewError: (404, "unknown"),
+    NoUncertainRowError: (409, "conflict"),
+    NothingToUndoError: (409, "conflict"),
     InputRefusedError: (403, "forbidden"),
     DamagedRecordError: (500, "record"),
     FileInUseError: (409, "conflict"),
@@ -116,7 +122,7 @@ def create_app(
         max_file_bytes=settings.max_file_bytes,
     )
     problems.install(app, _STATUSES, service.metrics.count_failure)
-    for routes in (annotate, openrlhf, model, files, jobs, health, pages):
+    for routes in (annotate, openrlhf, model, files, jobs, reviews, health, pages):
         app.include_router(routes.router)
     contract.install(app)
     return app

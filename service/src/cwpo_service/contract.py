@@ -18,11 +18,13 @@ from cwpo.types import (
 )
 from cwpo_service.access.keys import SECURITY_SCHEMES
 from cwpo_service.routes.openrlhf import RewardRequest
+from cwpo_worker.reviews.review import AnswerRequest, ReviewRequest, TurnRequest
 
 TAGS = [
     {"name": "annotate", "description": "Labels, scores and rankings at once."},
     {"name": "files", "description": "Uploads for batch jobs."},
     {"name": "jobs", "description": "Batch jobs: millions of triplets into a weighted dataset."},
+    {"name": "reviews", "description": "People label the uncertain rows of a job's dataset."},
     {"name": "openrlhf", "description": "The annotator as OpenRLHF's remote reward model."},
     {"name": "operate", "description": "Probes and metrics; these need no API key."},
 ]
@@ -34,6 +36,9 @@ _MODELS = (
     RankRequest,
     SwapRequest,
     JobRequest,
+    ReviewRequest,
+    TurnRequest,
+    AnswerRequest,
     RewardRequest,
     Problem,
 )

@@ -21,6 +21,7 @@ from cwpo_worker.jobs.dataset import MERGED_BYTES, MERGED_ROWS
 from cwpo_worker.jobs.ledger import Ledger
 from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.queue.connection import connect
+from cwpo_worker.reviews.reviews import Reviews
 from cwpo_worker.storage.inputs import InputPrefix
 from cwpo_worker.storage.store import BlobStore
 from cwpo_worker.storage.uploads import FileCatalog
@@ -30,7 +31,7 @@ _REDIS_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class JobStores:
-    """Access to files and batch jobs. All calls block, so make them on a thread.
+    """Access to files, batch jobs and reviews. All calls block, so make them on a thread.
 
     url_seconds: how long presigned URLs of a dataset's parts are valid; None for no such URLs.
     check: raises StoreError or QueueUnavailableError if the store or the queue is unreachable, or
@@ -39,6 +40,7 @@ class JobStores:
 
     files: FileCatalog
     ledger: Ledger
+    reviews: Reviews
     url_seconds: int | None
     check: SingleFlight[None]
 
@@ -70,7 +72,13 @@ class JobStores:
             store.check()
             ledger.check()
 
-        return cls(files, ledger, url_seconds, SingleFlight(check, "jobs-check"))
+        return cls(
+            files,
+            ledger,
+            Reviews(redis, store, ledger),
+            url_seconds,
+            SingleFlight(check, "jobs-check"),
+        )
 
 
 @dataclass(frozen=True)

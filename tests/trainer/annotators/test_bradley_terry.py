@@ -65,6 +65,10 @@ def test_the_loss_falls_and_the_annotator_agrees_with_people(trained):
     card = read_card(trained / "annotator")
     assert card.held_out.pairs == 24
     assert card.held_out.accuracy > 0.9
+    bins = card.held_out.bins
+    assert sum(part.pairs for part in bins) == 24
+    right = sum(part.pairs * part.accuracy for part in bins)
+    assert right / 24 == pytest.approx(card.held_out.accuracy)
     assert card.labelled_pairs == 67
     assert card.encoding.max_length == 64
     assert len(card.confidence_quantiles) == 11

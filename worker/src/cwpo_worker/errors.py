@@ -99,3 +99,15 @@ class IncompleteJobError(CwpoError):
 
 class ValkeyError(CwpoError):
     """The embedded Valkey server cannot be started."""
+
+
+class UnknownReviewError(CwpoError):
+    """There is no such review, or row of it, or it is another owner's."""
+
+
+class NoUncertainRowError(CwpoError):
+    """No row of a dataset is as uncertain as a review asks for."""
+
+
+class NothingToUndoError(CwpoError):
+    """A person has given no answer that could be withdrawn."""

@@ -1,4 +1,4 @@
-"""The ids of files and jobs."""
+"""The ids of files, jobs and reviews."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import re
 import secrets
 from typing import Literal
 
-Kind = Literal["file", "job"]
+Kind = Literal["file", "job", "review"]
 
-_PATTERN = re.compile(r"(file|job)-[0-9a-f]{24}")
+_PATTERN = re.compile(r"(file|job|review)-[0-9a-f]{24}")
 
 
 def make(kind: Kind, owner: str | None, idempotency_key: str | None) -> str:

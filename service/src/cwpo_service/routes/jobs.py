@@ -18,6 +18,7 @@ from cwpo_service.problems import documented
 from cwpo_service.routes.dependencies import CurrentJobs, CurrentService, Owner, scoped
 from cwpo_service.routes.documentation import accepts, leads_to
 from cwpo_service.routes.files import IdempotencyKey
+from cwpo_worker.jobs.confidences import DatasetConfidences
 
 router = APIRouter(
     prefix="/jobs",
@@ -54,6 +55,7 @@ def _file(*media_types: str) -> dict[int | str, dict[str, object]]:
             "delete_job",
             "download_results",
             "list_parts",
+            "job_confidences",
             "download_errors",
             "follow_job",
         ),
@@ -196,6 +198,20 @@ async def list_parts(
     return await run_in_threadpool(
         jobs.ledger.parts, job_id, owner=owner, cursor=cursor, url_seconds=jobs.url_seconds
     )
+
+
+@router.get(
+    "/{job_id}/confidences",
+    summary="How sure the labels are",
+    responses=documented(404, 409, 503),
+)
+async def job_confidences(job_id: str, jobs: CurrentJobs, owner: Owner) -> DatasetConfidences:
+    """The distribution of the dataset's confidences, with its most and least confident rows.
+
+    They were counted as the dataset was published; of a cancelled job they are of the rows that
+    were finished.
+    """
+    return await run_in_threadpool(jobs.ledger.confidences, job_id, owner=owner)
 
 
 @router.get(

@@ -6,14 +6,43 @@ import socket
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from pydantic import BaseModel, Field
 
 from cwpo.types import MAX_GOLDEN, ModelChange, ModelInfo, SwapRequest
+from cwpo_annotator.checkpoint import HeldOut, Objective
 from cwpo_service.http.body import json_body
 from cwpo_service.problems import documented
 from cwpo_service.routes.dependencies import CurrentService, authenticated, scoped
 from cwpo_service.routes.documentation import accepts
+from cwpo_service.telemetry.drift import FEWEST
 
 router = APIRouter(tags=["annotate"], responses=documented(401, 422, 429, 500))
+
+
+class Drift(BaseModel):
+    """How far recent confidences are from those on the held-out pairs."""
+
+    distance: float | None = Field(
+        description="cwpo_confidence_drift, from 0 to 1; none without confidence_quantiles, or "
+        "with fewer than `fewest` annotations"
+    )
+    annotations: int = Field(description="recent annotations that it compares")
+    fewest: int = Field(description="annotations that it needs")
+
+
+class AnnotatorCard(BaseModel):
+    """Where the annotator comes from, how good it was, and whether its input is as it was then.
+
+    Only what its annotator.json records; a reward model from elsewhere has nothing but the drift.
+    """
+
+    base_model: str | None = None
+    objective: Objective | None = None
+    labelled_pairs: int | None = Field(None, description="pairs that it was trained on")
+    calibration_pairs: int | None = Field(None, description="pairs its temperature was fitted on")
+    data_fingerprint: str | None = Field(None, description="of the labelled pairs")
+    held_out: HeldOut | None = Field(None, description="measured on pairs it was not trained on")
+    drift: Drift
 
 
 @router.get(
@@ -25,6 +54,23 @@ router = APIRouter(tags=["annotate"], responses=documented(401, 422, 429, 500))
 async def model(service: CurrentService) -> ModelInfo:
     """The annotator and the limits of this service."""
     return service.model_info()
+
+
+@router.get(
+    "/model/card",
+    summary="How good it is",
+    dependencies=[Depends(authenticated)],
+    responses=documented(503),
+)
+async def model_card(service: CurrentService) -> AnnotatorCard:
+    """The annotator's training, its accuracy and calibration on held-out pairs, and drift now."""
+    card = service.hosting.annotator.card
+    drift = service.metrics.drift
+    known = set(AnnotatorCard.model_fields) - {"drift"}
+    return AnnotatorCard(
+        **({} if card is None else {name: getattr(card, name) for name in known}),
+        drift=Drift(distance=drift.distance(), annotations=drift.observed, fewest=FEWEST),
+    )
 
 
 @router.post(

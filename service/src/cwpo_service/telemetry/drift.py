@@ -43,11 +43,16 @@ class ConfidenceDrift(Collector):
         self._recent[np.arange(self._seen, self._seen + len(values)) % WINDOW] = values
         self._seen += len(values)
 
+    @property
+    def observed(self) -> int:
+        """Number of recent confidences, at most WINDOW."""
+        return min(self._seen, WINDOW)
+
     def distance(self) -> float | None:
         """The drift, from 0 to 1; None without quantiles or with fewer than FEWEST confidences."""
         if self._reference is None or self._seen < FEWEST:
             return None
-        return drift(self._recent[: min(self._seen, WINDOW)], self._reference)
+        return drift(self._recent[: self.observed], self._reference)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauge; nothing while the distance is unknown."""

@@ -18,6 +18,7 @@ from cwpo_annotator import Annotator
 from cwpo_annotator.backends.torch.hardware.device import best_device
 from cwpo_annotator.checkpoint import (
     IMPLICIT,
+    CalibrationBin,
     Card,
     CheckpointError,
     HeldOut,
@@ -297,6 +298,15 @@ def _measure_held_out(output: RunFolder, card: Card, held_out: Sequence[Labelled
         mean_confidence=metrics.mean_confidence,
         ece=metrics.ece,
         calibrated_ece=metrics.calibrated_ece,
+        bins=[
+            CalibrationBin(
+                pairs=part.pairs,
+                mean_confidence=part.mean_confidence,
+                mean_calibrated_confidence=part.mean_calibrated_confidence,
+                accuracy=part.accuracy,
+            )
+            for part in metrics.bins
+        ],
     )
     card.confidence_quantiles = metrics.confidence_quantiles
     write_card(output.path, card)

@@ -7,8 +7,13 @@ job. The summary is published last: there is a dataset once it exists.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from cwpo.types import DatasetColumn, DatasetPart, DatasetParts, ModelRef
@@ -18,6 +23,13 @@ from cwpo_worker.errors import (
     InvalidCursorError,
     UnknownPartError,
 )
+from cwpo_worker.jobs.confidences import (
+    Confidences,
+    ConfidentRow,
+    DatasetConfidences,
+    Place,
+    confident_rows,
+)
 from cwpo_worker.jobs.manifest import JobFolder
 from cwpo_worker.storage.store import BlobStore, StoredBlob
 
@@ -25,6 +37,8 @@ PAGE_PARTS = 1000
 # Up to here a dataset is also merged into single files.
 MERGED_ROWS = 2_000_000
 MERGED_BYTES = 2 << 30
+
+_READERS = 4
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -56,10 +70,15 @@ class Kind(BaseModel):
 
 
 class PartsPage(BaseModel):
-    """The checked parts of PAGE_PARTS consecutive shards; kind is None if no row is annotated."""
+    """The checked parts of PAGE_PARTS consecutive shards.
+
+    kind: None if no row is annotated.
+    confidences: None in a page that an earlier version wrote.
+    """
 
     parts: list[CheckedPart]
     kind: Kind | None
+    confidences: Confidences | None = None
 
 
 class Summary(BaseModel):
@@ -71,6 +90,7 @@ class Summary(BaseModel):
     bytes: of the parts that have rows; the others do not belong to the dataset.
     pages: number of pages, of which those without a part are not there.
     merged: checksum (SHA-256) of each single file, by format, where it is known.
+    confidences: None if an earlier version has merged any of the parts.
     """
 
     rows: int
@@ -80,6 +100,7 @@ class Summary(BaseModel):
     pages: int
     kind: Kind | None
     merged: dict[str, str] = {}
+    confidences: Confidences | None = None
 
     @property
     def input_rows(self) -> int:
@@ -136,6 +157,37 @@ class Dataset:
             next_cursor=str(following) if following < summary.pages else None,
         )
 
+    def confidences(self) -> DatasetConfidences:
+        """How its confidences are distributed, with the texts of the rows at the ends.
+
+        Raises: DatasetFormError for a job of an earlier version.
+        """
+        summary = self._published()
+        found = summary.confidences
+        if found is None:
+            raise DatasetFormError(
+                "this job was merged by an earlier version, which did not count its confidences"
+            )
+        texts = self._texts([*found.highest, *found.lowest])
+        return DatasetConfidences(
+            rows=summary.rows,
+            counts=found.counts,
+            most_confident=texts[: len(found.highest)],
+            least_confident=texts[len(found.highest) :],
+        )
+
+    def tables(self, most: int) -> Iterator[pa.Table]:
+        """The rows of its parts, a table each; of more than `most` parts, so many spread evenly.
+
+        Raises: DatasetFormError for a job of an earlier version, which kept no list of parts.
+        """
+        pages = map(self.page, range(self._published().pages))
+        parts = [part for page in pages if page is not None for part in page.parts if part.rows]
+        for at in range(min(most, len(parts))):
+            part = parts[at * len(parts) // min(most, len(parts))]
+            with self._store.open(self._key(part)) as source, pq.ParquetFile(source) as file:
+                yield file.read()
+
     def open(self, name: str) -> StoredBlob:
         """A part by its name; its version is its checksum.
 
@@ -162,6 +214,22 @@ class Dataset:
                 f"the dataset of job {job_id} is a folder of parts, and no single file: see "
                 f"/jobs/{job_id}/parts, or run `cwpo jobs download {job_id} -o FOLDER/`"
             ) from None
+
+    def _texts(self, places: Sequence[Place]) -> list[ConfidentRow]:
+        """The rows at these places, in order; each part is read once."""
+        rows_of: dict[int, list[int]] = defaultdict(list)
+        for place in places:
+            rows_of[place.part].append(place.row)
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = pool.map(self._rows, rows_of, rows_of.values())
+            found = dict(zip(rows_of, map(iter, read), strict=True))
+        return [next(found[place.part]) for place in places]
+
+    def _rows(self, index: int, numbers: Sequence[int]) -> list[ConfidentRow]:
+        page = self.page(index // PAGE_PARTS)
+        (part,) = [each for each in ([] if page is None else page.parts) if each.index == index]
+        with self._store.open(self._key(part)) as source, pq.ParquetFile(source) as file:
+            return confident_rows(file.read([*ConfidentRow.model_fields]), numbers)
 
     def _published(self) -> Summary:
         summary = self.summary()

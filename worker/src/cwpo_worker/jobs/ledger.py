@@ -33,6 +33,7 @@ from cwpo_worker.errors import (
     UnknownJobError,
     WaitingRowsError,
 )
+from cwpo_worker.jobs.confidences import DatasetConfidences
 from cwpo_worker.jobs.dataset import Dataset
 from cwpo_worker.jobs.lifecycle import Lifecycle
 from cwpo_worker.jobs.manifest import JobFolder
@@ -257,7 +258,14 @@ class Ledger:
         Raises: UnknownJobError; IllegalTransitionError if the job has not completed;
         DatasetFormError if its dataset is a folder of parts only.
         """
-        return self._dataset(job_id, owner).open_merged(job_id, format)
+        return self.dataset(job_id, owner=owner).open_merged(job_id, format)
+
+    def dataset(self, job_id: str, *, owner: str | None) -> Dataset:
+        """The dataset; for a cancelled job, of its finished shards.
+
+        Raises: UnknownJobError; IllegalTransitionError if the job has not completed.
+        """
+        return Dataset(self._store, self._ended(job_id, owner))
 
     def parts(
         self,
@@ -275,11 +283,19 @@ class Ledger:
         Raises: UnknownJobError; IllegalTransitionError if the job has not completed;
         InvalidCursorError; DatasetFormError for a job of an earlier version.
         """
-        return self._dataset(job_id, owner).parts(cursor, url_seconds)
+        return self.dataset(job_id, owner=owner).parts(cursor, url_seconds)
+
+    def confidences(self, job_id: str, *, owner: str | None) -> DatasetConfidences:
+        """How the confidences of the dataset are distributed, and the rows at the ends.
+
+        Raises: UnknownJobError; IllegalTransitionError if the job has not completed;
+        DatasetFormError for a job of an earlier version.
+        """
+        return self.dataset(job_id, owner=owner).confidences()
 
     def open_part(self, job_id: str, name: str, *, owner: str | None) -> StoredBlob:
         """A part by its name. Raises: UnknownPartError; otherwise as parts."""
-        return self._dataset(job_id, owner).open(name)
+        return self.dataset(job_id, owner=owner).open(name)
 
     def open_errors(self, job_id: str, *, owner: str | None) -> StoredBlob:
         """The rejected rows with their reasons, as JSONL; every dataset has this file.
@@ -351,9 +367,6 @@ class Ledger:
     def _public(self, record: JobRecord) -> Job:
         progress = self._finished.progress(record)
         return record.model_copy(update={"progress": progress}).public()
-
-    def _dataset(self, job_id: str, owner: str | None) -> Dataset:
-        return Dataset(self._store, self._ended(job_id, owner))
 
     def _ended(self, job_id: str, owner: str | None) -> JobFolder:
         with queue_errors():

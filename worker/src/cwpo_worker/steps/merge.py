@@ -16,6 +16,7 @@ from cwpo.columns import Column
 from cwpo.datasets.weighted import annotator_of
 from cwpo.types import DatasetColumn, JobProgress, Merge
 from cwpo_worker.errors import BlobNotFoundError, IncompleteJobError, ModelChangedError
+from cwpo_worker.jobs.confidences import Confidences
 from cwpo_worker.jobs.dataset import (
     MERGED_BYTES,
     MERGED_ROWS,
@@ -126,8 +127,11 @@ class _Publication:
             sink = stack.enter_context(self._store.create(self._folder.errors))
             errors = ErrorsFile(sink, rejected)
             rows = annotated = failed = size = pages = 0
+            confidences: list[Confidences | None] = []
             for number, shards in groupby(manifest.numbers, lambda index: index // PAGE_PARTS):
-                for part in self._checked(number, shards, merged, errors):
+                page = self._checked(number, shards, merged, errors)
+                confidences.append(page.confidences)
+                for part in page.parts:
                     rows += part.rows
                     annotated += part.rows if part.annotated is None else part.annotated
                     failed += part.failed
@@ -151,6 +155,9 @@ class _Publication:
             pages=pages,
             kind=self._kind,
             merged=checksums,
+            confidences=None
+            if None in confidences
+            else Confidences.joined(each for each in confidences if each is not None),
         )
         self._dataset.publish(summary)
         return summary
@@ -170,8 +177,8 @@ class _Publication:
         shards: Iterable[int],
         merged: MergedFiles | None,
         errors: ErrorsFile,
-    ) -> list[CheckedPart]:
-        """The parts of a page, once it is published and they are in the files."""
+    ) -> PartsPage:
+        """A page, once it is published and its parts are in the files."""
         page = self._dataset.page(number)
         known = {} if page is None else {part.index: part for part in page.parts}
         if page is not None and page.kind is not None:
@@ -182,18 +189,23 @@ class _Publication:
             for index in of_page
             if merged is not None or index not in known or known[index].failed
         ]
+        confidences = []
         for index, part in zip(unread, _read_ahead(self._read, unread), strict=True):
             self._wanted()
             whole = self._completed(index, part)
             known[index] = self._check(index, whole, is_completed=whole is not part)
+            if page is None and part.counts.annotated:
+                confidences.append(Confidences.of(index, part.confidences))
             errors.write(part.errors)
             if merged is not None:
                 merged.write(whole.rows())
         checked = [known[index] for index in of_page]
-        if page is None:
-            kind = self._kind if any(part.rows for part in checked) else None
-            self._dataset.publish_page(number, PartsPage(parts=checked, kind=kind))
-        return checked
+        if page is not None:
+            return page.model_copy(update={"parts": checked})
+        kind = self._kind if any(part.rows for part in checked) else None
+        page = PartsPage(parts=checked, kind=kind, confidences=Confidences.joined(confidences))
+        self._dataset.publish_page(number, page)
+        return page
 
     def _read(self, index: int) -> Part:
         """The part of a shard. Raises: IncompleteJobError if it is missing."""

@@ -57,6 +57,12 @@ class Part:
         """The extra columns of its rows."""
         return columns_beside(self.schema)
 
+    @property
+    def confidences(self) -> pa.ChunkedArray:
+        """The confidences of its rows."""
+        with pq.ParquetFile(pa.BufferReader(self.content), pre_buffer=False) as file:
+            return file.read(["confidence"], use_threads=False)["confidence"]
+
     def rows(self) -> pa.Table:
         """The annotated rows, as a table of the weighted dataset."""
         # It is in memory: to read ahead would only start threads in a forked task.

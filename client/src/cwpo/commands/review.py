@@ -1,0 +1,167 @@
+"""`cwpo review`: the uncertain rows of a weighted dataset go to people, and come back as labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from pydantic_settings import CliPositionalArg, CliSubCommand
+
+from cwpo.cli import Command
+from cwpo.datasets.folder import dataset_files
+from cwpo.datasets.sources import rows_in
+from cwpo.errors import DatasetError
+from cwpo.reviews.agreement import Agreement, ReviewReport, merged
+from cwpo.reviews.forms import ReviewForm, read_answers, write_pairs
+from cwpo.reviews.pairs import ReviewPair
+from cwpo.reviews.selection import pool_size, sampled, spread
+
+ReportAsJson = Annotated[
+    bool, Field(alias="json", description="Print the report as JSON instead of lines of text.")
+]
+
+
+class Export(Command):
+    """Write the uncertain rows of a weighted dataset as pairs for people to label.
+
+    The rows are spread over the data, by the words of their prompts: those that come first are the
+    most unlike each other.
+
+    Example:
+        cwpo review export weighted.parquet --below 0.1 --most 500 --format argilla -o pairs.json
+    """
+
+    dataset: CliPositionalArg[Path] = Field(
+        description="Weighted dataset: .parquet, .jsonl, or a folder of Parquet files."
+    )
+    output: Path = Field(description="File for the pairs: .csv for CSV, .json for the others.")
+    below: float = Field(
+        0.1, gt=0, le=1, description="Confidence, 0 to 1, below which a row is uncertain."
+    )
+    most: int = Field(500, ge=1, description="Largest number of pairs.")
+    format: ReviewForm = Field("csv", description="Tool that the pairs are for.")
+
+    def cli_cmd(self) -> None:
+        """Select the pairs and write them."""
+        suffix = ".csv" if self.format == "csv" else ".json"
+        if self.output.suffix != suffix:
+            raise DatasetError(f"{self.output}: pairs of the format {self.format} are a {suffix}")
+        found = 0
+
+        def counted() -> Iterator[ReviewPair]:
+            nonlocal found
+            for pair in _pairs(self.dataset):
+                if pair.confidence is not None and pair.confidence < self.below:
+                    found += 1
+                    yield pair
+
+        pairs = spread(sampled(counted(), pool_size(self.most)), self.most)
+        if not pairs:
+            raise DatasetError(f"{self.dataset}: no row has a confidence below {self.below:g}")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with self.output.open("w", encoding="utf-8", newline="") as sink:
+            write_pairs(pairs, self.format, sink)
+        selected = f"{len(pairs):,} of {found:,} rows"
+        print(f"{self.output}: {selected} with a confidence below {self.below:g}")
+
+
+class Import(Command):
+    """Merge people's answers into labelled pairs, and say how far they and the annotator agree.
+
+    A pair gets the label that most of its reviewers gave it; ties and split votes are left out.
+    `cwpo train-annotator --data` reads the output.
+
+    Example:
+        cwpo review import answers.csv --labelled labelled.jsonl -o more.jsonl
+    """
+
+    answers: CliPositionalArg[list[Path]] = Field(
+        description="Files of answers: the .csv of `cwpo review export` with its column preferred "
+        "filled in (a, b or tie), an export of Argilla or Label Studio (.json), or the answers of "
+        "the service's page (.jsonl)."
+    )
+    output: Path = Field(description="File for the labelled pairs, .jsonl.")
+    labelled: Path | None = Field(
+        None, description="Labelled pairs that come first in the output: .jsonl or .parquet."
+    )
+    json_: ReportAsJson = False
+
+    def cli_cmd(self) -> None:
+        """Write the labelled pairs, and print the report."""
+        if self.output.suffix != ".jsonl":
+            raise DatasetError(f"{self.output}: labelled pairs are a .jsonl file")
+        answers = [answer for path in self.answers for answer in read_answers(path)]
+        if not answers:
+            raise DatasetError(f"{', '.join(map(str, self.answers))}: nobody has answered yet")
+        pairs, report = merged(answers)
+        earlier = [] if self.labelled is None else [*_rows(self.labelled)]
+        lines = [*earlier, *(pair.model_dump(mode="json") for pair in pairs)]
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        self.output.write_text(text, encoding="utf-8")
+        if self.json_:
+            print(report.model_dump_json(indent=2))
+            return
+        print(f"{self.output}: {len(lines):,} labelled pairs, {len(pairs):,} of them from review")
+        print(*_lines(report), sep="\n")
+
+
+class Review(Command):
+    """Give uncertain rows to people, and take their answers back.
+
+    Example:
+        cwpo review export weighted.parquet --below 0.1 --most 500 -o pairs.csv
+    """
+
+    export: CliSubCommand[Export]
+    import_: CliSubCommand[Import] = Field(alias="import")
+
+
+def _pairs(dataset: Path) -> Iterator[ReviewPair]:
+    """The rows of a weighted dataset as pairs. Raises: DatasetError."""
+    if not dataset.exists():
+        raise DatasetError(f"{dataset}: no such file or folder")
+    for path in dataset_files(dataset):
+        for number, row in rows_in(path):
+            try:
+                if isinstance(row, str):
+                    raise KeyError
+                yield ReviewPair.of_row(row)
+            except (KeyError, TypeError, ValidationError):
+                raise DatasetError(
+                    f"{path}: row {number} is no row of a weighted dataset, as `cwpo annotate` "
+                    "writes it"
+                ) from None
+
+
+def _rows(path: Path) -> Iterator[dict[str, object]]:
+    """The rows of labelled pairs, as they are. Raises: DatasetError."""
+    if not path.exists():
+        raise DatasetError(f"{path}: no such file")
+    for number, row in rows_in(path):
+        if isinstance(row, str):
+            raise DatasetError(f"{path}: row {number}: {row}")
+        yield row
+
+
+def _lines(report: ReviewReport) -> Iterator[str]:
+    yield (
+        f"{report.answers:,} answers: {report.labelled:,} pairs with a label, "
+        f"{report.ties:,} ties and {report.split:,} split votes left out"
+    )
+    if report.between_reviewers.compared:
+        alpha = "" if report.alpha is None else f", Krippendorff's alpha {report.alpha:.2f}"
+        yield f"reviewers agree on {_share(report.between_reviewers)} pairs of answers{alpha}"
+    if report.with_annotator.compared:
+        yield f"the labels agree with the annotator's on {_share(report.with_annotator)} pairs"
+        if len(report.reviewers) > 1:
+            for name, agreement in report.reviewers.items():
+                yield f"  {name}: {_share(agreement)} answers"
+
+
+def _share(agreement: Agreement) -> str:
+    share = "–" if agreement.share is None else f"{agreement.share:.1%}"
+    return f"{share} of {agreement.compared:,}"

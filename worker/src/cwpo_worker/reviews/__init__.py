@@ -1,0 +1,1 @@
+"""Reviews: rows of a job's dataset that people label in the service's page."""
