@@ -97,4 +97,10 @@ class OnlineAlignment(AnswerSampling, BadRows, Compute, Configurable):
         else:
             of_rounds = ("rounds", "prompts_per_round", "reference", "dtype")
             refuse_if_set(self, of_rounds, "belongs to --update rounds")
+            if self.sampler == "vllm":
+                raise ValueError(
+                    "--sampler vllm belongs to --update rounds: with immediate updates the weights "
+                    "change in each step, and vLLM would have to load them anew; leave it out"
+                )
+            refuse_if_set(self, ("vllm_arguments",), "belongs to --update rounds")
         return self
