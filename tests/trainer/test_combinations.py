@@ -78,4 +78,5 @@ def test_two_processes_follow_one(combination, one, two):
     assert "read by itself" not in "".join(texts)
     # Without FSDP2 a run would give the same.
     assert ("gathered its shares" in texts[0]) == (combination.processes == "FSDP2")
+    assert "TRL loads a reference" not in "".join(texts)
     assert_policies_alike(one(combination), two / str(combination))
