@@ -45,7 +45,7 @@ class OnlineDPOTrainer(ConfidenceDPOTrainer):
         dataset = Dataset.from_dict({_PROMPT_INDEX: [*range(prompts)]})
         super().__init__(*args, train_dataset=dataset, **more)
         tokenizer: Any = self.processing_class
-        self._policy = TransformersPolicy(self.model, tokenizer)
+        self._policy = TransformersPolicy(self.model, tokenizer, is_shared=self.is_fsdp_enabled)
         self._pairs = pairs
         self._kept = record
         self._is_started = False

@@ -47,7 +47,9 @@ class Sampling:
         The longest come first: what does not fit in memory fails at once.
         """
         grown = [length + self.max_new_tokens for length in lengths]
-        budget = self.token_budget or self.batch_size * max(grown, default=0)
+        # Without a budget, the number of batches is that of prompts alone, on which processes that
+        # share the policy agree.
+        budget = self.token_budget or sum(grown) * max(grown, default=0)
         return [
             batch[start : start + self.batch_size]
             for batch in length_sorted(grown, budget)
@@ -135,11 +137,19 @@ class AnsweringPolicy(ABC):
 
 
 class TransformersPolicy(AnsweringPolicy):
-    """A policy that transformers samples from."""
+    """A policy that transformers samples from.
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        is_shared: whether processes hold a part of it each: all then have to be asked at the same
+            time for equally many answers, and go on with forward passes until the last has ended.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, is_shared: bool = False
+    ) -> None:
         super().__init__(tokenizer, model.generation_config)
         self.model = model
+        self._is_shared = is_shared
 
     def continued(
         self, openings: Sequence[list[int]], sampling: Sampling, work: str | None
@@ -162,6 +172,7 @@ class TransformersPolicy(AnsweringPolicy):
             attention_mask=mask,
             max_new_tokens=sampling.max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=self._is_shared,
             **sampling.arguments(),
         )
         continued: list[list[int]] = generated[:, ids.shape[1] :].tolist()

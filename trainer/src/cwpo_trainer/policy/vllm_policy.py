@@ -18,14 +18,14 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from cwpo.errors import ConfigError, CwpoError
 from cwpo.progress import Progress
 from cwpo_annotator.backends.vllm.process import CPU_ARGUMENTS, VllmProcess
 from cwpo_annotator.checkpoint import base_folder, is_adapter, resolve
 from cwpo_trainer.policy.adapters import read_config
-from cwpo_trainer.policy.loading import load_tokenizer
+from cwpo_trainer.policy.loading import generation_config, load_tokenizer
 from cwpo_trainer.policy.sampling import AnsweringPolicy, LoadedPolicy, Sampling
 from cwpo_trainer.settings.mixins import AnswerSampling, DType, SamplerName
 
@@ -103,7 +103,7 @@ class VllmPolicy(AnsweringPolicy):
         stored = str(config.dtype or torch.float32).removeprefix("torch.")
         self._dtype = stored if dtype == "auto" else dtype
         self._vllm = vllm
-        super().__init__(load_tokenizer(self._folder), _generation_config(self._base, config))
+        super().__init__(load_tokenizer(self._folder), generation_config(self._base, config))
 
     def continued(
         self, openings: Sequence[list[int]], sampling: Sampling, work: str | None
@@ -180,14 +180,6 @@ def _talk(
         for line in answers:
             place, ids = json.loads(line)
             yield place, ids
-
-
-def _generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """As transformers makes it for a model in this folder."""
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:
-        return GenerationConfig.from_model_config(config)
 
 
 def _seed(seed: int, place: int) -> int:
