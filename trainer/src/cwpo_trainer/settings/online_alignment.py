@@ -61,7 +61,7 @@ class OnlineAlignment(AnswerSampling, BadRows, Compute, Configurable):
         description="Probability mass of nucleus sampling: each token is drawn from the likeliest "
         "ones that together hold this share; 1 draws from all tokens.",
     )
-    batch_size: int = Field(16, ge=1, description="Answers sampled at once.")
+    batch_size: int = Field(16, ge=1, description="Answers that transformers samples at once.")
     seed: int = Field(0, description="Seed of the prompts' order and of sampling.")
     truncation: Truncation = Field(
         "error",
