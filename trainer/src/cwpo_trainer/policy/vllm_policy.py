@@ -26,7 +26,7 @@ from cwpo_annotator.backends.vllm.process import CPU_ARGUMENTS, VllmProcess
 from cwpo_annotator.checkpoint import base_folder, is_adapter, resolve
 from cwpo_trainer.policy.adapters import read_config
 from cwpo_trainer.policy.loading import generation_config, load_tokenizer
-from cwpo_trainer.policy.sampling import AnsweringPolicy, LoadedPolicy, Sampling
+from cwpo_trainer.policy.sampling import AnsweringPolicy, LoadedPolicy, Sampling, free_memory
 from cwpo_trainer.settings.mixins import AnswerSampling, DType, SamplerName
 
 _PROGRAM = Path(__file__).with_name("vllm_generation.py")
@@ -111,6 +111,8 @@ class VllmPolicy(AnsweringPolicy):
         """See AnsweringPolicy. Raises: CwpoError where vLLM ends before it has answered."""
         if not openings:
             return
+        # What an earlier training of this process has left of itself.
+        free_memory()
         asked = {
             "arguments": self._arguments(max(map(len, openings)) + sampling.max_new_tokens),
             "adapter": str(self._folder) if is_adapter(self._folder) else None,
