@@ -15,11 +15,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from cwpo.cli import flag_errors
 from cwpo.errors import ConfigError
 from cwpo.exit_codes import ExitCode
 from cwpo_trainer.constants import Constant
 from cwpo_trainer.losses import LOSSES
 from cwpo_trainer.policy import alignment, preflight
+from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 from cwpo_trainer.weights import WEIGHTS
 
@@ -95,8 +99,25 @@ def combinations() -> str:
             alike = ([combination(name, *way, kind) for name in objectives] for kind in kinds)
             found = [status(each, tested, refusals) for each in alike]
             rows.append(f"| {' | '.join((names, *way, *found))} |")
-    notes = [f"{number}. `{message}`" for number, message in enumerate(refusals, 1)]
-    return "\n".join((*rows, "", *notes)) + "\n"
+    return "\n".join((*rows, "", *notes(refusals))) + "\n"
+
+
+def annotator_combinations() -> str:
+    """The same of ways to train an annotator."""
+    of_tests = runpy.run_path(str(COMBINATIONS))
+    combination, kinds = of_tests["AnnotatorCombination"], of_tests["PROCESSES"]
+    rows = [f"| objective | weights | {' | '.join(kinds.values())} |", "|---|---|" + "---|" * 4]
+    refusals: list[str] = []
+    for way in product(of_tests["OF_ANNOTATORS"], of_tests["ANNOTATOR_WEIGHTS"]):
+        each = [combination(*way, kind) for kind in kinds]
+        found = [status([one], of_tests["TESTED_ANNOTATORS"], refusals) for one in each]
+        rows.append(f"| {' | '.join((f'`{way[0]}`', way[1], *found))} |")
+    return "\n".join((*rows, "", *notes(refusals))) + "\n"
+
+
+def notes(refusals: list[str]) -> list[str]:
+    """The messages of a table, by their numbers."""
+    return [f"{number}. `{message}`" for number, message in enumerate(refusals, 1)]
 
 
 def status(alike: list[Any], tested: frozenset[Any], refusals: list[str]) -> str:
@@ -116,7 +137,8 @@ def status(alike: list[Any], tested: frozenset[Any], refusals: list[str]) -> str
         return "tested"
     if message is None:
         training = settings_of(alike[0])
-        if not preflight.of_gpus(training.optimizer, training.sharding):
+        is_policy = not isinstance(training, AnnotatorTraining)
+        if not (is_policy and preflight.of_gpus(training.optimizer, training.sharding)):
             raise ValueError(f"{alike[0]}: neither tested nor refused")
         return "GPUs only"
     if message not in refusals:
@@ -125,9 +147,14 @@ def status(alike: list[Any], tested: frozenset[Any], refusals: list[str]) -> str
 
 
 def refusal(combination: Any) -> str | None:
-    """What `cwpo sft` or `align` says of it before it reads anything, on any machine."""
-    settings = settings_of(combination)
+    """What its command says of it before it reads anything, on any machine."""
     try:
+        settings = settings_of(combination)
+    except ValidationError as error:
+        return "; ".join(flag_errors(error))
+    try:
+        if isinstance(settings, AnnotatorTraining):
+            return None
         if isinstance(settings, Alignment):
             alignment.check(settings)
         else:
@@ -137,11 +164,15 @@ def refusal(combination: Any) -> str | None:
     return None
 
 
-def settings_of(combination: Any) -> Alignment | FineTuning:
-    """Of a run by it, which need not be of this machine."""
-    kind = FineTuning if combination.command == "sft" else Alignment
+def settings_of(combination: Any) -> Alignment | FineTuning | AnnotatorTraining:
+    """Of a run by it, which need not be of this machine. Raises: ValidationError."""
+    kinds = {"sft": FineTuning, "align": Alignment, "train-annotator": AnnotatorTraining}
+    kind: Any = kinds[combination.command]
     paths = {"model": "model", "data": "data.jsonl", "output": "out"}
-    return kind(**paths, **combination.settings, dry_run=True)
+    settings: Alignment | FineTuning | AnnotatorTraining = kind(
+        **paths, **combination.settings, dry_run=True
+    )
+    return settings
 
 
 def is_the_papers(loss: str) -> bool:
@@ -168,6 +199,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses of the paper": losses_of_the_paper,
     "weights": weights,
     "combinations": combinations,
+    "annotator combinations": annotator_combinations,
 }
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ _DATASETS = tempfile.TemporaryDirectory(prefix="cwpo-datasets-")
 os.environ["HF_DATASETS_CACHE"] = _DATASETS.name
 # The name is also the environment twin of `cwpo up --data-dir`: keep it from child processes.
 _DATA_DIR = os.environ.pop("CWPO_DATA_DIR", None)
+# So is this of `cwpo serve --vllm-python`, and of all that sample answers.
+_VLLM_PYTHON = os.environ.pop("CWPO_VLLM_PYTHON", None)
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -69,6 +71,7 @@ def pytest_collection_modifyitems(items):
 def pytest_configure_node(node):
     """Tell each test process of pytest-xdist what it does not find in its environment."""
     node.workerinput["data_dir"] = _DATA_DIR
+    node.workerinput["vllm_python"] = _VLLM_PYTHON
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +81,16 @@ def data_dir(request) -> Path:
     if folder is None:
         pytest.skip("CWPO_DATA_DIR is not set")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def vllm_python(request) -> Path:
+    """The Python of an environment with vLLM; tests that need it are skipped without."""
+    python = getattr(request.config, "workerinput", {}).get("vllm_python", _VLLM_PYTHON)
+    if python is None:
+        pytest.skip("CWPO_VLLM_PYTHON is not set: make test-vllm")
+    # Not resolved: that would leave the environment.
+    return Path(python).absolute()
 
 
 @pytest.fixture(scope="session")

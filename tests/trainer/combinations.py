@@ -1,13 +1,15 @@
-"""Ways to train a policy, and those that test_combinations.py trains by.
+"""Ways to train a policy or an annotator, and those that test_combinations.py trains by.
 
-The table of them in docs/training.md is written from here, by docs/tables.py.
+The tables of them in docs/training.md are written from here, by docs/tables.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from cwpo_annotator.checkpoint import Objective
 from cwpo_trainer.losses import LOSSES
 
 Weights = Literal["full", "LoRA", "QLoRA"]
@@ -15,8 +17,17 @@ Processes = Literal["one", "DDP", "FSDP2", "ZeRO-3"]
 Reference = Literal["none", "on the fly", "precomputed"]
 
 
+def on_a_command_line(settings: Mapping[str, str | bool | float]) -> tuple[str, ...]:
+    """Settings as flags."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        flags.append(f"--{name.replace('_', '-')}")
+        flags += [] if value is True else [str(value)]
+    return tuple(flags)
+
+
 class Combination(NamedTuple):
-    """A way to train.
+    """A way to train a policy.
 
     objective: `sft`, or a loss of `align`.
     """
@@ -43,14 +54,36 @@ class Combination(NamedTuple):
     @property
     def flags(self) -> tuple[str, ...]:
         """These on a command line."""
-        flags: list[str] = []
-        for name, value in self.settings.items():
-            flags.append(f"--{name.replace('_', '-')}")
-            flags += [] if value is True else [str(value)]
-        return tuple(flags)
+        return on_a_command_line(self.settings)
 
     def __str__(self) -> str:
         return ", ".join(self)
+
+
+class AnnotatorCombination(NamedTuple):
+    """A way to train an annotator."""
+
+    objective: Objective
+    weights: Weights
+    processes: Processes
+
+    @property
+    def command(self) -> str:
+        return "train-annotator"
+
+    @property
+    def settings(self) -> dict[str, str | bool | float]:
+        """Its settings, without those of the size of a run."""
+        lora = {} if self.weights == "full" else {**WEIGHTS[self.weights], "lora_dropout": 0.0}
+        return {"objective": self.objective, **lora, **_SHARDING[self.processes]}
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """These on a command line."""
+        return on_a_command_line(self.settings)
+
+    def __str__(self) -> str:
+        return ", ".join(("annotator", *self))
 
 
 WEIGHTS: dict[Weights, dict[str, bool]] = {
@@ -105,3 +138,18 @@ TWO = (
 )
 """Trained in two processes, on CPUs."""
 TESTED = frozenset((*ONE, *TWO))
+
+OF_ANNOTATORS: tuple[Objective, ...] = get_args(Objective)
+ANNOTATOR_WEIGHTS: tuple[Weights, ...] = ("full", "LoRA")
+
+
+def _annotators(processes: Processes) -> tuple[AnnotatorCombination, ...]:
+    ways = product(OF_ANNOTATORS, ANNOTATOR_WEIGHTS)
+    return tuple(AnnotatorCombination(*way, processes) for way in ways)
+
+
+ANNOTATORS_ONE = _annotators("one")
+"""Trained in one process."""
+ANNOTATORS_TWO = (*_annotators("DDP"), *_annotators("FSDP2"))
+"""Trained in two processes, on CPUs."""
+TESTED_ANNOTATORS = frozenset((*ANNOTATORS_ONE, *ANNOTATORS_TWO))

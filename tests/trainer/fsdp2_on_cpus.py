@@ -13,17 +13,25 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from trl.trainer import dpo_trainer
 
 from cwpo_trainer.policy import preflight
 
 create = Trainer.create_accelerator_and_postprocess
+load = dpo_trainer.create_model_from_path
 
 
 def allow_fsdp2() -> None:
     """Have --sharding fsdp2 do in this process what it does on GPUs."""
     Trainer.create_accelerator_and_postprocess = create_with_fsdp
     Accelerator.get_state_dict = gathered
+    dpo_trainer.create_model_from_path = load_and_say_so
     preflight._need_cuda = lambda flag: None
+
+
+def load_and_say_so(*args: Any, **kwargs: Any) -> Any:
+    print("TRL loads a reference")
+    return load(*args, **kwargs)
 
 
 def create_with_fsdp(trainer: Any) -> None:

@@ -14,7 +14,12 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
-COMMANDS = {"align": "Align", "sft": "Sft", "train-annotator": "TrainAnnotator"}
+COMMANDS = {
+    "align": "Align",
+    "sft": "Sft",
+    "online": "Online",
+    "train-annotator": "TrainAnnotator",
+}
 
 
 def main(folder: Path) -> None:
@@ -23,7 +28,7 @@ def main(folder: Path) -> None:
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification  # noqa: F401
 
     import cwpo_trainer.annotators.pipeline
-    import cwpo_trainer.policy.alignment  # noqa: F401
+    import cwpo_trainer.policy.immediate_updates  # noqa: F401
 
     # A group cannot be made anew in the store of torchrun: each run has one of its own.
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
@@ -49,7 +54,10 @@ def run(command: str, flags: list[str], tokens: int | None) -> None:
 
     sys.argv = [command, *flags]
     is_little = tokens is not None and not process.is_main()
-    if command != "train-annotator" and "fsdp2" in flags:
+    # Of `online` in the file of --align.
+    if command != "train-annotator" and any(
+        each.endswith(("fsdp2", "fsdp2.yaml")) for each in flags
+    ):
         allow_fsdp2()
     try:
         with memory_for(tokens) if is_little else nullcontext():

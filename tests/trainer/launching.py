@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from cwpo_annotator.checkpoint import read_card
 from cwpo_trainer.run.folder import read_lines
 
 IN_TURN = (Path(__file__).with_name("in_turn.py"),)
@@ -72,3 +74,28 @@ def assert_policies_alike(folder, other):
     left, right = (AutoModelForCausalLM.from_pretrained(of) for of in (folder, other))
     for name, value in left.state_dict().items():
         torch.testing.assert_close(value, right.get_parameter(name), rtol=1e-3, atol=1e-4)
+
+
+def assert_same_weights(left, right, **tolerance):
+    """Two folders have the same weights: exactly, if there is no tolerance."""
+    left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if tolerance:
+            torch.testing.assert_close(value, right[name], **tolerance)
+        else:
+            assert torch.equal(value, right[name]), name
+
+
+def assert_annotators_alike(one, two):
+    """Two annotators of the same steps, up to rounding."""
+    for log in ("training.jsonl", "sft.jsonl"):
+        lines, others = (read_lines(path / log) for path in (one, two))
+        for left, right in zip(lines, others, strict=True):
+            assert left.keys() == right.keys()
+            for key, value in left.items():
+                assert right[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+    assert_same_weights(one, two, rtol=1e-3, atol=2e-4)
+    if (one / "reference").exists():
+        assert_same_weights(one / "reference", two / "reference", rtol=1e-3, atol=2e-4)
+    assert read_card(one).temperature == pytest.approx(read_card(two).temperature, rel=1e-2)

@@ -1,7 +1,6 @@
 """A real vLLM server scores as Hugging Face does, and its death is noticed and mended."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,23 +18,18 @@ from cwpo_annotator import Annotator
 from cwpo_annotator.backends.vllm.server import VllmServer
 from harness import TIMEOUT, lives, url_in
 
-PYTHON = os.environ.pop("CWPO_VLLM_PYTHON", None)
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
 TRIPLETS = [
     Triplet(**{name: row[name] for name in ("id", "prompt", "response_a", "response_b")})
     for row in map(json.loads, SAMPLE.read_text().splitlines()[:8])
 ]
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(PYTHON is None, reason="CWPO_VLLM_PYTHON is not set: make test-vllm"),
-    pytest.mark.timeout(600),
-]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 
 @contextmanager
-def vllm(folder):
-    server = VllmServer(Path(PYTHON), folder, dtype="float32", on_cpu=True)
+def vllm(python, folder):
+    server = VllmServer(python, folder, dtype="float32", on_cpu=True)
     server.start()
     try:
         yield server
@@ -44,10 +38,10 @@ def vllm(folder):
 
 
 def test_scores_equal_hugging_face_and_another_model_is_noticed(
-    scalar_head, tiny_annotator, hugging_face_scores
+    vllm_python, scalar_head, tiny_annotator, hugging_face_scores
 ):
     folder = scalar_head("smollm2")
-    with vllm(folder) as server:
+    with vllm(vllm_python, folder) as server:
         annotator = Annotator.over_vllm(folder, server.url, dtype="float32")
         expected = hugging_face_scores(folder, annotator.encode(TRIPLETS))
         labels = annotator.annotate(TRIPLETS)
@@ -58,12 +52,12 @@ def test_scores_equal_hugging_face_and_another_model_is_noticed(
             Annotator.over_vllm(tiny_annotator, server.url, dtype="float32")
 
 
-def test_serve_starts_vllm_and_starts_it_again_when_it_dies(scalar_head):
+def test_serve_starts_vllm_and_starts_it_again_when_it_dies(vllm_python, scalar_head):
     folder = scalar_head("smollm2")
     command = [sys.executable, "-m", "cwpo", "serve", "--annotator", str(folder)]
-    command += ["--backend", "vllm", "--vllm-python", PYTHON, "--device", "cpu"]
+    command += ["--backend", "vllm", "--vllm-python", vllm_python, "--device", "cpu"]
     command += ["--dtype", "float32", "--port", "0"]
-    service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    service = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
     try:
         line = service.stdout.readline()
         assert "vllm" in line

@@ -234,7 +234,7 @@ def run(command: type[Command], arguments: list[str], program: str) -> None:
         arguments = _with_pairs_as_json(command, arguments)
         CliApp.run(command, cli_args=arguments, cli_settings_source=source)
     except ValidationError as error:
-        sys.exit("\n".join(f"{program}: {line}" for line in _flag_errors(error)))
+        sys.exit("\n".join(f"{program}: {line}" for line in flag_errors(error)))
     except (CwpoError, SettingsError) as error:
         sys.exit(f"{program}: {error}")
     except OSError as error:
@@ -311,7 +311,8 @@ def _summary(command: type[Command]) -> str:
     return (command.__doc__ or "").strip().splitlines()[0]
 
 
-def _flag_errors(error: ValidationError) -> list[str]:
+def flag_errors(error: ValidationError) -> list[str]:
+    """What is wrong with the settings of a command, a line for each."""
     lines = []
     for item in error.errors(include_url=False):
         # A flag of `cwpo jobs list` is at ("list", "limit").

@@ -6,11 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cwpo_annotator.checkpoint import read_card
 from cwpo_trainer.commands import TrainAnnotator
 from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
 
-from ..launching import in_two_processes, launched, said
+from ..launching import (
+    assert_annotators_alike,
+    assert_same_weights,
+    in_two_processes,
+    launched,
+    said,
+)
 from ..samples import pairs, write_lines
 from ..stopping import stopped_after
 
@@ -31,16 +36,6 @@ def flags(tiny_causal, tmp_path_factory):
 
 def partial(output):
     return output.with_name(f".{output.name}.partial")
-
-
-def assert_same_weights(left, right, **tolerance):
-    left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        if tolerance:
-            torch.testing.assert_close(value, right[name], **tolerance)
-        else:
-            assert torch.equal(value, right[name]), name
 
 
 def losses(output, log="training.jsonl"):
@@ -116,7 +111,7 @@ def test_two_processes_follow_one(name, flags, two, tmp_path, command):
     assert all(text.endswith("exit code 0\n") for text in said(two, name)), said(two, name)
     more = tuple(flag for flag in RUNS[name][0] if flag not in SHARED)
     command(TrainAnnotator, *flags, *more, "--output", tmp_path / "one")
-    assert_alike(tmp_path / "one", two / name)
+    assert_annotators_alike(tmp_path / "one", two / name)
 
 
 def test_one_of_two_processes_may_run_out_of_memory(two):
@@ -141,21 +136,7 @@ def test_two_launched_processes_follow_one(flags, tmp_path, command):
         else:
             done = launched(MODULE, *flags, *more, "--world-size", 2)
             assert done.returncode == 0, done.stderr
-    assert_alike(tmp_path / "one", tmp_path / "two")
-
-
-def assert_alike(one, two):
-    """Two runs of the same steps, up to rounding."""
-    for log in ("training.jsonl", "sft.jsonl"):
-        lines, others = (read_lines(path / log) for path in (one, two))
-        for left, right in zip(lines, others, strict=True):
-            assert left.keys() == right.keys()
-            for key, value in left.items():
-                assert right[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
-    assert_same_weights(one, two, rtol=1e-3, atol=2e-4)
-    if (one / "reference").exists():
-        assert_same_weights(one / "reference", two / "reference", rtol=1e-3, atol=2e-4)
-    assert read_card(one).temperature == pytest.approx(read_card(two).temperature, rel=1e-2)
+    assert_annotators_alike(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_shared_model_that_was_stopped_ends_as_one_that_was_not(flags, two, tmp_path):

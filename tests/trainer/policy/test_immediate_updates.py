@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from cwpo_annotator.confidence import drift
 from cwpo_trainer.commands import Align, Online, Sft
@@ -17,6 +20,7 @@ from cwpo_trainer.policy.formatting import Formatter
 from cwpo_trainer.policy.loading import load_tokenizer
 from cwpo_trainer.run.folder import last_checkpoint, read_lines, read_record
 
+from ..launching import in_two_processes, said
 from ..samples import pairs, weighted, write_lines
 from ..stopping import stopped_after
 
@@ -221,6 +225,46 @@ def test_two_processes_share_the_prompts_and_make_one_step(flags, align_file, al
         assert name not in saved or torch.equal(value, saved[name]), name
 
 
+@pytest.fixture(scope="module")
+def often_ended(tiny_causal, tmp_path_factory):
+    """The folder of a policy whose answers end at many tokens, and so at different places."""
+    folder = tmp_path_factory.mktemp("often-ended") / "policy"
+    shutil.copytree(tiny_causal, folder)
+    config = GenerationConfig.from_pretrained(folder)
+    config.eos_token_id = [config.eos_token_id, *range(300, 360)]
+    config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_policy_make_the_pairs_of_ones_that_do_not(
+    flags, align_file, often_ended, tmp_path
+):
+    flags = (*flags, "--model", often_ended, "--batch-size", 3, "--max-new-tokens", 12)
+    ways = {"full": {}, "lora": {"lora": "true", "lora_rank": 2}}
+    runs = {}
+    for way, sharding in product(ways, ("none", "fsdp2")):
+        settings = align_file(epochs=3, batch_size=2, sharding=sharding, **ways[way])
+        file = settings.rename(tmp_path / f"{way}-{sharding}.yaml")
+        runs[f"{way} {sharding}"] = ("online", (*flags, "--align", file), None)
+    in_two_processes(tmp_path, runs)
+    for name in runs:
+        printed = said(tmp_path, name)
+        assert all(each.endswith("exit code 0\n") for each in printed), printed
+        assert ("gathered its shares" in printed[0]) == name.endswith("fsdp2")
+    for way in ways:
+        apart, shared = (tmp_path / f"{way} {sharding}" for sharding in ("none", "fsdp2"))
+        rows = texts(apart / "pairs.jsonl")
+        assert rows == texts(shared / "pairs.jsonl")
+        assert len({len(text.split()) for _, *both in rows for text in both}) > 3
+        for left, right in zip(steps(apart), steps(shared), strict=True):
+            for name in ("loss", "kl", "mean_confidence", "completions/mean_length"):
+                assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-5), name
+        expected = weights(apart)
+        for name, value in weights(shared).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_of_more_answers_the_best_and_the_worst_are_compared(flags, tmp_path, command):
     output = tmp_path / "out"
@@ -263,7 +307,7 @@ def test_prompts_without_a_label_have_no_weight(flags, align_file, tmp_path, com
         ({"normalise": "true"}, "normalise is not for --update immediate"),
         ({"eval_fraction": 0.1}, "use eval_data"),
         ({"reference_cache": "cache"}, "its pairs are not known before the step"),
-        ({"sharding": "fsdp2"}, "each GPU needs the whole policy to answer"),
+        ({"sharding": "zero3"}, "answers are sampled by FSDP2 alone; use sharding: fsdp2"),
         ({"labels": "human"}, "the annotator labels the answers"),
     ],
 )

@@ -25,6 +25,9 @@ def test_batches_keep_to_the_budget_with_similar_lengths_together():
     assert sampling(token_budget=1).batches([3, 5]) == [[1], [0]]
     assert sampling().batches(lengths) == [[1, 3, 2, 0, 4]]
     assert sampling().batches([]) == []
+    # Processes that share a policy make as many batches of as many prompts, however long these are.
+    for lengths in ([94, 94, *[60] * 6], [5] * 8):
+        assert [*map(len, sampling(batch_size=2).batches(lengths))] == [2] * 4
 
 
 def test_how_prompts_are_batched_changes_no_likeliest_answer(policy):

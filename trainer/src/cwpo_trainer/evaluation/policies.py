@@ -31,6 +31,7 @@ from cwpo_trainer.evaluation.metrics import LlmJudgement, PolicyMetrics
 from cwpo_trainer.evaluation.policy_verdict import verdict
 from cwpo_trainer.evaluation.preferences import pair_log_probs, response_log_probs
 from cwpo_trainer.policy.sampling import LoadedPolicy, SampledAnswer, Sampling, free_memory
+from cwpo_trainer.policy.vllm_policy import Vllm, VllmPolicy, sampler_of, vllm_for
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import (
     ADAPTER_FOLDER,
@@ -68,6 +69,7 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
     Raises: DatasetError, CheckpointError or ConfigError, before any model is loaded.
     """
     check_output(settings.output, resume=False)
+    vllm = vllm_for(settings)
     models, baseline = _models(settings)
     unused = UnusedRows(settings.max_rejected_share)
     prompts, pairs = read_prompts_and_pairs(settings.data, unused)
@@ -79,7 +81,7 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
     )
     chosen = _chosen(settings, pairs)
     kept = settings.output.with_name(f".{settings.output.name}.{LLM_JUDGE_NAME}")
-    recorded = settings.model_dump(mode="json")
+    recorded = settings.model_dump(mode="json") | {"sampler": sampler_of(vllm)}
     with (
         llm_judge(settings, kept) as llm,
         new_run_folder("evaluate-policy", settings.output, recorded) as output,
@@ -89,7 +91,7 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
         annotator = _load_judge(settings.judge, output)
         output.results |= {"independence": independence.model_dump()}
         prompts, left_out = _readable(annotator, prompts)
-        written = _written(settings, models, prompts, pairs)
+        written = _written(settings, vllm, models, prompts, pairs)
         free_memory()
         observed = _observed(annotator, prompts, written)
         metrics, results = compare(observed, left_out, beta=settings.beta, baseline=baseline)
@@ -198,16 +200,23 @@ def _readable(
 
 def _written(
     settings: PolicyEvaluation,
+    vllm: Vllm | None,
     models: Mapping[str, str],
     prompts: Sequence[Prompt],
     pairs: Sequence[LabelledPair],
 ) -> dict[str, Written]:
     """What each model wrote. No two models are loaded at a time."""
+    sampled = {}
+    if vllm is not None:
+        for name, path in models.items():
+            policy = VllmPolicy(path, settings.dtype, vllm)
+            sampled[name] = policy.answers(prompts, _sampling(settings), _answers_of(name))
     written = {}
     for name, path in models.items():
         if name != REFERENCE:
             written[name] = _written_with(
-                LoadedPolicy(path, settings.dtype), name, settings, prompts, pairs
+                *(LoadedPolicy(path, settings.dtype), name, settings),
+                *(sampled.get(name), prompts, pairs),
             )
             free_memory()
     reference = LoadedPolicy(models[REFERENCE], settings.dtype)
@@ -216,7 +225,9 @@ def _written(
         if each.tokenizer.get_vocab() == tokens:
             work = f"{REFERENCE} reads answers of {name}"
             each.by_reference = _of_answers(reference, each.answers, settings.batch_size, work)
-    written[REFERENCE] = _written_with(reference, REFERENCE, settings, prompts, pairs)
+    written[REFERENCE] = _written_with(
+        reference, REFERENCE, settings, sampled.get(REFERENCE), prompts, pairs
+    )
     return written
 
 
@@ -224,23 +235,33 @@ def _written_with(
     policy: LoadedPolicy,
     name: str,
     settings: PolicyEvaluation,
+    answers: Sequence[SampledAnswer] | None,
     prompts: Sequence[Prompt],
     pairs: Sequence[LabelledPair],
 ) -> Written:
+    """What one model wrote; without answers, it writes them first."""
     size = settings.batch_size
     preferences = np.empty((0, 2))
     if pairs:
         preferences = pair_log_probs(policy, pairs, size, f"log-probabilities of {name}")
-    sampling = Sampling(
+    if answers is None:
+        answers = policy.answers(prompts, _sampling(settings), _answers_of(name))
+    log_probs = _of_answers(policy, answers, size, f"{name} reads its answers")
+    return Written(answers, preferences, log_probs, policy.tokenizer)
+
+
+def _sampling(settings: PolicyEvaluation) -> Sampling:
+    return Sampling(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
-        batch_size=size,
+        batch_size=settings.batch_size,
         token_budget=settings.token_budget,
         seed=settings.seed,
     )
-    answers = policy.answers(prompts, sampling, f"answers of {name}")
-    log_probs = _of_answers(policy, answers, size, f"{name} reads its answers")
-    return Written(answers, preferences, log_probs, policy.tokenizer)
+
+
+def _answers_of(name: str) -> str:
+    return f"answers of {name}"
 
 
 def _of_answers(

@@ -111,7 +111,7 @@ def align(settings: Alignment) -> None:
             evaluated = weighted_fitting(evaluation, settings.max_length)
             output.results |= named(evaluated.results, "eval")
         # Made first: under ZeRO-3 it decides how models are loaded.
-        once = _loads_once(settings)
+        once = loads_once(settings)
         ours = dict(
             **training_arguments(settings, output.path, len(pairs.dataset), loads_once=once),
             **evaluation_arguments(settings),
@@ -213,7 +213,7 @@ def plan(
     )
 
 
-def _loads_once(settings: Alignment) -> bool:
+def loads_once(settings: Alignment) -> bool:
     """Whether the first process alone loads policy and reference, and hands them to the others."""
     models = {settings.model, settings.reference or settings.model}
     return settings.sharding == "fsdp2" and all(map(can_load_once, models))

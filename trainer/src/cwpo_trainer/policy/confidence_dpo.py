@@ -53,7 +53,7 @@ from cwpo_trainer.policy.reference_cache import (
     reference_fingerprint,
 )
 from cwpo_trainer.policy.row_training import ROWS, Collate, PackingCollator, RowTraining
-from cwpo_trainer.policy.sharding import shard_reference
+from cwpo_trainer.policy.sharding import NoReference, is_fsdp2, shard_reference
 from cwpo_trainer.run import process
 
 _WEIGHT, _EPSILON = "pair_weight", "pair_epsilon"
@@ -173,10 +173,15 @@ class ConfidenceDPOTrainer(RowTraining, DPOTrainer):
         if kwargs.get("compute_metrics") is not None:
             raise ConfigError("compute_metrics is not supported: no logits are built")
         self.pairs_from_cache: dict[str, int] = {}
-        given = inspect.signature(DPOTrainer).bind_partial(*args, **kwargs).arguments
+        bound = inspect.signature(DPOTrainer).bind_partial(*args, **kwargs)
+        given = bound.arguments
         self._given_reference = given.get("ref_model")
-        super().__init__(*args, **kwargs)
+        if _would_load_in_vain(given):
+            given["ref_model"] = NoReference()
+        super().__init__(*bound.args, **bound.kwargs)
         self._given_reference = None
+        if isinstance(self.ref_model, NoReference):
+            self.ref_model = None
         if not isinstance(self.args, ConfidenceDPOConfig):
             raise ConfigError("ConfidenceDPOTrainer needs a ConfidenceDPOConfig as args")
         if self._is_vision_dataset:
@@ -514,6 +519,15 @@ class _WeightedCollator:
             values = [example[column] for example in examples]
             batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch
+
+
+def _would_load_in_vain(given: Mapping[str, Any]) -> bool:
+    """Whether TRL would load a reference that the loss has not; given the trainer's arguments."""
+    config = given.get("args")
+    if not isinstance(config, ConfidenceDPOConfig) or config.loss.reads_reference:
+        return False
+    has_adapter = given.get("peft_config") is not None or isinstance(given.get("model"), PeftModel)
+    return given.get("ref_model") is None and not has_adapter and is_fsdp2(config)
 
 
 def _of_trl(inputs: dict[str, Any]) -> dict[str, Any]:

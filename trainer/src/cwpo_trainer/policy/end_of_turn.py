@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cwpo.types import Message
 from cwpo_annotator.encoding.joining import join_chat
@@ -36,24 +36,25 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None if found is None else str(tokenizer.convert_ids_to_tokens(found))
 
 
-def stop_at_end_of_turn(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def stop_at_end_of_turn(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Let generation stop at the end of a turn and at EOS, besides where the model has it stop.
 
-    This is part of the generation config, which is saved with the model.
+    Args:
+        config: the model's, which is saved with it; changed.
     Returns: the tokens at which it did not stop before.
     """
     ends = [end for end in (end_of_turn(tokenizer), tokenizer.eos_token) if end is not None]
-    known = stops_of(model)
+    known = stops_of(config)
     ids = {tokenizer.convert_tokens_to_ids(end): str(end) for end in ends}
     new = [at for at in ids if at not in known]
     if new:
-        model.generation_config.eos_token_id = [*new, *known]
+        config.eos_token_id = [*new, *known]
     return [ids[at] for at in new]
 
 
-def stops_of(model: Any) -> list[int]:
+def stops_of(config: GenerationConfig) -> list[int]:
     """The tokens at which generation stops."""
-    stops = model.generation_config.eos_token_id
+    stops = config.eos_token_id
     return [] if stops is None else [stops] if isinstance(stops, int) else [*stops]
 
 
@@ -64,7 +65,7 @@ def end_turns(policy: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, str 
     Returns: the figure for run.json.
     """
     end = end_of_turn(tokenizer)
-    is_new = end in stop_at_end_of_turn(policy, tokenizer)
+    is_new = end in stop_at_end_of_turn(policy.generation_config, tokenizer)
     if is_new and end != tokenizer.eos_token and process.is_main():
         print(
             f"answers end with {end}, as the chat template writes them, not with the tokenizer's "

@@ -25,6 +25,7 @@ from cwpo_trainer.policy.alignment import (
     WeightedFitting,
     all_pairs,
     check,
+    loads_once,
     loss_arguments,
     objective_of,
     policy_and_reference,
@@ -92,8 +93,11 @@ def online(settings: OnlineAlignment, alignment: Alignment, client: Client) -> N
             if evaluated is not None:
                 output.results |= named(evaluated.results, "eval")
             record = _record(settings, annotator, output)
-            config = _config(settings, alignment, output, len(prompts), more)
-            policy, reference = policy_and_reference(alignment)
+            once = loads_once(alignment)
+            config = _config(settings, alignment, output, len(prompts), more, loads_once=once)
+            policy, reference = policy_and_reference(
+                alignment, weights=process.is_main() or not once
+            )
             output.results |= end_turns(policy, tokenizer)
             trainer = OnlineDPOTrainer(
                 model=policy,
@@ -140,8 +144,8 @@ def _check(settings: OnlineAlignment, one: Alignment) -> dict[str, JsonValue]:
         "eval_fraction": f"{all_at_once}; use eval_data" if one.eval_fraction else None,
         "normalise": all_at_once if one.normalise else None,
         f"weight: {one.weight}": of_weight,
-        f"sharding: {one.sharding}": "each GPU needs the whole policy to answer"
-        if one.sharding != "none"
+        "sharding: zero3": "answers are sampled by FSDP2 alone; use sharding: fsdp2"
+        if one.sharding == "zero3"
         else None,
     }
     for name, reason in reasons.items():
@@ -215,10 +219,12 @@ def _config(
     output: RunFolder,
     prompts: int,
     more: dict[str, JsonValue],
+    *,
+    loads_once: bool,
 ) -> Any:
     """The trainer's arguments, for so many prompts."""
     ours = dict(
-        **training_arguments(alignment, output.path, prompts, loads_once=False),
+        **training_arguments(alignment, output.path, prompts, loads_once=loads_once),
         **evaluation_arguments(alignment),
         **loss_arguments(alignment, soft_labels=alignment.confidence_as in SOFT_LABELS),
         share_prompts=alignment.share_prompts,

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
@@ -71,7 +72,16 @@ def _without_weights(folder: Path, dtype: torch.dtype | str, attention: str | No
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
     model.tie_weights()
+    model.generation_config = generation_config(folder, config)
     return model
+
+
+def generation_config(folder: Path, config: Any) -> GenerationConfig:
+    """As transformers makes it for the model in this folder, whose configuration is `config`."""
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def can_load_once(model: str) -> bool:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, default_collate
 from cwpo_trainer.policy.confidence_dpo import ConfidenceDPOTrainer
 from cwpo_trainer.policy.online_pairs import OnlinePair, OnlinePairs
 from cwpo_trainer.policy.online_record import OnlineRecord
-from cwpo_trainer.policy.sampling import AnsweringPolicy
+from cwpo_trainer.policy.sampling import TransformersPolicy
 
 _PROMPT_INDEX = "prompt_index"
 
@@ -45,7 +45,7 @@ class OnlineDPOTrainer(ConfidenceDPOTrainer):
         dataset = Dataset.from_dict({_PROMPT_INDEX: [*range(prompts)]})
         super().__init__(*args, train_dataset=dataset, **more)
         tokenizer: Any = self.processing_class
-        self._policy = AnsweringPolicy(self.model, tokenizer)
+        self._policy = TransformersPolicy(self.model, tokenizer, is_shared=self.is_fsdp_enabled)
         self._pairs = pairs
         self._kept = record
         self._is_started = False

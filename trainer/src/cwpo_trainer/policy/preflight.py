@@ -140,7 +140,7 @@ def _check_launch(sharding: ShardingName) -> None:
     if sharding != "none" and not process.is_launched():
         raise ConfigError(
             f"--sharding {sharding}: several processes share the model; start them with "
-            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft)"
+            "`torchrun --nproc-per-node ... -m cwpo_trainer.align` (or .sft, .online)"
         )
 
 

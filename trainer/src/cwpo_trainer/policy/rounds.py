@@ -28,7 +28,8 @@ from cwpo_trainer.data.prompts import prompts_of_round, read_prompts
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.policy.alignment import align, check
 from cwpo_trainer.policy.answers import AS_SAMPLED, ComparedAnswers, best_and_worst
-from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling, distinct_answers, free_memory
+from cwpo_trainer.policy.sampling import Sampling, distinct_answers, free_memory
+from cwpo_trainer.policy.vllm_policy import policy_to_ask, sampler_of, vllm_for
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import LOG_NAME, ROUNDS_NAME, read_lines
 from cwpo_trainer.run.resumption import check_start, inputs_of, is_started, note_start
@@ -44,6 +45,8 @@ _WITHOUT_EFFECT = {
     "url",
     "api_key",
     "threads",
+    "vllm_python",
+    "vllm_arguments",
     "drift_limit",
     "drift_window",
     "max_rejected_share",
@@ -105,6 +108,8 @@ def online(settings: OnlineAlignment, alignment: Alignment, client: Client) -> N
             "cwpo_trainer.align on the pairs of a round"
         )
     _check(alignment, settings.align, settings.reference)
+    vllm = vllm_for(settings)
+    settings = settings.model_copy(update={"sampler": sampler_of(vllm)})
     unused = UnusedRows(settings.max_rejected_share)
     prompts = read_prompts(settings.prompts, unused)
     resolve(settings.model)
@@ -128,7 +133,7 @@ def online(settings: OnlineAlignment, alignment: Alignment, client: Client) -> N
                     seed=settings.seed + 1_000_003 * number,
                 )
                 sampled = distinct_answers(
-                    LoadedPolicy(start, settings.dtype),
+                    policy_to_ask(start, settings.dtype, vllm),
                     asked,
                     settings.responses,
                     sampling,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cwpo.types import Prompt
 from cwpo_annotator.backends.torch.hardware.device import best_device
@@ -46,7 +47,9 @@ class Sampling:
         The longest come first: what does not fit in memory fails at once.
         """
         grown = [length + self.max_new_tokens for length in lengths]
-        budget = self.token_budget or self.batch_size * max(grown, default=0)
+        # Without a budget, the number of batches is that of prompts alone, on which processes that
+        # share the policy agree.
+        budget = self.token_budget or sum(grown) * max(grown, default=0)
         return [
             batch[start : start + self.batch_size]
             for batch in length_sorted(grown, budget)
@@ -55,9 +58,11 @@ class Sampling:
 
     def arguments(self) -> dict[str, Any]:
         """Of transformers' generate, which would otherwise take the model's own settings."""
+        plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
         if self.temperature == 0:
-            return {"do_sample": False}
+            return {"do_sample": False, **plain}
         return {
+            **plain,
             "do_sample": True,
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -78,21 +83,23 @@ class SampledAnswer:
     has_ended: bool
 
 
-class AnsweringPolicy:
-    """A policy with its tokenizer and formatter; it answers as it is whenever it is asked."""
+class AnsweringPolicy(ABC):
+    """A policy with its tokenizer and formatter; it answers as it is whenever it is asked.
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model
+    Args:
+        config: of the model's generation; it stops at the end of a turn, too, from now on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> None:
         self.tokenizer = tokenizer
         self.formatter = Formatter(tokenizer)
-        stop_at_end_of_turn(model, tokenizer)
+        stop_at_end_of_turn(config, tokenizer)
+        self.stops = stops_of(config)
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, work: str | None) -> list[str]:
         """The texts of `answers`."""
         return [answer.text for answer in self.answers(prompts, sampling, work)]
 
-    # What a model keeps of its forward passes may be read by its training.
-    @torch.no_grad()
     def answers(
         self, prompts: Sequence[Prompt], sampling: Sampling, work: str | None
     ) -> list[SampledAnswer]:
@@ -101,33 +108,25 @@ class AnsweringPolicy:
         Args:
             work: what is done, for the user; None shows nothing.
         """
-        torch.manual_seed(sampling.seed)
         openings = self.formatter.opening_ids(prompts)
-        found: dict[int, SampledAnswer] = {}
-        batches = sampling.batches([*map(len, openings)])
-        for (batch,) in chunks(batches, 1, work=work, unit="batches"):
-            generated = self._generated([openings[at] for at in batch], sampling)
-            for at, ids in zip(batch, generated, strict=True):
-                found[at] = self._answer(prompts[at], openings[at], ids)
+        continued = self.continued(openings, sampling, work)
+        found = {at: self._answer(prompts[at], openings[at], ids) for at, ids in continued}
         return [found[at] for at in range(len(prompts))]
 
-    def _generated(self, openings: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
-        """What the model continues these with, padded."""
-        ids, mask = padded(openings, self.tokenizer.pad_token_id, self.model.device, side="left")
-        generated = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **sampling.arguments(),
-        )
-        continued: list[list[int]] = generated[:, ids.shape[1] :].tolist()
-        return continued
+    @abstractmethod
+    def continued(
+        self, openings: Sequence[list[int]], sampling: Sampling, work: str | None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """The places of prompts in any order, with the tokens that are generated behind each.
+
+        Args:
+            openings: token ids of the prompts.
+            work: what is done, for the user; None shows nothing.
+        """
 
     def _answer(self, prompt: Prompt, opening: list[int], ids: list[int]) -> SampledAnswer:
         """The answer in generated tokens, behind whose first end there is padding."""
-        ends = stops_of(self.model)
-        end = next((at for at, token in enumerate(ids) if token in ends), None)
+        end = next((at for at, token in enumerate(ids) if token in self.stops), None)
         written = ids if end is None else ids[: end + 1]
         text = str(self.tokenizer.decode(written, skip_special_tokens=True))
         return SampledAnswer(
@@ -137,7 +136,50 @@ class AnsweringPolicy:
         )
 
 
-class LoadedPolicy(AnsweringPolicy):
+class TransformersPolicy(AnsweringPolicy):
+    """A policy that transformers samples from.
+
+    Args:
+        is_shared: whether processes hold a part of it each: all then have to be asked at the same
+            time for equally many answers, and go on with forward passes until the last has ended.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, is_shared: bool = False
+    ) -> None:
+        super().__init__(tokenizer, model.generation_config)
+        self.model = model
+        self._is_shared = is_shared
+
+    def continued(
+        self, openings: Sequence[list[int]], sampling: Sampling, work: str | None
+    ) -> Iterator[tuple[int, list[int]]]:
+        """See AnsweringPolicy."""
+        torch.manual_seed(sampling.seed)
+        batches = sampling.batches([*map(len, openings)])
+        for (batch,) in chunks(batches, 1, work=work, unit="batches"):
+            yield from zip(
+                batch, self._generated([openings[at] for at in batch], sampling), strict=True
+            )
+
+    # What a model keeps of its forward passes may be read by its training.
+    @torch.no_grad()
+    def _generated(self, openings: Sequence[list[int]], sampling: Sampling) -> list[list[int]]:
+        """What the model continues these with, padded."""
+        ids, mask = padded(openings, self.tokenizer.pad_token_id, self.model.device, side="left")
+        generated = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            synced_gpus=self._is_shared,
+            **sampling.arguments(),
+        )
+        continued: list[list[int]] = generated[:, ids.shape[1] :].tolist()
+        return continued
+
+
+class LoadedPolicy(TransformersPolicy):
     """A policy that is loaded to answer, on the best device."""
 
     def __init__(self, path: str, dtype: DType) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
+from transformers import PretrainedConfig, TrainingArguments
 
 from cwpo_trainer.settings.mixins import ShardingName
 
@@ -49,6 +52,23 @@ def arguments(
         }
     deepspeed = {"deepspeed": ZERO3} if sharding == "zero3" else {}
     return {**deepspeed, "gradient_checkpointing": checkpointing}
+
+
+class NoReference(nn.Module):
+    """What TRL is given as the reference of a loss that has none, where it would load one.
+
+    Under FSDP it does so in every process, only to drop it again.
+    """
+
+    config = PretrainedConfig()
+
+
+def is_fsdp2(arguments: TrainingArguments) -> bool:
+    """Whether a trainer will use FSDP2: by its arguments, or as `accelerate launch` has it."""
+    if arguments.fsdp_plugin_args is not None:
+        return bool(arguments.fsdp_plugin_args["fsdp_version"] == 2)
+    launched = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    return launched and os.environ.get("FSDP_VERSION") == "2"
 
 
 def shard_reference(model: Any, accelerator: Accelerator) -> None:

@@ -48,6 +48,7 @@ _ADDED: dict[str, JsonValue] = {
     "confidence_as": "weight",
     "sharding": "none",
     "update": "rounds",
+    "sampler": "transformers",
 }
 
 

@@ -13,6 +13,7 @@ from cwpo_trainer.settings.unused_flags import refuse_if_set
 DType = Literal["auto", "float32", "bfloat16"]
 OptimizerName = Literal["adamw", "paged_adamw_32bit"]
 ShardingName = Literal["none", "fsdp2", "zero3"]
+SamplerName = Literal["auto", "transformers", "vllm"]
 
 
 def _split(value: Any) -> Any:
@@ -100,6 +101,27 @@ class AnswerSampling(Settings):
     max_new_tokens: int = Field(
         256, ge=1, description="Maximum number of tokens of a sampled answer."
     )
+    sampler: SamplerName = Field(
+        "auto",
+        description="What samples answers: `transformers` in this process, or `vllm` in one of its "
+        "own; `auto` is vllm if --vllm-python is given or vLLM is installed here, else "
+        "transformers.",
+    )
+    vllm_python: Path | None = Field(
+        None,
+        description="Python interpreter of an environment with vLLM; by default that of this "
+        "environment, if vLLM is installed in it.",
+    )
+    vllm_arguments: str = Field(
+        "",
+        description="Additional command-line arguments of vLLM, such as --tensor-parallel-size.",
+    )
+
+    @model_validator(mode="after")
+    def _arguments_have_vllm(self) -> Self:
+        if self.sampler == "transformers":
+            refuse_if_set(self, ("vllm_arguments",), "belongs to --sampler vllm")
+        return self
 
 
 class Lora(Settings):

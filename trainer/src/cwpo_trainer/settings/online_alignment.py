@@ -61,7 +61,7 @@ class OnlineAlignment(AnswerSampling, BadRows, Compute, Configurable):
         description="Probability mass of nucleus sampling: each token is drawn from the likeliest "
         "ones that together hold this share; 1 draws from all tokens.",
     )
-    batch_size: int = Field(16, ge=1, description="Answers sampled at once.")
+    batch_size: int = Field(16, ge=1, description="Answers that transformers samples at once.")
     seed: int = Field(0, description="Seed of the prompts' order and of sampling.")
     truncation: Truncation = Field(
         "error",
@@ -97,4 +97,10 @@ class OnlineAlignment(AnswerSampling, BadRows, Compute, Configurable):
         else:
             of_rounds = ("rounds", "prompts_per_round", "reference", "dtype")
             refuse_if_set(self, of_rounds, "belongs to --update rounds")
+            if self.sampler == "vllm":
+                raise ValueError(
+                    "--sampler vllm belongs to --update rounds: with immediate updates the weights "
+                    "change in each step, and vLLM would have to load them anew; leave it out"
+                )
+            refuse_if_set(self, ("vllm_arguments",), "belongs to --update rounds")
         return self
