@@ -1,4 +1,4 @@
-"""The commands of the docs are valid, with the values of their flags, and the Python compiles.
+"""The commands of docs and help are valid, with the values of their flags, and the Python compiles.
 
 The first five minutes of the README, docs/trl.md and the demo are run as a whole by other tests.
 """
@@ -10,6 +10,8 @@ import importlib
 import re
 import shlex
 import subprocess
+import textwrap
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from cwpo.cli import run
+from cwpo.cli import run, whole_parser
 
 ROOT = Path(__file__).parents[2]
 LISTED = subprocess.run(
@@ -41,6 +43,9 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 def commands(script: str) -> Iterator[list[str]]:
     """The words of each cwpo command in a script, without `cwpo` or torchrun and its flags."""
     without_comments = re.sub(r"(?m)(^|\s)#.*$", "", script.replace("\\\n", " "))
+    lost = re.search(r"(?m)^\s+--?[a-z].*", without_comments)
+    if lost:
+        raise ValueError(f"the line before {lost[0].strip()} lacks a backslash")
     words = shlex.shlex(without_comments, posix=True, punctuation_chars="();<>|&\n")
     words.whitespace = " \t"
     words.whitespace_split = True
@@ -52,6 +57,8 @@ def commands(script: str) -> Iterator[list[str]]:
         else:
             simple[-1].append(word)
     for each in simple:
+        while each and re.match(r"[A-Z_]+=", each[0]):
+            del each[0]
         if each[:1] == ["cwpo"]:
             yield each[1:]
         elif each[:1] == ["torchrun"]:
@@ -60,12 +67,20 @@ def commands(script: str) -> Iterator[list[str]]:
             yield [module.removeprefix("cwpo_trainer.").replace("_", "-"), *rest]
 
 
+def examples(parser: ArgumentParser) -> Iterator[tuple[str, str]]:
+    """The examples in the help of a command and of its subcommands."""
+    yield f"{parser.prog} --help", (parser.description or "").partition("Example:\n")[2]
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for subparser in action.choices.values():
+                yield from examples(subparser)
+
+
 SHOWN = sorted(
     {
-        (page, shlex.join(words))
-        for language in ("sh", "bash")
-        for page, text in blocks(language)
-        for words in commands(text)
+        (where, shlex.join(words))
+        for where, text in (*blocks("sh"), *examples(whole_parser()))
+        for words in commands(textwrap.dedent(text))
     }
 )
 
@@ -81,7 +96,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_there_are_commands():
-    assert len(SHOWN) > 60
+    assert len(SHOWN) > 100
 
 
 @pytest.mark.parametrize(("page", "line"), SHOWN)
