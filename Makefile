@@ -20,7 +20,7 @@ RUN ?= runs/demo
 # Where it is set, each process of the tests would compile torch anew, for ten seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock audit demo test test-fast test-vllm test-ray test-wheels coverage chaos lint format openapi build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
+.PHONY: help setup lock audit demo test test-fast test-vllm test-ray test-wheels coverage chaos lint docs format openapi build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ LOCKED := --override locks/without-torch.txt $(patsubst %,--no-emit-package %,to
 
 lock: $(INSTALLED) ## write the versions that are tested together into locks/; LOCKFLAGS=--upgrade takes the newest
 	$(LOCK) $(LOCKED) $(LOCKFLAGS) locks/dev.in --group dev --output-file locks/dev.txt
-	for name in service worker trainer ray build uv; do \
+	for name in service worker trainer ray docs build uv; do \
 		$(LOCK) $(LOCKED) locks/$$name.in --constraint locks/dev.txt --output-file locks/$$name.txt || exit; \
 	done
 	$(LOCK) --no-deps locks/models.in --output-file locks/models.txt
@@ -110,6 +110,16 @@ lint: $(INSTALLED) ## run ruff, mypy --strict and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.venv-docs/.installed: $(INSTALLED) locks/docs.txt
+	@echo "Setting up .venv-docs: what builds the documentation"
+	@$(PYTHON) -m venv .venv-docs
+	@$(BIN)/uv pip install --quiet --python .venv-docs/bin/python --no-deps --require-hashes --requirement locks/docs.txt
+	@touch $@
+
+docs: $(INSTALLED) .venv-docs/.installed ## build the documentation as a site, build/site; a broken link is an error
+	$(BIN)/python docs/site/sources.py build/docs
+	PYTHONPATH=docs/site .venv-docs/bin/zensical build --clean --strict
+
 format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
@@ -145,4 +155,4 @@ bench-against: $(INSTALLED) ## compare the speed of this checkout with that of a
 	$(BIN)/python benchmarks/against.py $(EARLIER)
 
 clean: ## remove the environments, builds, models and runs
-	rm -rf .venv .venv-vllm .venv-infinity dist models runs
+	rm -rf .venv .venv-docs .venv-vllm .venv-infinity build dist models runs

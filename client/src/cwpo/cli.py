@@ -290,7 +290,9 @@ def whole_parser() -> ArgumentParser:
     commands = parser.add_subparsers()
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         command: type[Command] = point.load()
-        subparser = commands.add_parser(point.name, help=_summary(command))
+        subparser = commands.add_parser(
+            point.name, help=_summary(command), description=command.__doc__
+        )
         _source(command, subparser)
     return parser
 

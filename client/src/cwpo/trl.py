@@ -42,7 +42,8 @@ def to_trl(
     rejected, confidence and the scores. Triplets without a label are left out.
 
     Args:
-        triplets, columns: as they were given to `client.annotate`.
+        triplets: as they were given to `client.annotate`.
+        columns: as they were given to `client.annotate`.
         labels: its answer, or what `client.annotate_iter` yields.
     Raises: ConfigError if the package `datasets` is not installed; DatasetError if no triplet has a
         label; ValueError for other numbers of triplets and labels.

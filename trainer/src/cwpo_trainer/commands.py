@@ -164,12 +164,12 @@ class EvaluatePolicy(PolicyEvaluation, Command):
     OUTPUT has the figures in run.json, the answers in samples.jsonl, and report.html.
 
     Example:
-        cwpo evaluate policy runs/cw-dpo runs/ws-dpo --reference runs/sft --baseline runs/human
-        --judge Skywork/Skywork-Reward-V2-Llama-3.1-8B --data test.jsonl -o runs/evaluation
+        cwpo evaluate policy runs/cw-dpo runs/ws-dpo --reference runs/sft --baseline runs/human \\
+            --judge Skywork/Skywork-Reward-V2-Llama-3.1-8B --data test.jsonl -o runs/evaluation
 
-        CWPO_LLM_JUDGE_KEY=... cwpo evaluate policy runs/cw-dpo --reference runs/sft
-        --judge models/reward-model --data test.jsonl -o runs/win-rate
-        --llm-judge https://api.openai.com/v1 --llm-judge-model gpt-4.1
+        CWPO_LLM_JUDGE_KEY=... cwpo evaluate policy runs/cw-dpo --reference runs/sft \\
+            --judge models/reward-model --data test.jsonl -o runs/win-rate \\
+            --llm-judge https://api.openai.com/v1 --llm-judge-model gpt-4.1
     """
 
     def cli_cmd(self) -> None:

@@ -163,8 +163,8 @@ class Annotations:
 
         Items are RankItem objects or rows with `prompt` and `responses`, two to 64 of them.
 
-        Args: as those of `annotate`; batch_size is the most responses of a request, and those of an
-            item are never parted.
+        The arguments are those of `annotate`; batch_size is the most responses of a request, and
+        those of an item are never parted.
         """
         question = Question(RANK, truncation, priority, revision)
         how = (columns, batch_size, concurrency, progress)
@@ -377,8 +377,8 @@ class AsyncAnnotations:
 
         Items are RankItem objects or rows with `prompt` and `responses`, two to 64 of them.
 
-        Args: as those of `annotate`; batch_size is the most responses of a request, and those of an
-            item are never parted.
+        The arguments are those of `annotate`; batch_size is the most responses of a request, and
+        those of an item are never parted.
         """
         question = Question(RANK, truncation, priority, revision)
         how = (columns, batch_size, concurrency, progress)
