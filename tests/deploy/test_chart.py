@@ -1,20 +1,16 @@
-"""The Helm chart, rendered by Helm's own engine and checked against the Kubernetes API schemas."""
+"""What single values of the Helm chart do; test_policies.py has what holds for all of them."""
 
 from __future__ import annotations
 
 import typing
 from hashlib import sha256
-from itertools import chain
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import helm_python
-import kubernetes_validate
+import manifests
 import pytest
-import yaml
+from manifests import CHART, env, named, of_kind, pod_specs, rendered
 
-CHART = Path(__file__).parents[2] / "deploy/helm/cwpo"
-KUBERNETES = "1.37"
 MODEL = {"annotator": {"model": "acme/annotator"}}
 ALICE = sha256(b"alice's key").hexdigest()
 
@@ -70,53 +66,15 @@ CASES: dict[str, dict] = {
     },
 }
 
-# What kubernetes-validate does not know: (fields of spec that must be there, that may be there).
-CUSTOM_RESOURCES = {
-    "ScaledObject": (
-        {"scaleTargetRef", "triggers"},
-        {"minReplicaCount", "maxReplicaCount", "advanced"},
-    ),
-    "TriggerAuthentication": ({"secretTargetRef"}, set()),
-    "ServiceMonitor": ({"selector", "endpoints"}, set()),
-}
-
 
 @pytest.fixture(scope="module")
 def chart() -> helm_python.Chart:
-    return helm_python.Chart.load(CHART)
+    return manifests.chart()
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
-def objects(request, chart) -> list[dict]:
-    return rendered(chart, CASES[request.param])
-
-
-def rendered(chart: helm_python.Chart, values: dict) -> list[dict]:
-    manifests = chart.render(values, name="demo", namespace="team")
-    texts = [text for path, text in manifests.items() if path.endswith(".yaml")]
-    return [item for text in texts for item in yaml.safe_load_all(text) if item]
-
-
-def of_kind(objects: list[dict], *kinds: str) -> list[dict]:
-    return [item for item in objects if item["kind"] in kinds]
-
-
-def named(objects: list[dict], kind: str, name: str) -> dict:
-    (found,) = [item for item in of_kind(objects, kind) if item["metadata"]["name"] == name]
-    return found
-
-
-def pod_specs(objects: list[dict]) -> list[dict]:
-    return [o["spec"]["template"]["spec"] for o in of_kind(objects, "Deployment", "StatefulSet")]
-
-
-def containers(objects: list[dict]) -> list[dict]:
-    return list(chain.from_iterable(pod["containers"] for pod in pod_specs(objects)))
-
-
-def env(objects: list[dict], deployment: str) -> dict[str, dict]:
-    spec = named(objects, "Deployment", deployment)["spec"]["template"]["spec"]
-    return {variable["name"]: variable for variable in spec["containers"][0]["env"]}
+def objects(request) -> list[dict]:
+    return rendered(CASES[request.param])
 
 
 def test_lint_finds_no_warning():
@@ -125,65 +83,7 @@ def test_lint_finds_no_warning():
     assert [m for m in report["messages"] if m["severity"] >= 2] == []
 
 
-def test_every_object_fits_the_kubernetes_api(objects):
-    for item in objects:
-        if item["kind"] in CUSTOM_RESOURCES:
-            wanted, allowed = CUSTOM_RESOURCES[item["kind"]]
-            assert wanted <= item["spec"].keys() <= wanted | allowed
-        else:
-            kubernetes_validate.validate(item, KUBERNETES, strict=True)
-
-
-def test_names_are_unique_and_selectors_find_their_pods(objects):
-    names = [(item["kind"], item["metadata"]["name"]) for item in objects]
-    assert len(set(names)) == len(names)
-    pods = [
-        item["spec"]["template"]["metadata"]["labels"]
-        for item in of_kind(objects, "Deployment", "StatefulSet")
-    ]
-    selectors = [item["spec"]["selector"] for item in of_kind(objects, "Service")]
-    for item in of_kind(objects, "Deployment", "StatefulSet", "PodDisruptionBudget"):
-        selectors.append(item["spec"]["selector"]["matchLabels"])
-    for item in of_kind(objects, "NetworkPolicy"):
-        selectors.append(item["spec"]["podSelector"]["matchLabels"])
-    for selector in selectors:
-        assert sum(selector.items() <= labels.items() for labels in pods) == 1
-
-
-def test_pods_run_without_privileges(objects):
-    for pod in pod_specs(objects):
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] > 0
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False
-        assert {"hostNetwork", "hostPID", "hostIPC"}.isdisjoint(pod)
-        assert not any("hostPath" in volume for volume in pod["volumes"])
-    for container in containers(objects):
-        context = container["securityContext"]
-        assert context["allowPrivilegeEscalation"] is False
-        assert context["readOnlyRootFilesystem"] is True
-        assert context["capabilities"] == {"drop": ["ALL"]}
-        assert "privileged" not in context
-        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
-
-
-def test_service_links_do_not_set_cwpo_variables(objects):
-    # A Service called cwpo would put CWPO_PORT=tcp://... into every pod of the namespace.
-    assert all(pod["enableServiceLinks"] is False for pod in pod_specs(objects))
-
-
-def test_every_container_has_resources_and_a_pinned_image(objects):
-    for container in containers(objects):
-        assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
-        assert "memory" in container["resources"]["limits"]
-        tag = container["image"].rpartition("/")[2]
-        assert "@sha256:" in tag or (":" in tag and not tag.endswith(":latest"))
-
-
-def test_whatever_listens_is_probed(objects):
-    for container in containers(objects):
-        if "ports" in container:
-            assert {"readinessProbe", "livenessProbe"} <= container.keys()
+def test_the_service_is_probed_on_its_health_port(objects):
     service = named(objects, "Deployment", "demo-cwpo")["spec"]["template"]["spec"]
     probes = service["containers"][0]
     assert probes["startupProbe"]["httpGet"]["path"] == "/health/ready"
@@ -200,42 +100,11 @@ def test_service_has_time_to_drain(objects):
     assert pod["terminationGracePeriodSeconds"] > drain + pause
 
 
-def test_secrets_come_by_reference_only(objects):
-    for container in containers(objects):
-        for variable in container.get("env", []):
-            if any(word in variable["name"] for word in ("KEY", "TOKEN", "AUTH", "REDIS_URL")):
-                is_file = variable["name"].endswith("_FILE")
-                assert is_file or set(variable["valueFrom"]) == {"secretKeyRef"}
-    own = [value for s in of_kind(objects, "Secret") for value in s["stringData"].values()]
-    others = yaml.safe_dump([item for item in objects if item["kind"] != "Secret"])
-    assert not any(value in others for value in own)
-
-
-def test_referenced_volumes_claims_and_secrets_are_there(objects):
-    made = {(item["kind"], item["metadata"]["name"]) for item in objects}
-    given = {"checkpoints", "hub", "my-auth", "my-ca", "my-redis", "s3"}
-    for pod in pod_specs(objects):
-        volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        for volume in volumes.values():
-            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            secret = volume.get("secret", {}).get("secretName")
-            assert claim is None or ("PersistentVolumeClaim", claim) in made or claim in given
-            assert secret is None or ("Secret", secret) in made or secret in given
-        for container in pod["containers"]:
-            mounts = {mount["name"] for mount in container["volumeMounts"]}
-            assert mounts - volumes.keys() <= {"data"}  # the StatefulSet's own claim
-            for variable in container.get("env", []):
-                source = variable.get("valueFrom", {}).get("secretKeyRef")
-                assert (
-                    source is None or ("Secret", source["name"]) in made or source["name"] in given
-                )
-
-
 @pytest.mark.parametrize(
     ("command", "deployment"), [("serve", "demo-cwpo"), ("worker", "demo-cwpo-worker")]
 )
 def test_every_variable_is_a_setting_of_the_command(chart, settings, command, deployment):
-    names = env(rendered(chart, CASES["everything on"]), deployment)
+    names = env(rendered(CASES["everything on"]), deployment)
     variables = {name for name in names if name.startswith("CWPO_")}
     assert variables
     assert {name.removeprefix("CWPO_").lower() for name in variables} <= settings(command).keys()
@@ -247,7 +116,7 @@ def test_backends_are_those_of_the_command(chart, settings):
 
 
 def test_worker_key_opens_the_service(chart):
-    objects = rendered(chart, {**MODEL, "auth": {"keys": {"alice": ALICE}}})
+    objects = rendered({**MODEL, "auth": {"keys": {"alice": ALICE}}})
     secret = named(objects, "Secret", "demo-cwpo-auth")["stringData"]
     lines = dict(line.split(":") for line in secret["keys"].splitlines())
     assert lines == {"worker": sha256(secret["worker-key"].encode()).hexdigest(), "alice": ALICE}
@@ -258,7 +127,7 @@ def test_worker_key_opens_the_service(chart):
 
 def test_two_renderings_share_no_password(chart):
     first, second = (
-        named(rendered(chart, MODEL), "Secret", "demo-cwpo-redis")["stringData"]["password"]
+        named(rendered(MODEL), "Secret", "demo-cwpo-redis")["stringData"]["password"]
         for _ in range(2)
     )
     assert first != second
@@ -266,7 +135,7 @@ def test_two_renderings_share_no_password(chart):
 
 
 def test_gpu_is_requested_and_not_asked_for_twice_in_an_upgrade(chart):
-    spec = named(rendered(chart, CASES["gpu"]), "Deployment", "demo-cwpo")["spec"]
+    spec = named(rendered(CASES["gpu"]), "Deployment", "demo-cwpo")["spec"]
     limits = spec["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == 1
     assert "memory" in limits
@@ -274,7 +143,7 @@ def test_gpu_is_requested_and_not_asked_for_twice_in_an_upgrade(chart):
 
 
 def test_object_store_needs_no_claim_and_rolls_without_a_gap(chart):
-    objects = rendered(chart, CASES["object store, external redis"])
+    objects = rendered(CASES["object store, external redis"])
     assert of_kind(objects, "PersistentVolumeClaim", "StatefulSet", "Secret") == []
     assert env(objects, "demo-cwpo")["CWPO_STORE_URL"]["value"] == "s3://bucket/cwpo"
     assert env(objects, "demo-cwpo-worker")["CWPO_STORE_URL"]["value"] == "s3://bucket/cwpo"
@@ -283,7 +152,7 @@ def test_object_store_needs_no_claim_and_rolls_without_a_gap(chart):
 
 
 def test_the_store_s_settings_reach_those_that_read_them(chart):
-    objects = rendered(chart, CASES["object store, external redis"])
+    objects = rendered(CASES["object store, external redis"])
     service, worker = env(objects, "demo-cwpo"), env(objects, "demo-cwpo-worker")
     assert service["CWPO_INPUT_PREFIX"]["value"] == "s3://bucket/triplets"
     assert service["CWPO_PRESIGNED_SECONDS"]["value"] == "3600"
@@ -294,7 +163,7 @@ def test_the_store_s_settings_reach_those_that_read_them(chart):
     for spec in pod_specs(objects):
         mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
         assert mounts["redis-ca"]["mountPath"] == "/etc/cwpo-redis"
-    plain = rendered(chart, MODEL)
+    plain = rendered(MODEL)
     assert "CWPO_RETENTION_DAYS" not in env(plain, "demo-cwpo-worker")
     assert "CWPO_DISCARD_SHARDS" not in env(plain, "demo-cwpo-worker")
     assert "CWPO_PRESIGNED_SECONDS" not in env(plain, "demo-cwpo")
@@ -303,25 +172,25 @@ def test_the_store_s_settings_reach_those_that_read_them(chart):
 
 
 def test_single_node_store_keeps_workers_beside_the_service(chart):
-    pod = named(rendered(chart, MODEL), "Deployment", "demo-cwpo-worker")["spec"]["template"]
+    pod = named(rendered(MODEL), "Deployment", "demo-cwpo-worker")["spec"]["template"]
     (term,) = pod["spec"]["affinity"]["podAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]
     assert term["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "service"
-    shared = rendered(chart, CASES["everything on"])
+    shared = rendered(CASES["everything on"])
     assert "affinity" not in named(shared, "Deployment", "demo-cwpo-worker")["spec"]["template"]
 
 
 @pytest.mark.parametrize("mode", ["cpu", "queue"])
 def test_autoscaled_workers_have_no_fixed_number(chart, mode):
-    objects = rendered(chart, CASES[f"scaled by {mode}"])
+    objects = rendered(CASES[f"scaled by {mode}"])
     assert "replicas" not in named(objects, "Deployment", "demo-cwpo-worker")["spec"]
     (scaler,) = of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject")
     assert scaler["spec"]["scaleTargetRef"]["name"] == "demo-cwpo-worker"
 
 
 def test_queue_scaling_reads_the_tasks_that_the_service_reports(chart):
-    objects = rendered(chart, CASES["scaled by queue"])
+    objects = rendered(CASES["scaled by queue"])
     (scaler,) = of_kind(objects, "ScaledObject")
     (trigger,) = scaler["spec"]["triggers"]
     assert all(isinstance(value, str) for value in trigger["metadata"].values())
@@ -383,6 +252,6 @@ def test_schema_closes_every_object_and_describes_every_value(chart):
         ({**MODEL, "ingress": {"enabled": True}}, "set ingress.host"),
     ],
 )
-def test_what_cannot_run_is_not_rendered(chart, values, message):
+def test_what_cannot_run_is_not_rendered(values, message):
     with pytest.raises(helm_python.HelmRenderError, match=message):
-        rendered(chart, values)
+        rendered(values)

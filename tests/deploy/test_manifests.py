@@ -6,9 +6,10 @@ import json
 import re
 from pathlib import Path
 
-import kubernetes_validate
+import jsonschema
 import pytest
 import yaml
+from published_schemas import check, check_compose, is_custom
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SECRET = re.compile(r"password|key|token|secret", re.IGNORECASE)
@@ -77,8 +78,22 @@ def test_compose_gpu_file_changes_a_service_that_exists(compose):
 
 def test_training_objects_fit_the_kubernetes_api(training):
     for item in training:
-        if item["kind"] != "TrainJob":
-            kubernetes_validate.validate(item, "1.37", strict=True)
+        if not is_custom(item):
+            check(item)
+
+
+def test_the_trainjob_fits_its_published_schema(training):
+    (trainjob,) = [item for item in training if is_custom(item)]
+    check(trainjob)
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_fit_the_compose_specification(name):
+    document = yaml.safe_load((DEPLOY / name).read_text())
+    check_compose(document)
+    document["services"]["service"]["read-only"] = True
+    with pytest.raises(jsonschema.ValidationError, match="read-only"):
+        check_compose(document)
 
 
 def test_training_is_launched_by_torchrun_with_the_same_config(training):
