@@ -1,8 +1,7 @@
-"""The compose files, the training manifests and the dashboard."""
+"""The compose files and the training manifests."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -157,19 +156,3 @@ def test_training_pods_run_without_privileges(training):
         assert context["readOnlyRootFilesystem"] is True
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
-
-
-def test_dashboard_asks_only_for_metrics_that_the_service_has():
-    metrics = pytest.importorskip("cwpo_service.telemetry.metrics").Metrics()
-    metrics.watch_queue(lambda: 0.0, lambda: 0.0)
-    metrics.watch_padding(lambda: 0.0)
-    metrics.drift.expect([0.0, 1.0])
-    metrics.drift.observe([0.5] * 1000)
-    families = re.findall(r"(?m)^# TYPE (\w+) ", metrics.render().decode())
-    dashboard = json.loads((DEPLOY / "grafana/service.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for query in queries for name in re.findall(r"\bcwpo_\w+", query)}
-    assert asked
-    assert {name.removesuffix("_bucket") for name in asked} <= set(families)
-    panels = [panel["id"] for panel in dashboard["panels"]]
-    assert len(set(panels)) == len(panels)

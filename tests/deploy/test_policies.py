@@ -101,6 +101,8 @@ AXES: dict[str, dict[str, Object]] = {
                 "tlsSecret": "tls",
             },
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": True},
+            "dashboard": {"enabled": True},
             "networkPolicy": {"allowFrom": [{"namespaceSelector": {}}]},
         },
         "no policies": {
