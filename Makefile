@@ -104,11 +104,12 @@ bench-annotator: $(INSTALLED) .venv-vllm/.installed .venv-infinity/.installed ##
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python CWPO_INFINITY_PYTHON=.venv-infinity/bin/python $(BIN)/python benchmarks/annotator.py
 	$(BIN)/python benchmarks/utilisation.py
 
-lint: $(INSTALLED) ## run ruff, mypy --strict and import-linter
+lint: $(INSTALLED) ## run ruff, mypy --strict, import-linter and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 format: $(INSTALLED) ## format the code
 	$(BIN)/ruff check --fix --quiet .
