@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from hashlib import sha256
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 import helm_python
 import manifests
 import pytest
+import yaml
 from manifests import CHART, env, named, of_kind, pod_specs, rendered
 
 MODEL = {"annotator": {"model": "acme/annotator"}}
@@ -189,6 +191,56 @@ def test_autoscaled_workers_have_no_fixed_number(chart, mode):
     assert scaler["spec"]["scaleTargetRef"]["name"] == "demo-cwpo-worker"
 
 
+SCALED = {
+    **MODEL,
+    "store": {"url": "s3://bucket/cwpo"},
+    "service": {"autoscaling": {"enabled": True, "queueTokens": 1_000_000}},
+}
+
+
+def test_the_service_is_scaled_by_the_tokens_that_wait_at_each_replica():
+    objects = rendered(SCALED)
+    assert "replicas" not in named(objects, "Deployment", "demo-cwpo")["spec"]
+    spec = named(objects, "HorizontalPodAutoscaler", "demo-cwpo")["spec"]
+    assert spec["scaleTargetRef"]["name"] == "demo-cwpo"
+    (metric,) = spec["metrics"]
+    assert metric["pods"]["metric"]["name"] == "cwpo_queue_tokens"
+    # Helm reads large numbers as 1e+06, which the API would take for something else.
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "1000000"}
+    (rule,) = yaml.safe_load(adapter_rules())["rules"]["custom"]
+    assert rule["seriesQuery"].startswith("cwpo_queue_tokens{")
+    assert {name: o["resource"] for name, o in rule["resources"]["overrides"].items()} == {
+        "namespace": "namespace",
+        "pod": "pod",
+    }
+
+
+def adapter_rules() -> str:
+    page = (CHART.parents[2] / "docs/deployment.md").read_text()
+    (block,) = [
+        block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "seriesQuery" in block
+    ]
+    return block
+
+
+def test_the_target_is_one_that_a_queue_can_reach(chart, settings):
+    target = chart.values["service"]["autoscaling"]["queueTokens"]
+    assert target < settings("serve")["queue_tokens"].default
+
+
+def test_pods_are_spread_where_the_store_allows_it():
+    for name in ("demo-cwpo", "demo-cwpo-worker"):
+        pod = named(rendered(SCALED), "Deployment", name)["spec"]["template"]["spec"]
+        keys = [constraint["topologyKey"] for constraint in pod["topologySpreadConstraints"]]
+        assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        tied = named(rendered(MODEL), "Deployment", name)["spec"]["template"]["spec"]
+        assert "topologySpreadConstraints" not in tied
+    own = {"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+    objects = rendered({**MODEL, "worker": {"topologySpreadConstraints": [own]}})
+    worker = named(objects, "Deployment", "demo-cwpo-worker")["spec"]["template"]["spec"]
+    assert worker["topologySpreadConstraints"] == [own]
+
+
 def test_queue_scaling_reads_the_tasks_that_the_service_reports(chart):
     objects = rendered(CASES["scaled by queue"])
     (scaler,) = of_kind(objects, "ScaledObject")
@@ -249,6 +301,7 @@ def test_schema_closes_every_object_and_describes_every_value(chart):
         ({}, "annotator.model is not set"),
         ({**MODEL, "redis": {"mode": "external"}}, "set redis.existingSecret"),
         ({**MODEL, "service": {"replicas": 2}}, "set store.url"),
+        ({**MODEL, "service": {"autoscaling": {"enabled": True}}}, "set store.url"),
         ({**MODEL, "ingress": {"enabled": True}}, "set ingress.host"),
     ],
 )

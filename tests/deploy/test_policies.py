@@ -48,7 +48,7 @@ AXES: dict[str, dict[str, Object]] = {
         "own claim": {"store": {"persistence": {"existingClaim": "results"}}},
         "shared claim": {
             "store": {"persistence": {"accessMode": "ReadWriteMany", "storageClass": "nfs"}},
-            "service": {"replicas": 2},
+            "service": {"autoscaling": {"enabled": True, "maxReplicas": 3}},
         },
         "bucket": {
             "store": {
@@ -209,6 +209,8 @@ def test_every_selector_selects_the_pods_of_one_workload(objects):
     for pod in pod_specs(objects):
         for term in _terms(pod.get("affinity", {})):
             selectors.append(term["labelSelector"]["matchLabels"])
+        for constraint in pod.get("topologySpreadConstraints", []):
+            selectors.append(constraint["labelSelector"]["matchLabels"])
     assert selectors
     for selector in selectors:
         assert len(selected(objects, selector)) == 1

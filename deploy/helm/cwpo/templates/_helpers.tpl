@@ -85,6 +85,27 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/* Whether the store can be mounted on one node only: "true" or nothing. */}}
+{{- define "cwpo.onOneNode" -}}
+{{- if and (not .Values.store.url) (eq .Values.store.persistence.accessMode "ReadWriteOnce") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Spreads the pods of a part over zones and nodes, where there are several: (list . "service"). */}}
+{{- define "cwpo.topologySpread" -}}
+{{- $selector := include "cwpo.selector" . -}}
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- topologyKey: {{ . }}
+  maxSkew: 1
+  whenUnsatisfiable: ScheduleAnyway
+  # Without the pods of an earlier revision, which an upgrade removes.
+  matchLabelKeys: [pod-template-hash]
+  labelSelector:
+    matchLabels: {{- $selector | nindent 6 }}
+{{- end }}
+{{- end -}}
+
 {{- define "cwpo.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 10001
