@@ -241,6 +241,58 @@ def test_pods_are_spread_where_the_store_allows_it():
     assert worker["topologySpreadConstraints"] == [own]
 
 
+def test_further_connections_can_be_allowed():
+    collector = {"ports": [{"port": 4318}], "to": [{"namespaceSelector": {}}]}
+    policy = {"allowTo": [collector], "dns": [{"namespaceSelector": {}}], "redisPort": 6380}
+    external = {"mode": "external", "existingSecret": "queue"}
+    store = {"url": "s3://bucket/cwpo", "endpoint": "http://minio.storage:9000"}
+    values = {**MODEL, "networkPolicy": policy, "redis": external, "store": store}
+    for name in ("demo-cwpo", "demo-cwpo-worker"):
+        rules = named(rendered(values), "NetworkPolicy", name)["spec"]["egress"]
+        assert collector in rules
+        assert {"ports": [{"port": 6380}]} in rules
+        assert {"ports": [{"port": 9000}]} in rules
+        (names,) = [rule for rule in rules if {"port": 53, "protocol": "UDP"} in rule["ports"]]
+        assert names["to"] == [{"namespaceSelector": {}}]
+
+
+INGRESS = {**MODEL, "ingress": {"enabled": True, "host": "cwpo.example", "controller": "nginx"}}
+NGINX = "nginx.ingress.kubernetes.io/"
+
+
+def test_nginx_neither_bounds_nor_holds_back_bodies():
+    (ingress,) = of_kind(rendered(INGRESS), "Ingress")
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations[f"{NGINX}proxy-body-size"] == "0"
+    assert annotations[f"{NGINX}proxy-request-buffering"] == "off"
+    assert annotations[f"{NGINX}proxy-buffering"] == "off"
+    assert annotations[f"{NGINX}proxy-read-timeout"] == "1800"
+    assert annotations[f"{NGINX}proxy-send-timeout"] == "1800"
+
+
+def test_annotations_of_ones_own_take_precedence():
+    own = {f"{NGINX}proxy-buffering": "on", "team": "alignment"}
+    values = INGRESS | {"ingress": {**INGRESS["ingress"], "annotations": own, "maxBodySize": "64m"}}
+    (ingress,) = of_kind(rendered(values), "Ingress")
+    annotations = ingress["metadata"]["annotations"]
+    assert own.items() <= annotations.items()
+    assert annotations[f"{NGINX}proxy-body-size"] == "64m"
+    (plain,) = of_kind(
+        rendered(INGRESS | {"ingress": {**INGRESS["ingress"], "controller": "traefik"}}), "Ingress"
+    )
+    assert "annotations" not in plain["metadata"]
+
+
+def test_a_route_of_a_gateway_leads_to_the_service_and_has_no_time_limit():
+    gateway = {"name": "public", "namespace": "gateways"}
+    values = {"enabled": True, "parentRefs": [gateway], "hostnames": ["cwpo.example"]}
+    (route,) = of_kind(rendered({**MODEL, "httpRoute": values}), "HTTPRoute")
+    assert route["spec"]["parentRefs"] == [gateway]
+    (rule,) = route["spec"]["rules"]
+    assert rule["timeouts"] == {"request": "0s"}
+    assert rule["backendRefs"] == [{"name": "demo-cwpo", "port": 80}]
+
+
 def test_queue_scaling_reads_the_tasks_that_the_service_reports(chart):
     objects = rendered(CASES["scaled by queue"])
     (scaler,) = of_kind(objects, "ScaledObject")
@@ -273,6 +325,8 @@ def test_queue_scaling_reads_the_tasks_that_the_service_reports(chart):
         {**MODEL, "store": {"url": "bucket/prefix"}},
         {**MODEL, "store": {"inputPrefix": "/etc"}},
         {**MODEL, "store": {"retentionDays": -1}},
+        {**MODEL, "networkPolicy": {"ingressNamespaces": []}},
+        {**MODEL, "ingress": {"controller": "haproxy"}},
     ],
 )
 def test_wrong_values_are_refused(chart, values):
@@ -303,6 +357,7 @@ def test_schema_closes_every_object_and_describes_every_value(chart):
         ({**MODEL, "service": {"replicas": 2}}, "set store.url"),
         ({**MODEL, "service": {"autoscaling": {"enabled": True}}}, "set store.url"),
         ({**MODEL, "ingress": {"enabled": True}}, "set ingress.host"),
+        ({**MODEL, "httpRoute": {"enabled": True}}, "set httpRoute.parentRefs"),
     ],
 )
 def test_what_cannot_run_is_not_rendered(values, message):

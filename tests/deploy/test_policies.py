@@ -97,14 +97,23 @@ AXES: dict[str, dict[str, Object]] = {
             "ingress": {
                 "enabled": True,
                 "className": "nginx",
+                "controller": "nginx",
                 "host": "cwpo.example",
                 "tlsSecret": "tls",
             },
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
             "prometheusRule": {"enabled": True},
             "dashboard": {"enabled": True},
-            "networkPolicy": {"allowFrom": [{"namespaceSelector": {}}]},
         },
+        "gateway": {
+            "httpRoute": {
+                "enabled": True,
+                "parentRefs": [{"name": "public", "namespace": "gateways"}],
+                "hostnames": ["cwpo.example"],
+            },
+            "networkPolicy": {"ingressNamespaces": ["gateways"]},
+        },
+        "all namespaces": {"networkPolicy": {"allowFrom": [{"namespaceSelector": {}}]}},
         "no policies": {
             "networkPolicy": {"enabled": False},
             "podDisruptionBudget": {"enabled": False},
@@ -237,6 +246,10 @@ def test_whatever_is_referred_to_by_name_is_rendered(objects):
             for path in rule["http"]["paths"]:
                 backend = path["backend"]["service"]
                 assert behind(objects, backend["name"], backend["port"]["name"])
+    for item in of_kind(objects, "HTTPRoute"):
+        for rule in item["spec"]["rules"]:
+            for backend in rule["backendRefs"]:
+                assert behind(objects, backend["name"], backend["port"])
     for item in of_kind(objects, "ServiceMonitor"):
         labels = item["spec"]["selector"]["matchLabels"].items()
         (service,) = [
@@ -381,36 +394,75 @@ def test_secrets_come_by_reference_only(objects):
     assert not any(value in others for value in own)
 
 
-def test_network_policies_let_through_what_the_code_connects_to(objects):
-    connections = list(_connections(objects))
+def test_network_policies_let_through_what_the_code_connects_to(values, objects):
+    connections = list(_connections(values, objects))
     assert connections
-    for source, host, port in connections:
-        service, namespace, *_ = [*host.split("."), NAMESPACE]
-        assert namespace == NAMESPACE
+    for source, service, port in connections:
         reached = behind(objects, service, port)
         assert reached
         for pod, number in reached:
             assert lets_through(objects, source, Peer.of(pod), number)
 
 
-def _connections(objects: list[Object]) -> Iterator[tuple[Peer, str, int]]:
-    """Source, host and port of all connections within the cluster, read from what is configured."""
+def _connections(values: Object, objects: list[Object]) -> Iterator[tuple[Peer, str, int | str]]:
+    """Source, Service and port of all connections to pods, read from what is configured."""
     for pod in pods(objects):
         for container in pod["spec"]["containers"]:
             for variable in container["env"]:
                 if variable["name"] == "CWPO_URL":
-                    url = urlsplit(variable["value"])
-                    yield Peer.of(pod), str(url.hostname), url.port or 80
+                    yield Peer.of(pod), *_service(variable["value"])
                 if variable["name"] == "CWPO_REDIS_URL":
                     secret = variable["valueFrom"]["secretKeyRef"]["name"]
                     for item in of_kind(objects, "Secret"):
                         if item["metadata"]["name"] == secret:
-                            url = urlsplit(item["stringData"]["url"])
-                            yield Peer.of(pod), str(url.hostname), url.port or 6379
+                            yield Peer.of(pod), *_service(item["stringData"]["url"])
     for item in of_kind(objects, "ScaledObject"):
-        url = urlsplit(item["spec"]["triggers"][0]["metadata"]["url"])
         keda = Peer({"app": "keda-operator"}, namespace="keda")
-        yield keda, str(url.hostname), url.port or 80
+        yield keda, *_service(item["spec"]["triggers"][0]["metadata"]["url"])
+    for item in of_kind(objects, "ServiceMonitor"):
+        prometheus = Peer({"app": "prometheus"}, namespace="monitoring")
+        yield prometheus, item["metadata"]["name"], item["spec"]["endpoints"][0]["port"]
+    for item in of_kind(objects, "Ingress"):
+        backend = item["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+        for namespace in ("ingress-nginx", "traefik"):
+            proxy = Peer({"app": "proxy"}, namespace=namespace)
+            yield proxy, backend["name"], backend["port"]["name"]
+    for item in of_kind(objects, "HTTPRoute"):
+        backend = item["spec"]["rules"][0]["backendRefs"][0]
+        yield Peer({"app": "envoy"}, namespace="gateways"), backend["name"], backend["port"]
+
+
+def _service(url: str) -> tuple[str, int]:
+    """Name and port of the Service that a URL of this namespace names."""
+    parts = urlsplit(url)
+    service, namespace, *_ = [*str(parts.hostname).split("."), NAMESPACE]
+    assert namespace == NAMESPACE
+    return service, parts.port or 80
+
+
+def test_network_policies_let_out_what_the_code_needs_and_nothing_else(values, objects):
+    is_open = not values.get("networkPolicy", {}).get("enabled", True)
+    annotator, store = values["annotator"], values.get("store", {})
+    is_hosted = annotator.get("backend") != "null" and not annotator["model"].startswith("/")
+    needs = {
+        443: {"service": "url" in store or is_hosted, "worker": "url" in store},
+        6379: dict.fromkeys(("service", "worker"), "existingSecret" in values.get("redis", {})),
+        8000: {"service": annotator.get("backend") == "vllm"},
+        # The cloud's own service, which gives credentials to whoever reaches it.
+        80: {},
+    }
+    outside, metadata = Peer(address="203.0.113.7"), Peer(address="169.254.169.254")
+    resolver = Peer({"k8s-app": "kube-dns"}, namespace="kube-system")
+    for pod in pods(objects):
+        source, part = Peer.of(pod), pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for port, parts in needs.items():
+            expected = is_open or parts.get(part, False)
+            assert lets_through(objects, source, outside, port) == expected
+        assert lets_through(objects, source, metadata, 80) == is_open
+        for protocol in ("UDP", "TCP"):
+            resolves = lets_through(objects, source, resolver, 53, protocol)
+            assert resolves == (is_open or part in ("service", "worker"))
+            assert lets_through(objects, source, outside, 53, protocol) == is_open
 
 
 def test_network_policies_keep_strangers_out(values, objects):

@@ -96,13 +96,17 @@ def env(objects: list[Object], deployment: str) -> dict[str, Object]:
     return {variable["name"]: variable for variable in spec["containers"][0]["env"]}
 
 
+def named_ports(pod: Object) -> dict[str, int]:
+    """The numbers of a pod's ports, by their names."""
+    ports = chain.from_iterable(c.get("ports", []) for c in pod["spec"]["containers"])
+    return {entry["name"]: entry["containerPort"] for entry in ports}
+
+
 def port_number(pod: Object, port: int | str) -> int:
     """The number of a pod's port, which may be given by its name."""
     if isinstance(port, int):
         return port
-    ports = chain.from_iterable(c.get("ports", []) for c in pod["spec"]["containers"])
-    (number,) = [entry["containerPort"] for entry in ports if entry["name"] == port]
-    return int(number)
+    return named_ports(pod)[port]
 
 
 def behind(objects: list[Object], service: str, port: int | str) -> list[tuple[Object, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from manifests import NAMESPACE, Object, of_kind, port_number
+from manifests import NAMESPACE, Object, named_ports, of_kind
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _is_port(entry: Object, target: Peer, port: int, protocol: str) -> bool:
     if "port" not in entry:
         return True
     if isinstance(entry["port"], str):
-        return target.pod is not None and port_number(target.pod, entry["port"]) == port
+        return target.pod is not None and named_ports(target.pod).get(entry["port"]) == port
     return bool(entry["port"] <= port <= entry.get("endPort", entry["port"]))
 
 

@@ -106,6 +106,41 @@ true
 {{- end }}
 {{- end -}}
 
+{{/* The port of a URL. */}}
+{{- define "cwpo.port" -}}
+{{- $url := urlParse . -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{ default (ternary "80" "443" (eq $url.scheme "http")) $port }}
+{{- end -}}
+
+{{/* NetworkPolicy peers: all pods of these namespaces. */}}
+{{- define "cwpo.namespaces" -}}
+- namespaceSelector:
+    matchExpressions:
+      - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
+{{- end -}}
+
+{{/* What the service and the workers connect to: names, the queue, the store. */}}
+{{- define "cwpo.sharedEgress" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+  to: {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+{{- if eq .Values.redis.mode "embedded" }}
+- ports: [{port: 6379}]
+  to:
+    - podSelector:
+        matchLabels: {{- include "cwpo.selector" (list . "redis") | nindent 10 }}
+{{- else }}
+- ports: [{port: {{ .Values.networkPolicy.redisPort }}}]
+{{- end }}
+{{- if or .Values.store.url .Values.store.inputPrefix }}
+# The object store, by HTTPS.
+- ports: [{port: {{ include "cwpo.port" (default "https://store" .Values.store.endpoint) }}}]
+{{- end }}
+{{- with .Values.networkPolicy.allowTo }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "cwpo.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 10001
