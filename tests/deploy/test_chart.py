@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import typing
 from hashlib import sha256
 from urllib.parse import urlsplit
@@ -162,7 +165,7 @@ def test_the_store_s_settings_reach_those_that_read_them(chart):
     assert worker["CWPO_DISCARD_SHARDS"]["value"] == "true"
     for variables in (service, worker):
         assert variables["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
-    for spec in pod_specs(objects):
+    for spec in pod_specs(of_kind(objects, "Deployment")):
         mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
         assert mounts["redis-ca"]["mountPath"] == "/etc/cwpo-redis"
     plain = rendered(MODEL)
@@ -291,6 +294,32 @@ def test_a_route_of_a_gateway_leads_to_the_service_and_has_no_time_limit():
     (rule,) = route["spec"]["rules"]
     assert rule["timeouts"] == {"request": "0s"}
     assert rule["backendRefs"] == [{"name": "demo-cwpo", "port": 80}]
+
+
+def test_an_air_gapped_installation_takes_nothing_from_outside():
+    objects = rendered(yaml.safe_load((CHART / "values/air-gapped.yaml").read_text()))
+    images = {container["image"] for container in manifests.containers(objects)}
+    assert len(images) == 3
+    assert all(image.startswith("registry.internal/") for image in images)
+    for policy in of_kind(objects, "NetworkPolicy"):
+        assert all(rule["to"] for rule in policy["spec"].get("egress", []))
+
+
+@pytest.mark.slow
+def test_helm_test_annotates_a_triplet():
+    """What its pod runs, in its own environment, against a service that listens."""
+    harness = pytest.importorskip("harness")
+    pod = named(rendered(MODEL), "Pod", "demo-cwpo-test")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    (container,) = pod["spec"]["containers"]
+    assert container["env"][0] == {"name": "CWPO_URL", "value": "http://demo-cwpo:80"}
+    command = [sys.executable, *container["command"][1:]]
+    with harness.serving() as service:
+        environment = {**os.environ, "CWPO_URL": service.url}
+        good = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "preferred" in good.stdout
+    gone = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert gone.returncode != 0
 
 
 def test_queue_scaling_reads_the_tasks_that_the_service_reports(chart):

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 from manifests import (
+    CHART,
     NAMESPACE,
     Object,
     behind,
@@ -29,12 +31,13 @@ from manifests import (
 from network_policies import Peer, lets_through
 from published_schemas import check, is_custom
 
+MODEL: Object = {"annotator": {"model": "acme/annotator"}}
 DIGEST = "sha256:" + "0" * 64
 
 # Any two options of two axes are rendered together.
 AXES: dict[str, dict[str, Object]] = {
     "annotator": {
-        "hub": {"annotator": {"model": "acme/annotator"}},
+        "hub": MODEL,
         "private": {"annotator": {"model": "acme/annotator", "hubTokenSecret": "hub"}},
         "claim": {"annotator": {"model": "/models/helpful", "existingClaim": "checkpoints"}},
         "vllm": {
@@ -147,11 +150,17 @@ EXISTING = {
     "ServiceAccount": ["serviceAccount.name"],
     "ConfigMap": [],
 }
+# Values files for common installations, and what each leaves to be set.
+FILES = {path.stem: path for path in sorted((CHART / "values").glob("*.yaml"))}
+LEFT_OPEN = {"trial": MODEL, "gpu": AXES["annotator"]["claim"], "fleet": MODEL}
 CHOICES = {"-".join(choice.values()).replace(" ", "_"): choice for choice in every_pair(AXES)}
 
 
-@pytest.fixture(scope="module", params=CHOICES)
+@pytest.fixture(scope="module", params=[*FILES, *CHOICES])
 def values(request) -> Object:
+    if request.param in FILES:
+        own = yaml.safe_load(FILES[request.param].read_text())
+        return merged(LEFT_OPEN.get(request.param, {}), own)
     choice = CHOICES[request.param]
     return merged(*(AXES[axis][option] for axis, option in choice.items()))
 
@@ -184,7 +193,7 @@ def test_custom_resources_fit_their_published_schemas(objects):
 
 @pytest.mark.parametrize("field", ["spec", "scaleTargetRef", "trigger"])
 def test_a_misspelt_field_of_a_custom_resource_is_found(field):
-    objects = rendered(AXES["annotator"]["hub"] | AXES["scaling"]["queue"])
+    objects = rendered(MODEL | AXES["scaling"]["queue"])
     (scaler,) = of_kind(objects, "ScaledObject")
     check(scaler)
     spec = scaler["spec"]
@@ -196,7 +205,7 @@ def test_a_misspelt_field_of_a_custom_resource_is_found(field):
 
 
 def test_a_misspelt_field_of_the_kubernetes_api_is_found():
-    service = named(rendered(AXES["annotator"]["hub"]), "Deployment", "demo-cwpo")
+    service = named(rendered(MODEL), "Deployment", "demo-cwpo")
     check(service)
     (container,) = containers([service])
     container["readynessProbe"] = container["readinessProbe"]
@@ -461,7 +470,7 @@ def test_network_policies_let_out_what_the_code_needs_and_nothing_else(values, o
         assert lets_through(objects, source, metadata, 80) == is_open
         for protocol in ("UDP", "TCP"):
             resolves = lets_through(objects, source, resolver, 53, protocol)
-            assert resolves == (is_open or part in ("service", "worker"))
+            assert resolves == (is_open or part in ("service", "worker", "test"))
             assert lets_through(objects, source, outside, 53, protocol) == is_open
 
 

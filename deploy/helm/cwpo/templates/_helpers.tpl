@@ -120,10 +120,14 @@ true
       - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
 {{- end -}}
 
-{{/* What the service and the workers connect to: names, the queue, the store. */}}
-{{- define "cwpo.sharedEgress" -}}
+{{- define "cwpo.dnsEgress" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
   to: {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+{{- end -}}
+
+{{/* What the service and the workers connect to: names, the queue, the store. */}}
+{{- define "cwpo.sharedEgress" -}}
+{{ include "cwpo.dnsEgress" . }}
 {{- if eq .Values.redis.mode "embedded" }}
 - ports: [{port: 6379}]
   to:
