@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import typing
@@ -376,6 +377,15 @@ def test_schema_closes_every_object_and_describes_every_value(chart):
 
     visit(chart.schema, chart.values, "values")
     chart.validate_schema({})
+
+
+def test_the_readme_lists_the_values_of_the_schema(chart):
+    table = runpy.run_path(str(CHART.parent / "values_table.py"))
+    text = (CHART / "README.md").read_text()
+    assert text == table["readme"](), "run make chart-readme"
+    assert '| `store.persistence.accessMode` | `"ReadWriteOnce"` | Access mode' in text
+    listed = re.findall(r"(?m)^\| `([\w.]+)` \| `", text)
+    assert {name.partition(".")[0] for name in listed} == chart.values.keys()
 
 
 @pytest.mark.parametrize(
