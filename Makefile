@@ -20,7 +20,7 @@ RUN ?= runs/demo
 # Where it is set, each process of the tests would compile torch anew, for ten seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock audit demo test test-fast test-vllm test-ray test-wheels coverage chaos lint docs format openapi build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
+.PHONY: help setup lock audit demo test test-fast test-vllm test-ray test-wheels coverage chaos lint docs format openapi chart-readme build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,11 +104,12 @@ bench-annotator: $(INSTALLED) .venv-vllm/.installed .venv-infinity/.installed ##
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python CWPO_INFINITY_PYTHON=.venv-infinity/bin/python $(BIN)/python benchmarks/annotator.py
 	$(BIN)/python benchmarks/utilisation.py
 
-lint: $(INSTALLED) ## run ruff, mypy --strict and import-linter
+lint: $(INSTALLED) ## run ruff, mypy --strict, import-linter and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 .venv-docs/.installed: $(INSTALLED) locks/docs.txt
 	@echo "Setting up .venv-docs: what builds the documentation"
@@ -138,6 +139,9 @@ build: $(INSTALLED) ## build the five wheels and source distributions into dist/
 
 test-wheels: $(INSTALLED) ## install each wheel into an empty environment, and import all of its modules
 	$(BIN)/python -m pytest tests/distributions $(PYTEST)
+
+chart-readme: $(INSTALLED) ## write the table of values in the chart's README from its schema
+	$(BIN)/python deploy/helm/values_table.py
 
 openapi: $(INSTALLED) ## write openapi/openapi.json from the service
 	$(BIN)/python -m cwpo_service.openapi openapi/openapi.json

@@ -1,14 +1,14 @@
-"""The compose files, the training manifests and the dashboard."""
+"""The compose files and the training manifests."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-import kubernetes_validate
+import jsonschema
 import pytest
 import yaml
+from published_schemas import check, check_compose, is_custom
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SECRET = re.compile(r"password|key|token|secret", re.IGNORECASE)
@@ -77,8 +77,22 @@ def test_compose_gpu_file_changes_a_service_that_exists(compose):
 
 def test_training_objects_fit_the_kubernetes_api(training):
     for item in training:
-        if item["kind"] != "TrainJob":
-            kubernetes_validate.validate(item, "1.37", strict=True)
+        if not is_custom(item):
+            check(item)
+
+
+def test_the_trainjob_fits_its_published_schema(training):
+    (trainjob,) = [item for item in training if is_custom(item)]
+    check(trainjob)
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_fit_the_compose_specification(name):
+    document = yaml.safe_load((DEPLOY / name).read_text())
+    check_compose(document)
+    document["services"]["service"]["read-only"] = True
+    with pytest.raises(jsonschema.ValidationError, match="read-only"):
+        check_compose(document)
 
 
 def test_training_is_launched_by_torchrun_with_the_same_config(training):
@@ -142,19 +156,3 @@ def test_training_pods_run_without_privileges(training):
         assert context["readOnlyRootFilesystem"] is True
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
-
-
-def test_dashboard_asks_only_for_metrics_that_the_service_has():
-    metrics = pytest.importorskip("cwpo_service.telemetry.metrics").Metrics()
-    metrics.watch_queue(lambda: 0.0, lambda: 0.0)
-    metrics.watch_padding(lambda: 0.0)
-    metrics.drift.expect([0.0, 1.0])
-    metrics.drift.observe([0.5] * 1000)
-    families = re.findall(r"(?m)^# TYPE (\w+) ", metrics.render().decode())
-    dashboard = json.loads((DEPLOY / "grafana/service.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for query in queries for name in re.findall(r"\bcwpo_\w+", query)}
-    assert asked
-    assert {name.removesuffix("_bucket") for name in asked} <= set(families)
-    panels = [panel["id"] for panel in dashboard["panels"]]
-    assert len(set(panels)) == len(panels)

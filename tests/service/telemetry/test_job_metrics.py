@@ -5,6 +5,8 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cwpo_worker.rq_worker import TaskWorker
+
 
 @pytest.fixture
 def house(furnish, tmp_path):
@@ -85,6 +87,23 @@ def test_a_task_that_is_tried_again_is_counted(house):
     queued = scrape(service)
     assert (queued["cwpo_tasks", "waiting"], queued["cwpo_tasks", "delayed"]) == (1, 0)
     assert queued["cwpo_task_retries_total",] == 1
+
+
+def test_workers_and_their_reconciler_are_seen(house):
+    worker = TaskWorker(house.queue, 24, lambda: None)
+    none = scrape(house.service)
+    assert none["cwpo_workers",] == none["cwpo_reconciler_up",] == 0
+    worker.register_birth()
+    house.reconcile()
+    one = scrape(house.service)
+    assert one["cwpo_workers",] == one["cwpo_reconciler_up",] == 1
+    # What is left of a worker that was killed, and of its reconciler, when their keys expire.
+    house.redis.delete(worker.key, "cwpo:reconciled")
+    killed = scrape(house.service)
+    assert killed["cwpo_workers",] == killed["cwpo_reconciler_up",] == 0
+    worker.register_birth()
+    worker.register_death()
+    assert scrape(house.service)["cwpo_workers",] == 0
 
 
 def test_without_its_queue_a_service_still_tells_the_rest(house):

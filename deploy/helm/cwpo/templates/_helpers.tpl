@@ -85,6 +85,66 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
+{{/* Whether the store can be mounted on one node only: "true" or nothing. */}}
+{{- define "cwpo.onOneNode" -}}
+{{- if and (not .Values.store.url) (eq .Values.store.persistence.accessMode "ReadWriteOnce") -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Spreads the pods of a part over zones and nodes, where there are several: (list . "service"). */}}
+{{- define "cwpo.topologySpread" -}}
+{{- $selector := include "cwpo.selector" . -}}
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- topologyKey: {{ . }}
+  maxSkew: 1
+  whenUnsatisfiable: ScheduleAnyway
+  # Without the pods of an earlier revision, which an upgrade removes.
+  matchLabelKeys: [pod-template-hash]
+  labelSelector:
+    matchLabels: {{- $selector | nindent 6 }}
+{{- end }}
+{{- end -}}
+
+{{/* The port of a URL. */}}
+{{- define "cwpo.port" -}}
+{{- $url := urlParse . -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{ default (ternary "80" "443" (eq $url.scheme "http")) $port }}
+{{- end -}}
+
+{{/* NetworkPolicy peers: all pods of these namespaces. */}}
+{{- define "cwpo.namespaces" -}}
+- namespaceSelector:
+    matchExpressions:
+      - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
+{{- end -}}
+
+{{- define "cwpo.dnsEgress" -}}
+- ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+  to: {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+{{- end -}}
+
+{{/* What the service and the workers connect to: names, the queue, the store. */}}
+{{- define "cwpo.sharedEgress" -}}
+{{ include "cwpo.dnsEgress" . }}
+{{- if eq .Values.redis.mode "embedded" }}
+- ports: [{port: 6379}]
+  to:
+    - podSelector:
+        matchLabels: {{- include "cwpo.selector" (list . "redis") | nindent 10 }}
+{{- else }}
+- ports: [{port: {{ .Values.networkPolicy.redisPort }}}]
+{{- end }}
+{{- if or .Values.store.url .Values.store.inputPrefix }}
+# The object store, by HTTPS.
+- ports: [{port: {{ include "cwpo.port" (default "https://store" .Values.store.endpoint) }}}]
+{{- end }}
+{{- with .Values.networkPolicy.allowTo }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "cwpo.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 10001

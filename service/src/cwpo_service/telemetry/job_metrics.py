@@ -41,6 +41,7 @@ class JobMetrics(Collector):
         yield up
         yield from _jobs(totals)
         yield from _tasks(totals)
+        yield from _workers(totals)
 
 
 def _jobs(totals: Totals) -> Iterator[Metric]:
@@ -94,4 +95,17 @@ def _tasks(totals: Totals) -> Iterator[Metric]:
         "cwpo_task_retries",
         "Tasks of batch jobs tried again because they failed or the service was busy",
         value=totals.counts.get("retries", 0),
+    )
+
+
+def _workers(totals: Totals) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "cwpo_workers",
+        "Workers; one that was killed counts for up to eight minutes more",
+        value=totals.workers,
+    )
+    yield GaugeMetricFamily(
+        "cwpo_reconciler_up",
+        "Whether a worker has repaired the state of jobs in the last minute: 1 or 0",
+        value=totals.is_reconciled,
     )

@@ -199,6 +199,8 @@ class Ledger:
                 unqueued=self._lifecycle.turns.tasks_left(),
                 waited_seconds=self._queue.waited_seconds(),
                 refused=count_refused(self._redis),
+                workers=self._queue.workers(),
+                is_reconciled=is_reconciled(self._redis),
                 counts=read_counts(self._redis),
             )
 

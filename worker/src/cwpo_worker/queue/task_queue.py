@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 import redis
 import rq
 from redis.client import Pipeline
+from rq import worker_registration
 from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job as QueuedTask
@@ -166,6 +167,14 @@ class TaskQueue:
             if first is not None and first.enqueued_at is not None:
                 return max(0.0, (datetime.now(UTC) - first.enqueued_at).total_seconds())
         return 0.0
+
+    def workers(self) -> int:
+        """The number of workers; one that was killed counts for up to eight minutes more.
+
+        So long lives the key that RQ keeps of a worker, which an idle one renews rarely.
+        """
+        keys = worker_registration.get_keys(self.rq)
+        return self._redis.exists(*keys) if keys else 0
 
     def remove(self, tasks: Iterable[Task]) -> None:
         """Take waiting tasks out of the queue."""
