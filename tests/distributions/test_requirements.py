@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 COMPANIONS = {"pydantic_core": "pydantic", "starlette": "fastapi"}
 # Programs that import it run in an environment of its own, whose pins exclude those of the trainer.
 ELSEWHERE = {"vllm"}
+NOT_REQUIRED = {*sys.stdlib_module_names, *ELSEWHERE}
 PARTS = sorted(path.parent for path in ROOT.glob("*/pyproject.toml"))
 
 
@@ -45,7 +46,7 @@ def test_every_import_is_required(part):
     providers = packages_distributions()
     missing = set()
     for path in part.rglob("src/**/*.py"):
-        for name in set(imports(ast.parse(path.read_text()))) - {*sys.stdlib_module_names, *ELSEWHERE}:
+        for name in set(imports(ast.parse(path.read_text()))) - NOT_REQUIRED:
             package = COMPANIONS.get(name, name)
             names = {normalised(provider) for provider in providers.get(package, [package])}
             if not names & {*required, project["name"]}:
