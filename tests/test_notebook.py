@@ -1,3 +1,5 @@
+"""The notebook, run as a script, on models small enough for a test."""
+
 from __future__ import annotations
 
 import json
@@ -12,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_notebook_goes_from_labels_to_a_report(tmp_path):
-    notebook = [sys.executable, "examples/notebooks/cw_po.py", "--", "--steps", "1"]
+def test_the_notebook_goes_from_labels_to_a_report(tiny_causal, tmp_path):
+    models = ("--weak", tiny_causal, "--strong", tiny_causal)
+    notebook = [sys.executable, "examples/notebooks/cw_po.py", "--", *models, "--steps", "1"]
     subprocess.run([*notebook, "--run", tmp_path], cwd=ROOT, check=True)
     assert pq.read_metadata(tmp_path / "weighted.parquet").num_rows == 250
     adapter = json.loads((tmp_path / "cw-dpo" / "adapter_config.json").read_text())
