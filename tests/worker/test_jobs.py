@@ -139,7 +139,7 @@ def test_rows_that_the_service_refuses_are_errors_with_their_lines(open_house, s
     errors = [(error["row"], error["id"], error["code"]) for error in open_house.errors(job.id)]
     assert errors == [
         (8, "8", "invalid_row"),
-        (42, "row-41", "too_long"),
+        (42, "row-41", "too_large"),
         (300, "300", "invalid_row"),
     ]
     good = [row for index, row in enumerate(rows) if index not in (7, 41, 299)]
