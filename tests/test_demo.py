@@ -27,6 +27,21 @@ def command(tiny_causal, run):
     ]  # fmt: skip
 
 
+def started(words):
+    """The demo in a session of its own, which Ctrl-C reaches."""
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Whoever runs the tests in a shell's background hands an ignored SIGINT down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
 def processes_of(run):
     """Command lines of living processes that belong to the run's service."""
     found = []
@@ -86,17 +101,7 @@ def test_the_demo_closes_the_loop(tiny_causal, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_ctrl_c_stops_everything_the_demo_started(tiny_causal, tmp_path):
     run = tmp_path / "run"
-    demo = subprocess.Popen(
-        command(tiny_causal, run),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # Whoever runs the tests in a shell's background hands an ignored SIGINT down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    demo = started(command(tiny_causal, run))
     for line in demo.stdout:
         if line.startswith("ready at"):
             break
@@ -111,16 +116,7 @@ def test_ctrl_c_stops_everything_the_demo_started(tiny_causal, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_the_demo_can_leave_its_service_up_until_ctrl_c(tiny_causal, tmp_path):
     run = tmp_path / "run"
-    demo = subprocess.Popen(
-        [*command(tiny_causal, run), "--keep"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    demo = started([*command(tiny_causal, run), "--keep"])
     for line in demo.stdout:
         if line.startswith("The service's page: "):
             break

@@ -64,6 +64,17 @@ def test_uncertain_rows_are_exported_in_the_order_of_the_input(weighted, tmp_pat
     assert "20 of " in capsys.readouterr().out
 
 
+def test_labels_may_be_added_to_their_own_file(tmp_path):
+    pair = {"prompt": "p", "response_a": "good", "response_b": "bad"}
+    labelled = tmp_path / "labelled.jsonl"
+    # Half of a character, as JSON may hold it.
+    labelled.write_text(json.dumps(pair | {"prompt": "\ud800", "preferred": "a"}) + "\n")
+    answer = pair | {"id": "1", "preferred": "b", "reviewer": "Ada"}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(answer) + "\n")
+    lines = imported(labelled, [tmp_path / "answers.jsonl"], labelled=labelled)
+    assert [(line["prompt"], line["preferred"]) for line in lines] == [("\ud800", "a"), ("p", "b")]
+
+
 def test_answers_in_a_sheet_become_labels_that_training_reads(weighted, tmp_path, capsys):
     export(weighted, tmp_path / "pairs.csv")
     rows = sheet(tmp_path / "pairs.csv")

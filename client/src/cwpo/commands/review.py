@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, ValidationError
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-from cwpo.cli import Command
+from cwpo.cli import AsJson, Command
 from cwpo.datasets.folder import dataset_files
 from cwpo.datasets.sources import rows_in
+from cwpo.datasets.weighted import JsonlWriter
 from cwpo.errors import DatasetError
+from cwpo.partial_file import partial_file
 from cwpo.reviews.agreement import Agreement, ReviewReport, merged
 from cwpo.reviews.forms import ReviewForm, read_answers, write_pairs
 from cwpo.reviews.pairs import ReviewPair
 from cwpo.reviews.selection import pool_size, sampled, spread
-
-ReportAsJson = Annotated[
-    bool, Field(alias="json", description="Print the report as JSON instead of lines of text.")
-]
 
 
 class Export(Command):
@@ -61,8 +58,10 @@ class Export(Command):
         pairs = spread(sampled(counted(), pool_size(self.most)), self.most)
         if not pairs:
             raise DatasetError(f"{self.dataset}: no row has a confidence below {self.below:g}")
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        with self.output.open("w", encoding="utf-8", newline="") as sink:
+        with (
+            partial_file(self.output) as out,
+            TextIOWrapper(out, encoding="utf-8", newline="") as sink,
+        ):
             write_pairs(pairs, self.format, sink)
         selected = f"{len(pairs):,} of {found:,} rows"
         print(f"{self.output}: {selected} with a confidence below {self.below:g}")
@@ -87,7 +86,7 @@ class Import(Command):
     labelled: Path | None = Field(
         None, description="Labelled pairs that come first in the output: .jsonl or .parquet."
     )
-    json_: ReportAsJson = False
+    json_: AsJson = False
 
     def cli_cmd(self) -> None:
         """Write the labelled pairs, and print the report."""
@@ -99,9 +98,9 @@ class Import(Command):
         pairs, report = merged(answers)
         earlier = [] if self.labelled is None else [*_rows(self.labelled)]
         lines = [*earlier, *(pair.model_dump(mode="json") for pair in pairs)]
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        self.output.write_text(text, encoding="utf-8")
+        # It may take the place of --labelled, which must not be lost on the way.
+        with partial_file(self.output) as out:
+            JsonlWriter(out).write(lines)
         if self.json_:
             print(report.model_dump_json(indent=2))
             return
