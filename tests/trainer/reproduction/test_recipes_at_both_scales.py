@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,9 @@ DOMAINS = ("askacademia", "askbaking", "askengineers", "askphilosophy")
 @pytest.fixture(scope="module")
 def scales(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for name in (*FILES, *DOMAINS, *(f"{domain}_test" for domain in DOMAINS)):
-        write_lines(folder / f"{name}.jsonl", pairs(2))
+    # Each with rows of its own: a file is known by its content.
+    for at, name in enumerate((*FILES, *DOMAINS, *(f"{domain}_test" for domain in DOMAINS))):
+        write_lines(folder / f"{name}.jsonl", pairs(2 + at))
     judge = {"llm_judge": "http://127.0.0.1:1/v1", "llm_judge_model": "judge"}
     settings = Reproduction(name="table-1", data=folder, **judge)
     return {"small": small(settings), "paper": paper(settings)}
@@ -198,6 +200,24 @@ def test_every_use_of_the_confidence_has_the_same_labels_start_and_steps(scales)
     assert len(triplets) == 1
 
 
+def test_policies_of_one_start_are_evaluated_together(scales):
+    """The SFT model then answers once for all of them."""
+
+    def evaluated(name):
+        return sorted(
+            len(step.settings["policy"])
+            for step in steps_of(RECIPES[name], scales["small"])
+            if step.command == "evaluate policy"
+        )
+
+    # The filter by certificate apart: it fails alone where labels are too few for one.
+    assert evaluated("contest") == [1, 5]
+    # On two data sets three losses each, by people, by WS-DPO's annotator and by CW-PO's.
+    assert evaluated("table-1") == [3] * 6
+    # At two noises and three shares: by people, and by the annotator with and without weights.
+    assert evaluated("controlled-world") == [1] * 6 + [2] * 6
+
+
 def test_the_list_says_how_long_each_takes(scales):
     recipe = RECIPES["table-13"]
     one, three = (recipe.minutes(scales["small"], seeds) for seeds in (1, 3))
@@ -207,6 +227,28 @@ def test_the_list_says_how_long_each_takes(scales):
     )
     assert three == 3 * one
     assert recipe.minutes(scales["paper"], 3) is None
+
+
+def test_steps_are_known_by_what_files_hold_wherever_these_lie(
+    tmp_path, tiny_causal, tiny_annotator
+):
+    """So that figures of one machine are those of another."""
+
+    def names(folder, rows, minilm=tiny_annotator):
+        for name, model in (("minilm", minilm), ("smollm2", tiny_causal)):
+            shutil.copytree(model, folder / "models" / name)
+        write_lines(folder / "hh_harmless.jsonl", pairs(rows))
+        settings = Reproduction(name="contest", data=folder, models=folder / "models")
+        return {step.name for step in steps_of(RECIPES["contest"], small(settings))}
+
+    here = names(tmp_path / "here", rows=2)
+    assert names(tmp_path / "there", rows=2) == here
+    assert not names(tmp_path / "other data", rows=3) & here
+    other_model = names(tmp_path / "other model", rows=2, minilm=tiny_causal)
+    # Pairs are split without a model.
+    common = {name.rpartition("-")[0] for name in other_model & here}
+    assert "judge-parts" in common
+    assert common <= {"judge-parts", "parts", "apart", "everything"}
 
 
 def test_names_of_steps_are_names_of_files(scales):

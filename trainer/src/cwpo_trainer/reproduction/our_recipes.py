@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,13 @@ from cwpo_trainer.reproduction.method import (
 )
 from cwpo_trainer.reproduction.policy_recipes import Pairing, Setting
 from cwpo_trainer.reproduction.published import Line, Table
-from cwpo_trainer.reproduction.readings import Reading, accuracy, accuracy_gain
+from cwpo_trainer.reproduction.readings import (
+    Reading,
+    accuracy,
+    accuracy_gain,
+    gold_reward_accuracy,
+    reward_gap,
+)
 from cwpo_trainer.reproduction.recipe import Readings, Recipe, Row, rows_of
 from cwpo_trainer.reproduction.scale import Scale
 from cwpo_trainer.reproduction.step import Output, Step
@@ -27,14 +33,21 @@ from cwpo_trainer.reproduction.step import Output, Step
 _PAIRING = Pairing.of(published.OPT_1_3B)
 _DATA = "Harmless"
 # What `cwpo align` does with the confidence of a pair.
-_UNUSED, _GAIN = "not at all", "gain over not at all"
+_UNUSED, _CERTIFIED = "not at all", "filter: certified"
 _USES: Mapping[str, Mapping[str, Any]] = {
     _UNUSED: {"weight": "none"},
     "weight": {"weight": "confidence"},
     "soft label": {"confidence_as": "soft_label"},
     "epsilon of rDPO": {"confidence_as": "robust"},
     "filter: top 30%": {"weight": "top", "top_percent": 30},
-    "filter: certified": {"weight": "certified"},
+    _CERTIFIED: {"weight": "certified"},
+}
+_USE = "Use of the confidence"
+# What is read of a policy, by line: GRA, and what is gained over not using the confidence.
+_MEASURES: Mapping[str, Callable[[Step, Output], Reading]] = {
+    "GRA": gold_reward_accuracy,
+    "GRA over not at all": accuracy_gain,
+    "reward over not at all": reward_gap,
 }
 # The share of wrong labels that a certificate allows: annotators of few labels get no stricter one.
 _MAX_ERROR = {"small": 0.3, "paper": 0.2}
@@ -65,22 +78,24 @@ def contest(scale: Scale) -> list[Row]:
 
             def used(use: str) -> Output:
                 pairs = labels
-                if use == "filter: certified":
+                if use == _CERTIFIED:
                     pairs = _certified(scale, made, apart / "held_out.jsonl", parts.unlabelled)
                 label = use.rsplit(": ", maxsplit=1)[-1].replace(" ", "-").replace("%", "")
                 common = (seed, shared.max_length)
                 return aligned(scale, start, pairs, *common, label=label, **_USES[use])
 
-            policy, unused = used(column), used(_UNUSED)
-            if line[1] == _GAIN:
-                judged = (shared.judge, parts.held_out)
-                return (accuracy_gain(scale, policy, start, *judged, unused),)
-            baseline = None if column == _UNUSED else unused
-            return (setting.accuracy(policy, start, baseline=baseline),)
+            # Apart: labels may be too few for a certificate, which then fails its own column only.
+            is_certified = column == _CERTIFIED
+            together = [column] if is_certified else [use for use in _USES if use != _CERTIFIED]
+            evaluation = setting.evaluation(
+                [used(use) for use in together], start, baseline=used(_UNUSED)
+            )
+            return (_MEASURES[line[1]](evaluation, used(column)),)
 
-        return "is what it is compared with" if (line[1], column) == (_GAIN, _UNUSED) else read
+        is_baseline = column == _UNUSED and line[1] != "GRA"
+        return "is what it is compared with" if is_baseline else read
 
-    lines = {("Use of the confidence", name): (None,) * len(_USES) for name in ("GRA", _GAIN)}
+    lines = {(_USE, name): (None,) * len(_USES) for name in _MEASURES}
     return rows_of(Table((*_USES,), lines), at)
 
 
@@ -122,8 +137,9 @@ def controlled_world(scale: Scale) -> list[Row]:
                 return (accuracy(scale, made, true / "unlabelled.jsonl"),)
             if column == "people":
                 return (setting.accuracy(*setting.human()),)
-            weight = "confidence" if column == "CW-DPO" else "none"
-            return (setting.accuracy(*setting.cw(weight=weight)),)
+            (weighted_, start), (unweighted, _) = setting.cw(), setting.cw(weight="none")
+            policy = weighted_ if column == "CW-DPO" else unweighted
+            return (setting.accuracy(policy, start, [unweighted, weighted_]),)
 
         return read
 

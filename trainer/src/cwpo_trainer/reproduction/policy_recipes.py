@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,13 +30,13 @@ from cwpo_trainer.reproduction.published import Line, Table
 from cwpo_trainer.reproduction.readings import (
     Reading,
     gold_reward_accuracy,
-    higher_reward,
+    policy_evaluation,
     reward_gap,
     win_rate,
 )
 from cwpo_trainer.reproduction.recipe import Readings, Recipe, Row, rows_of
 from cwpo_trainer.reproduction.scale import Scale
-from cwpo_trainer.reproduction.step import Output
+from cwpo_trainer.reproduction.step import Output, Step
 
 _GRA = "gold reward accuracy, %"
 _LOSSES = {"DPO": "dpo", "IPO": "ipo", "rDPO": "rdpo"}
@@ -99,15 +99,25 @@ class Setting:
         made = aligned(self.scale, start, pairs, *common, label=label, human=human, **flags)
         return made, start
 
-    def accuracy(self, policy: Output, start: Output, **more: Any) -> Reading:
-        """GRA of the policy against its SFT model."""
+    def evaluation(self, policies: Sequence[Output], start: Output, **more: Any) -> Step:
+        """Of policies that started from one SFT model, against it."""
         judge, prompts = self.material.judge, self.material.parts.held_out
-        return gold_reward_accuracy(self.scale, policy, start, judge, prompts, **more)
+        return policy_evaluation(self.scale, policies, start, judge, prompts, **more)
 
-    def win_rate(self, policy: Output, start: Output) -> Reading:
+    def accuracy(
+        self, policy: Output, start: Output, beside: Sequence[Output] = (), **more: Any
+    ) -> Reading:
+        """GRA of the policy against its SFT model.
+
+        Args:
+            beside: policies that the same evaluation measures; alone the policy for none.
+        """
+        return gold_reward_accuracy(self.evaluation(beside or [policy], start, **more), policy)
+
+    def win_rate(self, policy: Output, start: Output, beside: Sequence[Output] = ()) -> Reading:
         """How often an LLM prefers its answers to the chosen responses."""
-        judge, prompts = self.material.judge, self.material.parts.held_out
-        return win_rate(self.scale, policy, start, judge, prompts, self.material.asked)
+        llm = {**self.scale.llm_judge, "llm_judge_prompt": self.material.asked}
+        return win_rate(self.evaluation(beside or [policy], start, **llm), policy)
 
     def human(self, **flags: Any) -> tuple[Output, Output]:
         """Human labels on D_U."""
@@ -125,7 +135,7 @@ class Setting:
 
 
 Trained = Callable[[Setting], tuple[Output, Output]]
-Measure = Callable[[Setting, Output, Output], Reading]
+Measure = Callable[[Setting, Output, Output, Sequence[Output]], Reading]
 _THREE: Mapping[str, Trained] = {
     "Human": Setting.human,
     "WS-DPO": Setting.ws,
@@ -158,17 +168,24 @@ def run_on(
     trained: Trained,
     share: float = 0.3,
     measured: Measure = Setting.accuracy,
+    beside: Sequence[Trained] = (),
 ) -> Readings | str:
     """How a policy that is trained so is measured, or why it is not run.
 
     Args:
         share: of the pairs that are labelled.
-        measured: from the policy and its SFT model to what is read; GRA by default.
+        measured: from the policy, its SFT model and the policies that are measured with it, itself
+            among them, to what is read; GRA by default.
+        beside: how all policies of the line are trained, this one among them. Those that start from
+            the same SFT model are measured together.
     """
 
     def read(seed: int) -> tuple[Reading, ...]:
         setting = Setting(scale, pairing, material(scale, name, seed, share), seed)
-        return (measured(setting, *trained(setting)),)
+        policy, start = trained(setting)
+        all_of_line = [each(setting) for each in beside]
+        together = [made for made, its in all_of_line if its.step.name == start.step.name]
+        return (measured(setting, policy, start, together),)
 
     return _missing(scale, pairing, name) or read
 
@@ -185,7 +202,14 @@ def _with_blocks(
     def at(line: Line, column: str) -> Readings | str:
         name = _stand_in(scale, line[1], names)
         pairing = Pairing.of(line[0])
-        return run_on(scale, pairing, name, trained(column), measured=measured(column))
+        return run_on(
+            scale,
+            pairing,
+            name,
+            trained(column),
+            measured=measured(column),
+            beside=[trained(each) for each in table.columns],
+        )
 
     return rows_of(table, at)
 
@@ -322,7 +346,8 @@ def table_21(scale: Scale) -> list[Row]:
     def measured(column: str) -> Measure:
         # Online DPO is trained on the labels of the reward model that judges it.
         own = column == "Online DPO"
-        return lambda setting, *made: setting.accuracy(*made, judge_labelled=own)
+        more: dict[str, Any] = {"allow_annotator_as_judge": True} if own else {}
+        return lambda setting, made, start, _: setting.accuracy(made, start, **more)
 
     return _with_blocks(published.TABLE_21, scale, trained, measured)
 
@@ -510,9 +535,10 @@ def figure_5(scale: Scale) -> list[Row]:
         def read(seed: int) -> tuple[Reading, ...]:
             shared = material(scale, line[1], seed)
             setting = Setting(scale, pairing, shared, seed)
-            policies = setting.cw()[0], setting.human()[0]
-            read_of = higher_reward if column == "higher, %" else reward_gap
-            return (read_of(scale, *policies, shared.judge, shared.parts.held_out),)
+            policy, baseline = setting.cw()[0], setting.human()[0]
+            evaluation = setting.evaluation([policy], baseline)
+            read_of = gold_reward_accuracy if column == "higher, %" else reward_gap
+            return (read_of(evaluation, policy),)
 
         return _missing(scale, pairing, line[1]) or read
 

@@ -5,7 +5,7 @@ A change of `cwpo evaluate policy` is a change of the functions here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,85 +66,21 @@ def seconds(made: Output) -> Reading:
     return Reading(made.step, lambda record: Figure(record.seconds))
 
 
-def gold_reward_accuracy(
+def policy_evaluation(
     scale: Scale,
-    policy: Output,
+    policies: Sequence[Output],
     reference: Output,
     judge: Place,
     prompts: Place,
-    *,
-    baseline: Output | None = None,
-    judge_labelled: bool = False,
-) -> Reading:
-    """GRA in per cent: how often the judge scores the policy's answer above the reference's.
-
-    spread: standard deviation over three disjoint thirds of the prompts, as in Table 20.
-
-    Args:
-        baseline: that of `accuracy_gain`, which one evaluation tells, too.
-        judge_labelled: the policy was trained on the judge's own labels, as online DPO is.
-    """
-    more: dict[str, Any] = {} if baseline is None else {"baseline": baseline}
-    if judge_labelled:
-        more["allow_annotator_as_judge"] = True
-    step = _judged(scale, policy, reference, judge, prompts, **more)
-    return Reading(step, partial(_win_share, name=policy.step.name))
-
-
-def accuracy_gain(
-    scale: Scale,
-    policy: Output,
-    reference: Output,
-    judge: Place,
-    prompts: Place,
-    baseline: Output,
-) -> Reading:
-    """GRA of the policy less that of the baseline, in per cent, with a paired interval."""
-    step = _judged(scale, policy, reference, judge, prompts, baseline=baseline)
-    return Reading(step, partial(_gain, name=policy.step.name))
-
-
-def win_rate(
-    scale: Scale, policy: Output, reference: Output, judge: Place, prompts: Place, asked: str
-) -> Reading:
-    """How often an LLM prefers the policy's answer to the chosen response, in per cent.
-
-    Args:
-        asked: which of the paper's two prompts.
-    """
-    more = {**scale.llm_judge, "llm_judge_prompt": asked}
-    step = _judged(scale, policy, reference, judge, prompts, **more)
-    return Reading(step, partial(_win_rate, name=policy.step.name))
-
-
-def higher_reward(
-    scale: Scale, policy: Output, baseline: Output, judge: Place, prompts: Place
-) -> Reading:
-    """How often the judge scores the policy's answer above the baseline's, in per cent (Fig. 5)."""
-    step = _judged(scale, policy, baseline, judge, prompts)
-    return Reading(step, partial(_win_share, name=policy.step.name))
-
-
-def reward_gap(
-    scale: Scale, policy: Output, baseline: Output, judge: Place, prompts: Place
-) -> Reading:
-    """Mean of R*(policy) - R*(baseline), in the judge's units (Fig. 5)."""
-    step = _judged(scale, policy, baseline, judge, prompts)
-    return Reading(step, partial(_reward_gap, name=policy.step.name))
-
-
-def _assessment(scale: Scale, annotator: Output, pairs: Place) -> Step:
-    threads = {name: scale.evaluation[name] for name in ("threads",) if name in scale.evaluation}
-    return Step(
-        "evaluate annotator", "assessment", {"annotator": annotator, "data": pairs, **threads}
-    )
-
-
-def _judged(
-    scale: Scale, policy: Output, reference: Output, judge: Place, prompts: Place, **more: Any
+    **more: Any,
 ) -> Step:
+    """One evaluation of policies that started from one reference, which answers once for all.
+
+    Args:
+        more: settings of `cwpo evaluate policy` besides those of the scale, such as baseline.
+    """
     settings = {
-        "policy": (policy,),
+        "policy": tuple({policy.step.name: policy for policy in policies}.values()),
         "reference": reference,
         "judge": judge,
         "data": prompts,
@@ -152,6 +88,36 @@ def _judged(
         **more,
     }
     return Step("evaluate policy", "evaluation", settings)
+
+
+def gold_reward_accuracy(evaluation: Step, policy: Output) -> Reading:
+    """GRA in per cent: how often the judge scores the policy's answer above the reference's.
+
+    spread: standard deviation over three disjoint thirds of the prompts, as in Table 20.
+    """
+    return Reading(evaluation, partial(_win_share, name=policy.step.name))
+
+
+def accuracy_gain(evaluation: Step, policy: Output) -> Reading:
+    """GRA of the policy less that of the baseline, in per cent, with a paired interval."""
+    return Reading(evaluation, partial(_gain, name=policy.step.name))
+
+
+def reward_gap(evaluation: Step, policy: Output) -> Reading:
+    """Mean of R*(policy) - R*(baseline), in the judge's units (Fig. 5)."""
+    return Reading(evaluation, partial(_reward_gap, name=policy.step.name))
+
+
+def win_rate(evaluation: Step, policy: Output) -> Reading:
+    """How often an LLM prefers the policy's answer to the chosen response, in per cent."""
+    return Reading(evaluation, partial(_win_rate, name=policy.step.name))
+
+
+def _assessment(scale: Scale, annotator: Output, pairs: Place) -> Step:
+    threads = {name: scale.evaluation[name] for name in ("threads",) if name in scale.evaluation}
+    return Step(
+        "evaluate annotator", "assessment", {"annotator": annotator, "data": pairs, **threads}
+    )
 
 
 def _win_share(record: RunRecord, name: str) -> Figure:

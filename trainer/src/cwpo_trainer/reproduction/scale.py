@@ -9,6 +9,7 @@ from typing import Any
 
 from cwpo.datasets.triplets import is_triplet_file
 from cwpo.errors import ConfigError
+from cwpo_trainer.reproduction.step import LocalPath
 from cwpo_trainer.settings.reproduction import Reproduction, ScaleName
 
 Flags = Mapping[str, Any]
@@ -138,7 +139,7 @@ def scale_of(settings: Reproduction) -> Scale:
 
 def small(settings: Reproduction) -> Scale:
     """Models of packages, and files of a few thousand pairs, on a few CPU cores."""
-    minilm, smollm2 = (str(settings.models / name) for name in _SMALL_MODELS)
+    minilm, smollm2 = (LocalPath(settings.models / name) for name in _SMALL_MODELS)
 
     def local(name: str, **more: Any) -> DataSet:
         found = _file_of(settings.data, name)
@@ -254,14 +255,14 @@ def _llm_judge(settings: Reproduction) -> Flags:
     return {"llm_judge": settings.llm_judge, "llm_judge_model": settings.llm_judge_model}
 
 
-def _file_of(folder: Path | None, name: str) -> str | None:
+def _file_of(folder: Path | None, name: str) -> LocalPath | None:
     """The file of pairs in the folder whose name this is, without its suffix."""
     if folder is None or not folder.is_dir():
         return None
     found = sorted(
         path for path in folder.iterdir() if is_triplet_file(path.name) and _stem(path) == name
     )
-    return str(found[0]) if found else None
+    return LocalPath(found[0]) if found else None
 
 
 def _stem(path: Path) -> str:

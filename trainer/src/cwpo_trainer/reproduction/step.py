@@ -2,7 +2,8 @@
 
 The name of a step's output has a hash of the command, its settings and the steps that made its
 inputs. So two rows, of one recipe or of two, that need the same thing share it, and nothing made
-with other settings is ever taken for it.
+with other settings is ever taken for it. Files of the user's are known by their content, so that
+results are the same ones wherever these lie.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ KINDS: Mapping[str, Kind] = {
 SHOWN_PORT = 8000
 # Settings that change nothing of what a step makes.
 _NO_EFFECT = {"threads", "save_steps", "job_above"}
+
+
+class LocalPath(str):
+    """A file of the user's, or a folder with a model, which is known by its content."""
+
+    __slots__ = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file, or of the model's weights: the rest varies with who saved it.
+
+        The path itself where nothing is there, as when recipes are only listed.
+        """
+        return _digest(str(self))
 
 
 @dataclass(frozen=True)
@@ -236,4 +251,18 @@ def _keyed(value: Any) -> Any:
         return [[_keyed(key), _keyed(each)] for key, each in value.items()]
     if isinstance(value, tuple | list):
         return [_keyed(each) for each in value]
+    if isinstance(value, LocalPath):
+        return value.digest
     return str(value) if isinstance(value, Path) else value
+
+
+@cache
+def _digest(path: str) -> str:
+    place = Path(path)
+    if not place.exists():
+        return path
+    digest = hashlib.sha256()
+    for each in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
+        with each.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
