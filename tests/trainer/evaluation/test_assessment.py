@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
 
+from cwpo.commands.review import Review
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.checkpoint import read_card, revisions
@@ -199,3 +201,38 @@ def test_other_data_is_compared(annotated, folder, trusted, tmp_path, command, c
     assert f"The confidences on {other} are distributed otherwise" in capsys.readouterr().out
     shift = read_record(tmp_path / "two").results["shift"]
     assert shift["ks"] > shift["chance"]
+
+
+def test_pairs_to_label_next_are_unsure_unlike_and_ready_for_people(
+    folder, trusted, tmp_path, command
+):
+    rows = pairs(200, seed=5)
+    unlabelled = [{k: v for k, v in row.items() if k != "preferred"} for row in rows]
+    other = write_lines(tmp_path / "other.jsonl", unlabelled)
+    out = tmp_path / "out"
+    flags = ("--compare-with", other, "--suggest", 10, "--output", out)
+    evaluate(command, folder, trusted, *flags)
+    with (out / "to_label.csv").open(newline="") as sheet:
+        suggested = [*csv.DictReader(sheet)]
+    assert len({row["prompt"] for row in suggested}) == 10
+    labels = Annotator.load(folder, dtype="float32").annotate([Triplet(**r) for r in unlabelled])
+    confidences = sorted(label.confidence for label in labels)
+    least = {label.id: label for label in labels if label.confidence <= confidences[100]}
+    assert {row["id"] for row in suggested} <= least.keys()
+    for row in suggested:
+        assert row["annotator"] == least[row["id"]].preferred
+        assert float(row["confidence"]) == pytest.approx(least[row["id"]].confidence)
+    # The first is the one that it is least sure of.
+    assert float(suggested[0]["confidence"]) == pytest.approx(confidences[0])
+    # People fill it in, and it comes back as labels.
+    with (out / "to_label.csv").open("w", newline="") as sheet:
+        writer = csv.DictWriter(sheet, suggested[0])
+        writer.writeheader()
+        writer.writerows(row | {"preferred": "a", "reviewer": "kim"} for row in suggested)
+    command(Review, "import", out / "to_label.csv", "-o", tmp_path / "more.jsonl")
+    assert len(read_pairs(str(tmp_path / "more.jsonl"))) == 10
+
+
+def test_suggestions_need_triplets_to_pick_from(folder, trusted, tmp_path, failure):
+    flags = ("--suggest", 10, "--output", tmp_path / "out")
+    assert "--compare-with" in failure(Evaluate, "annotator", folder, "--data", trusted, *flags)

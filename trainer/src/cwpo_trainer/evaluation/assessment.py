@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from pydantic import JsonValue
 
 from cwpo.datasets.weighted import JsonlWriter, plain_prompt
 from cwpo.errors import DatasetError
+from cwpo.reviews.forms import write_pairs
+from cwpo.reviews.pairs import ReviewPair
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.checkpoint import Card, keep_certificate, read_card, resolve
@@ -22,10 +25,16 @@ from cwpo_trainer.evaluation.agreement import JudgedPairs, judge_pairs, measured
 from cwpo_trainer.evaluation.bias import accuracy_by_source, length_bias, position_bias
 from cwpo_trainer.evaluation.certificate import certify, labels_needed
 from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, Assessment
-from cwpo_trainer.evaluation.shift import shift
+from cwpo_trainer.evaluation.shift import ScoredTriplets, shift
 from cwpo_trainer.evaluation.verdict import verdict
 from cwpo_trainer.run import process
-from cwpo_trainer.run.folder import MISTAKES_NAME, RunFolder, check_output, new_run_folder
+from cwpo_trainer.run.folder import (
+    MISTAKES_NAME,
+    TO_LABEL_NAME,
+    RunFolder,
+    check_output,
+    new_run_folder,
+)
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation
 
 # Always the same pair of a conversation: nobody may look for one that is certified.
@@ -73,11 +82,16 @@ def _evaluate(
     annotator = Annotator.load(settings.annotator, dtype=settings.dtype)
     judged = judge_pairs(annotator, pairs)
     metrics = measured(judged)
-    found = _assess(settings, annotator, judged, others, unseen=unseen)
+    scored = None
+    if others and settings.compare_with is not None:
+        scored = ScoredTriplets.of(annotator, others, settings.compare_with, seed=_SEED)
+    found = _assess(settings, judged, scored, unseen=unseen)
     found.verdict = verdict(metrics, found)
     if output is not None:
         output.results |= _results(metrics, found)
         _write_mistakes(output.path / MISTAKES_NAME, judged)
+        if scored is not None and settings.suggest is not None:
+            _write_to_label(output.path / TO_LABEL_NAME, scored.to_label(settings.suggest))
     print(metrics.summary)
     print("\n".join(found.verdict))
     if settings.certify and found.certificate is not None:
@@ -110,9 +124,8 @@ def _check_unseen(folder: Path, pairs: Sequence[LabelledPair], source: str) -> b
 
 def _assess(
     settings: AnnotatorEvaluation,
-    annotator: Annotator,
     judged: JudgedPairs,
-    others: Sequence[Triplet] | None,
+    others: ScoredTriplets | None,
     *,
     unseen: bool,
 ) -> Assessment:
@@ -124,15 +137,9 @@ def _assess(
     if certificate is not None:
         certificate.data_fingerprint = fingerprint(judged.pairs)
     moved = None
-    if others and settings.compare_with is not None:
-        moved = shift(
-            annotator,
-            confidences,
-            others,
-            settings.compare_with,
-            threshold=None if certificate is None else certificate.threshold,
-            seed=_SEED,
-        )
+    if others is not None:
+        threshold = None if certificate is None else certificate.threshold
+        moved = shift(confidences, others, threshold=threshold)
     return Assessment(
         **promise,
         unseen=unseen,
@@ -155,6 +162,12 @@ def _write_mistakes(path: Path, judged: JudgedPairs) -> None:
         JsonlWriter(sink).write(
             [_mistake(judged.pairs[at], float(judged.confidences[at])) for at in wrong]
         )
+
+
+def _write_to_label(path: Path, pairs: Sequence[ReviewPair]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as sink:
+        write_pairs(pairs, "csv", sink)
+    print(f"{len(pairs):,} pairs to label next are in {TO_LABEL_NAME}.", file=sys.stderr)
 
 
 def _mistake(pair: LabelledPair, confidence: float) -> dict[str, Any]:

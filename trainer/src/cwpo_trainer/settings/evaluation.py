@@ -51,11 +51,26 @@ class AnnotatorEvaluation(BadRows, Compute):
         description="File of triplets, labelled or not, such as those to annotate: how do the "
         "confidences on it differ? Not compared by default.",
     )
+    suggest: int | None = Field(
+        None,
+        ge=1,
+        description="Number of --compare-with's triplets that people should label next: unsure "
+        "ones, spread over the data. They are written to OUTPUT/to_label.csv, which `cwpo review "
+        "import` takes back.",
+    )
     dtype: DType = Field(
         "auto",
         description="Number format of the annotator; `auto` picks bfloat16 on a GPU that has it, "
         "else float32.",
     )
+
+    @model_validator(mode="after")
+    def _suggestions_have_a_source_and_a_place(self) -> Self:
+        if self.suggest is not None and (self.compare_with is None or self.output is None):
+            raise ValueError(
+                "--suggest needs --compare-with, the triplets to pick from, and --output"
+            )
+        return self
 
     @model_validator(mode="after")
     def _certificate_has_a_place(self) -> Self:
