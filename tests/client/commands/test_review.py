@@ -102,6 +102,22 @@ def test_answers_in_a_sheet_become_labels_that_training_reads(weighted, tmp_path
     assert "1 ties" in said
 
 
+def test_a_sheet_runs_no_text_as_a_formula_and_gives_it_back(tmp_path):
+    """Prompts and responses are of strangers and of models; spreadsheets run what starts with =."""
+    texts = ["=1+1", "@SUM(A1)", "+1", "- a list", "\tindented", "'=quoted", "'plain", "a = b"]
+    weighted = written(tmp_path / "w.jsonl", texts)
+    export(weighted, tmp_path / "pairs.csv", below=1)
+    rows = sheet(tmp_path / "pairs.csv")
+    assert len(rows) == len(texts)
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in tuple("=@+-\t\r")]
+    with (tmp_path / "answers.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"preferred": "a", "reviewer": "ann"} for row in rows)
+    lines = imported(tmp_path / "labelled.jsonl", [tmp_path / "answers.csv"])
+    assert sorted(line["prompt"] for line in lines) == sorted(texts)
+
+
 @pytest.mark.parametrize("prompts", [["plain"], [CHAT]])
 def test_argilla_s_answers_come_back(tmp_path, prompts):
     weighted = written(tmp_path / "w.jsonl", prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -16,10 +17,11 @@ from cwpo.types import Message, Prompt
 
 ReviewForm = Literal["argilla", "label-studio", "csv"]
 
-_COLUMNS = [
-    *("id", "prompt", "response_a", "response_b"),
-    *("preferred", "reviewer", "annotator", "confidence"),
-]
+_TEXTS = ("id", "prompt", "response_a", "response_b")
+_COLUMNS = [*_TEXTS, "preferred", "reviewer", "annotator", "confidence"]
+# What a spreadsheet runs as a formula (CWE-1236). With an apostrophe before it, it is a text; so is
+# what looks like that, to tell them apart afterwards.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _CHAT = TypeAdapter(list[Message])
 # What annotators of Label Studio choose: our own words, or the sides of its Pairwise tag.
 _CHOICES = {"left": "a", "right": "b"}
@@ -29,7 +31,8 @@ def write_pairs(pairs: Sequence[ReviewPair], form: ReviewForm, sink: TextIO) -> 
     """Write the pairs as that tool imports them, without an answer.
 
     argilla: records for `dataset.records.from_json`. label-studio: tasks. csv: a sheet whose
-    columns `preferred` and `reviewer` are to be filled in.
+    columns `preferred` and `reviewer` are to be filled in; a text that a spreadsheet would run as a
+    formula has an apostrophe before it, which `read_answers` takes away.
     """
     if form == "csv":
         writer = csv.DictWriter(sink, _COLUMNS, restval="", lineterminator="\n")
@@ -90,12 +93,9 @@ def _parsed(
 
 
 def _cells(pair: ReviewPair) -> dict[str, Any]:
-    is_text = isinstance(pair.prompt, str)
+    texts = (pair.id, _prompt_cell(pair.prompt), pair.response_a, pair.response_b)
     return {
-        "id": pair.id,
-        "prompt": pair.prompt if is_text else _CHAT.dump_json([*pair.prompt]).decode(),
-        "response_a": pair.response_a,
-        "response_b": pair.response_b,
+        **{name: _inert(text) for name, text in zip(_TEXTS, texts, strict=True)},
         "annotator": pair.annotator,
         "confidence": pair.confidence,
     }
@@ -105,14 +105,28 @@ def _of_cells(row: dict[str, str]) -> Iterator[dict[str, Any]]:
     preferred = row["preferred"].strip().lower()
     if not preferred:
         return
+    texts = {name: _as_it_was(row[name]) for name in _TEXTS}
     yield {
-        **{name: row[name] for name in ("id", "response_a", "response_b")},
-        "prompt": _prompt(row["prompt"]),
+        **texts,
+        "prompt": _prompt(texts["prompt"]),
         "preferred": preferred,
         "reviewer": (row.get("reviewer") or "").strip() or "unnamed",
         "annotator": row.get("annotator") or None,
         "confidence": row.get("confidence") or None,
     }
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _as_it_was(cell: str) -> str:
+    """The text that `_inert` made this cell of; one that a tool has rid of its mark stays."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _prompt_cell(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else _CHAT.dump_json([*prompt]).decode()
 
 
 def _prompt(cell: str) -> Prompt:
@@ -125,7 +139,7 @@ def _prompt(cell: str) -> Prompt:
 
 def _beside(pair: ReviewPair) -> dict[str, Any]:
     """What the tool keeps, but need not show."""
-    messages = {} if isinstance(pair.prompt, str) else {"messages": _cells(pair)["prompt"]}
+    messages = {} if isinstance(pair.prompt, str) else {"messages": _prompt_cell(pair.prompt)}
     return {"annotator": pair.annotator, "confidence": pair.confidence, **messages}
 
 
