@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cwpo import cli
 from cwpo.errors import CwpoError
-from cwpo_trainer.commands import Evaluate
+from cwpo_annotator import Annotator
+from cwpo_trainer.commands import Evaluate, Online
 from cwpo_trainer.policy.sampling import LoadedPolicy, Sampling
 from cwpo_trainer.policy.vllm_policy import Vllm, VllmPolicy
 from cwpo_trainer.run.folder import read_lines, read_record
+from harness import serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -128,6 +130,36 @@ def test_an_evaluation_says_the_same_with_either(
         assert read_record(output).settings["sampler"] == sampler
         results[sampler] = read_lines(output / "samples.jsonl")
     assert results["vllm"] == results["transformers"]
+
+
+def test_online_rounds_are_sampled_from_the_policy_of_the_round_before(
+    policy, vllm_python, tiny_annotator, tmp_path
+):
+    """Each round starts a vLLM with the folder that the round before has left."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in PROMPTS))
+    align = tmp_path / "align.yaml"
+    align.write_text(
+        "max_steps: 8\nbatch_size: 2\ngradient_accumulation: 1\nlearning_rate: 1.0e-1\n"
+        "dtype: float32\nthreads: 1\nlora: true\nlora_rank: 2\nadapter_only: true\n"
+    )
+    with serving(lambda: Annotator.load(tiny_annotator, device="cpu")) as service:
+        flags = ("--url", service.url, "--model", policy, "--align", align, "--threads", 1)
+        flags = (*flags, "--prompts", prompts, "--rounds", 2, "--max-new-tokens", 12)
+        flags = (*flags, "--sampler", "vllm", "--vllm-python", vllm_python)
+        output = tmp_path / "online"
+        cli.run(Online, [*map(str, flags), "--output", str(output)], "cwpo online")
+    assert [line["pairs"] > 0 for line in read_lines(output / "rounds.jsonl")] == [True, True]
+    assert not psutil.Process(os.getpid()).children(recursive=True)
+    first, second = (output / f"round-{number}" / "policy" for number in (1, 2))
+    assert read_record(second).settings["model"] == str(first)
+    # What the second round was sampled from answers as it does in transformers, unlike the first.
+    expected = LoadedPolicy(str(first), "float32").answers(PROMPTS, GREEDY, None)
+    assert (
+        VllmPolicy(str(first), "float32", Vllm(vllm_python, ())).answers(PROMPTS, GREEDY, None)
+        == expected
+    )
+    assert LoadedPolicy(str(policy), "float32").answers(PROMPTS, GREEDY, None) != expected
 
 
 def test_an_argument_that_vllm_does_not_know_is_told(policy, vllm_python):
