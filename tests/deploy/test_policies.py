@@ -319,6 +319,14 @@ def test_whatever_listens_is_probed(objects):
                     assert probe["exec"]["command"][0] not in ("sh", "bash", "/bin/sh")
 
 
+def test_whatever_runs_on_is_started_again_when_it_hangs(objects):
+    """Jobs end by themselves, and a Valkey that hangs answers no probe of its port."""
+    for item in objects:
+        if item["kind"] in ("Deployment", "StatefulSet", "DaemonSet"):
+            for container in item["spec"]["template"]["spec"]["containers"]:
+                assert "livenessProbe" in container, container["name"]
+
+
 def test_referenced_objects_are_rendered_or_the_users_own(values, objects):
     made = {(item["kind"], item["metadata"]["name"]): item for item in objects}
     given = {(kind, name) for kind in EXISTING for name in _given(values, EXISTING[kind])}

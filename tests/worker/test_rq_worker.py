@@ -1,4 +1,6 @@
+import os
 import pickle
+import time
 
 import pytest
 import rq
@@ -7,6 +9,7 @@ from rq.serializers import DefaultSerializer, JSONSerializer
 
 from cwpo_worker.queue.task_queue import NAME, Task
 from cwpo_worker.rq_worker import TaskWorker
+from harness import TIMEOUT
 
 
 def run_worker(house):
@@ -61,6 +64,30 @@ def test_refused_calls_leave_the_worker_to_the_others(house, tmp_path):
     job_id = house.submit(house.rows(3))
     run_worker(house)
     assert house.ledger.get(job_id, owner=None).state == "completed"
+
+
+@pytest.mark.slow
+def test_a_worker_gives_signs_of_life_for_probes_while_nothing_comes(house, tmp_path):
+    sign = tmp_path / "alive"
+    worker = house.start_worker("--heartbeat-file", str(sign))
+    deadline = time.monotonic() + TIMEOUT
+    while not rq.Worker.all(house.redis):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # Its start gives several; as if it had hung since.
+    time.sleep(2)
+    os.utime(sign, (1, 1))
+    while sign.stat().st_mtime == 1:
+        assert worker.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_heartbeat_file_that_cannot_be_written_is_one_line(house, tmp_path, capfd):
+    worker = house.start_worker("--heartbeat-file", str(tmp_path / "missing" / "alive"))
+    assert worker.wait(TIMEOUT) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "--heartbeat-file" in line
 
 
 def test_a_task_is_named_by_its_id():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -72,6 +73,11 @@ class Worker(ServiceCommand):
         description="Seconds without a heartbeat after which a worker counts as dead and its task "
         "is given to another one.",
     )
+    heartbeat_file: Path | None = Field(
+        None,
+        description="File to touch at each sign of life, every minute at least, busy or not: a "
+        "probe that finds it older than three minutes may end the worker. None by default.",
+    )
     model_wait: ModelWait = MODEL_WAIT_SECONDS
     retention_days: RetentionDays = None
     discard_shards: DiscardShards = False
@@ -86,6 +92,7 @@ class Worker(ServiceCommand):
                 self.redis_url,
                 self.store_url,
                 heartbeat_seconds=self.heartbeat_seconds,
+                heartbeat_file=self.heartbeat_file,
                 model_wait=timedelta(seconds=self.model_wait),
                 kept=None if self.retention_days is None else timedelta(days=self.retention_days),
                 discard_shards=self.discard_shards,

@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import redis
 
 from cwpo import Client
-from cwpo.errors import CwpoError
+from cwpo.errors import ConfigError, CwpoError
 from cwpo.process import collect_garbage_rarely
 from cwpo_worker import tasks
 from cwpo_worker.errors import QueueUnavailableError
@@ -29,7 +30,8 @@ class WorkerProcess:
     """A worker; everything is imported and built before RQ forks a child for each task.
 
     The client opens no connection before its first request, which a child makes.
-    Raises: QueueUnavailableError or StoreError if Redis or the store cannot be used.
+    Raises: QueueUnavailableError or StoreError if Redis or the store cannot be used; ConfigError
+        for a heartbeat file that cannot be written.
     """
 
     def __init__(
@@ -42,7 +44,10 @@ class WorkerProcess:
         model_wait: timedelta,
         kept: timedelta | None = None,
         discard_shards: bool = False,
+        heartbeat_file: Path | None = None,
     ) -> None:
+        if heartbeat_file is not None:
+            _check_writable(heartbeat_file)
         store = BlobStore(store_url)
         store.check()
         connection = connect(redis_url)
@@ -51,7 +56,9 @@ class WorkerProcess:
         self._reconciler = _reconciler(connect(redis_url), store, kept)
         lifecycle = Lifecycle(connection, store)
         self._is_broken = False
-        self._worker = TaskWorker(lifecycle.queue, heartbeat_seconds, tasks.wind_down)
+        self._worker = TaskWorker(
+            lifecycle.queue, heartbeat_seconds, tasks.wind_down, heartbeat_file=heartbeat_file
+        )
         tasks.equip(tasks.Tools(lifecycle, store, client, model_wait, discard_shards))
         # The first array looks for pandas, and importing it takes longer than a shard does.
         pa.array([""])
@@ -84,6 +91,16 @@ class WorkerProcess:
             raise CwpoError("the worker ends: its search for lost tasks failed")
         if not burst and not self._worker.was_stopped:
             raise QueueUnavailableError("the worker lost its job queue; the lines above say how")
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"--heartbeat-file {path} cannot be written: {error.strerror}: name a file in a folder "
+            "that is there and can be written"
+        ) from error
 
 
 def _reconciler(redis: redis.Redis, store: BlobStore, kept: timedelta | None) -> Reconciler:

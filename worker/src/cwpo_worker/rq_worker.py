@@ -27,6 +27,8 @@ from cwpo_worker.queue.task_queue import ALLOWED, Task, TaskQueue
 WIND_DOWN = signal.SIGUSR1
 # Memory of a task in bytes, in addition to that of its worker.
 TASK_BYTES = 768 << 20
+# While no task comes: RQ's worker waits for one 15 s less than this, and then gives a sign of life.
+_IDLE_SECONDS = 45
 # Per core, since pyarrow starts a thread on each, whose whole stack counts as memory.
 _THREAD_BYTES = 16 << 20
 
@@ -41,12 +43,20 @@ class TaskWorker(rq.Worker):
     Args:
         heartbeat_seconds: time without a heartbeat after which its task is given to another worker.
         wind_down: tells the task, in its process, that the worker is about to end.
+        heartbeat_file: touched at each sign of life, for probes; every minute or so even while
+            Redis cannot be reached, which a new worker would not mend.
     """
 
     def __init__(
-        self, queue: TaskQueue, heartbeat_seconds: int, wind_down: Callable[[], None]
+        self,
+        queue: TaskQueue,
+        heartbeat_seconds: int,
+        wind_down: Callable[[], None],
+        *,
+        heartbeat_file: Path | None = None,
     ) -> None:
         self.heartbeat_seconds = heartbeat_seconds
+        self._heartbeat_file = heartbeat_file
         self.was_stopped = False
         self._wind_down = wind_down
         self._die_with_worker = die_with_parent()
@@ -58,7 +68,16 @@ class TaskWorker(rq.Worker):
             connection=queue.rq.connection,
             serializer=JSONSerializer,
             job_monitoring_interval=max(1, heartbeat_seconds // 3),
+            worker_ttl=_IDLE_SECONDS,
         )
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Give a sign of life: to those who look at the file, and to Redis."""
+        if self._heartbeat_file is not None:
+            # Without a file, a probe ends the worker; no task need fail for that.
+            with suppress(OSError):
+                self._heartbeat_file.touch()
+        super().heartbeat(timeout, pipeline)
 
     def get_heartbeat_ttl(self, job: QueuedTask) -> int:
         """Seconds until the task counts as abandoned."""
