@@ -2,9 +2,11 @@
 # Three images from one file: docker build --target service|worker|trainer -t cwpo-service:0.2.0 .
 #
 # The base is pinned by tag, so that rebuilding takes in Python and Debian security fixes. For
-# builds that are the same to the bit, pin its digest: FROM python:3.12-slim-bookworm@sha256:...
+# builds that are the same to the bit, pin its digest:
+#   --build-arg BASE=python:3.12-slim-bookworm@sha256:...
+ARG BASE=python:3.12-slim-bookworm
 
-FROM python:3.12-slim-bookworm AS base
+FROM ${BASE} AS base
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
@@ -18,7 +20,7 @@ RUN groupadd --gid 10001 cwpo \
 
 # An empty environment outside the final images. The base's own Python installs into it, and stays in
 # this stage. What is installed are the versions that are tested together, checked by their hashes,
-# but for torch, which is chosen below.
+# but for torch, which is chosen below. In the end, sbom.cdx.json lists it all (CycloneDX).
 FROM base AS build
 WORKDIR /src
 COPY locks locks
@@ -38,7 +40,9 @@ ARG STORE_DRIVERS
 RUN --mount=type=cache,target=/tmp/.cache/pip \
     /usr/local/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels \
         ./client ./worker \
-    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* ${STORE_DRIVERS}
+    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* ${STORE_DRIVERS} \
+    && /usr/local/bin/python -m cyclonedx_py environment /opt/cwpo/bin/python \
+        --output-reproducible --output-file /opt/cwpo/sbom.cdx.json
 
 
 # On x86_64 the default torch brings CUDA. An image for CPUs:
@@ -63,7 +67,9 @@ ARG STORE_DRIVERS
 RUN --mount=type=cache,target=/tmp/.cache/pip \
     /usr/local/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels \
         ./client ./annotator ./worker ./service \
-    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* ${STORE_DRIVERS}
+    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* ${STORE_DRIVERS} \
+    && /usr/local/bin/python -m cyclonedx_py environment /opt/cwpo/bin/python \
+        --output-reproducible --output-file /opt/cwpo/sbom.cdx.json
 
 
 FROM build-torch AS build-trainer
@@ -76,7 +82,9 @@ COPY trainer trainer
 RUN --mount=type=cache,target=/tmp/.cache/pip \
     /usr/local/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels \
         ./client ./annotator ./trainer \
-    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/*
+    && /usr/local/bin/python -m pip --python /opt/cwpo/bin/python install wheels/* \
+    && /usr/local/bin/python -m cyclonedx_py environment /opt/cwpo/bin/python \
+        --output-reproducible --output-file /opt/cwpo/sbom.cdx.json
 
 
 FROM base AS worker
@@ -85,8 +93,11 @@ LABEL org.opencontainers.image.title="cwpo-worker" \
       org.opencontainers.image.description="Batch annotation jobs of CW-PO; no torch" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
+ENV CWPO_HEARTBEAT_FILE=/tmp/cwpo-worker-alive
 COPY --from=build-worker /opt/cwpo /opt/cwpo
 USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=5s --start-period=1m --retries=3 \
+    CMD ["python", "-c", "import os, sys, time; sys.exit(time.time() - os.stat(os.environ['CWPO_HEARTBEAT_FILE']).st_mtime > 180)"]
 ENTRYPOINT ["cwpo", "worker"]
 
 
@@ -101,6 +112,8 @@ ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility \
 COPY --from=build-trainer /opt/cwpo /opt/cwpo
 USER 10001:10001
 WORKDIR /data
+# A run ends with an exit status, and has no other sign of health.
+HEALTHCHECK NONE
 ENTRYPOINT ["cwpo"]
 
 

@@ -20,7 +20,7 @@ RUN ?= runs/demo
 # Where it is set, each process of the tests would compile torch anew, for ten seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup lock audit demo test test-fast test-vllm test-ray test-wheels coverage chaos lint docs format openapi chart-readme build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
+.PHONY: help setup lock audit demo test test-fast test-vllm images-test test-ray test-wheels coverage chaos lint docs format openapi chart-readme build bench-annotator bench-service bench-hostile bench-jobs bench-train bench-against clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ test: $(INSTALLED) ## run all tests; CWPO_DATA_DIR=FOLDER adds those on real pre
 	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST)
 
 test-fast: $(INSTALLED) ## run the fast tests, in a few minutes
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (slow or chaos or browser or gpu or vllm)" $(PYTEST)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (slow or chaos or browser or gpu or vllm or images)" $(PYTEST)
 
 coverage: $(INSTALLED) ## run all tests, and print the coverage of each module
 	$(BIN)/python -m pytest $(IN_PARALLEL) --cov --cov-report=term:skip-covered $(PYTEST)
@@ -81,6 +81,9 @@ coverage: $(INSTALLED) ## run all tests, and print the coverage of each module
 
 test-vllm: $(INSTALLED) .venv-vllm/.installed ## run the tests with vLLM, which is installed into .venv-vllm
 	CWPO_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/python -m pytest tests/vllm $(PYTEST)
+
+images-test: $(INSTALLED) ## build the images for CPUs and run them, as root, with buildah, runc and debootstrap
+	CWPO_IMAGES_DIR=build/images $(BIN)/python -m pytest tests/images $(PYTEST)
 
 .venv-ray/.installed: $(INSTALLED) locks/ray.txt
 	@echo "Setting up .venv-ray: Ray, with the client, the annotator and the worker"

@@ -27,11 +27,15 @@ class Stage:
 def stages() -> dict[str, Stage]:
     found: dict[str, Stage] = {}
     text = re.sub(r"(?m)^\s*#.*\n", "", (ROOT / "Dockerfile").read_text())
+    default = {}
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
         keyword, _, value = line.partition(" ")
         if keyword == "FROM":
             base, name = value.split(" AS ")
-            found[name] = Stage(base)
+            found[name] = Stage(default.get(base, base))
+        elif not found and keyword == "ARG":
+            name, _, chosen = value.partition("=")
+            default[f"${{{name}}}"] = chosen
         elif keyword:
             list(found.values())[-1].instructions.append((keyword, value.strip()))
     return found
@@ -102,6 +106,23 @@ def test_service_is_asked_whether_it_is_ready(stages):
     command = json.loads(check.partition("CMD ")[2])
     assert "/health/ready" in command[-1]
     compile(command[-1], "HEALTHCHECK", "exec")
+
+
+def test_a_worker_is_asked_for_a_sign_of_life(stages):
+    (check,) = stages["worker"].all("HEALTHCHECK")
+    command = json.loads(check.partition("CMD ")[2])
+    (variable,) = stages["worker"].all("ENV")
+    name, _, file = variable.partition("=")
+    assert name in command[-1]
+    # All that can be written in the container.
+    assert file.startswith("/tmp/")
+    compile(command[-1], "HEALTHCHECK", "exec")
+
+
+def test_images_list_what_is_in_them(stages):
+    for name in FINAL:
+        runs = [run for stage in build_of(stages, name) for run in stage.all("RUN")]
+        assert sum("/opt/cwpo/sbom.cdx.json" in run for run in runs) == 1
 
 
 def test_images_are_labelled(stages):

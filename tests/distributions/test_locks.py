@@ -68,7 +68,10 @@ def test_a_lock_holds_what_its_parts_accept(image, parts):
 
 @pytest.mark.parametrize("name", ["build", "uv", *sorted(IMAGES.keys() - {"ray"})])
 def test_all_locks_have_the_versions_that_are_tested_together(name):
-    tested = locked("dev")
-    assert {key: version(known) for key, (known, _) in locked(name).items()} == {
-        key: version(tested[key][0]) for key in locked(name)
+    tested, entries = locked("dev"), locked(name)
+    if name == "build":
+        # What lists the content of the images is of no use elsewhere.
+        entries = {key: entry for key, entry in entries.items() if key in tested}
+    assert {key: version(known) for key, (known, _) in entries.items()} == {
+        key: version(tested[key][0]) for key in entries
     }

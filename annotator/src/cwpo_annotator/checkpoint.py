@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -197,12 +198,14 @@ def resolve(model: str | Path, *, weights: bool = True) -> Path:
 
     Args:
         weights: download them too, not only configuration and tokenizer.
-    Raises: CheckpointError if there is no such folder, and none can be downloaded from the Hub.
+    Raises: CheckpointError if there is no such folder, and none can be downloaded from the Hub; or
+        for weights that this user may not read.
     """
     folder = Path(model)
     if folder.is_dir():
         if not ((folder / "config.json").is_file() or is_adapter(folder)):
             raise CheckpointError(f"{model}: the folder holds no model: it has no config.json")
+        _check_readable(folder)
         return folder
     name = str(model)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -220,6 +223,15 @@ def resolve(model: str | Path, *, weights: bool = True) -> Path:
         raise CheckpointError(
             f"{model}: no such folder, and no such model on the Hub: {reason}"
         ) from error
+
+
+def _check_readable(folder: Path) -> None:
+    """Libraries write weights for their owner alone, and say of others' that they are not there."""
+    for path in folder.glob("*.safetensors"):
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(
+                f"{path}: the user {os.getuid()} may not read it: `chmod a+r`, or run as its owner"
+            )
 
 
 def is_adapter(folder: Path) -> bool:

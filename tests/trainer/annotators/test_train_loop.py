@@ -63,6 +63,9 @@ def test_a_stopped_run_ends_as_one_that_was_not(more, log, flags, tmp_path, comm
     assert "weight_decay was 0.01" in failure(TrainAnnotator, *other)
     command(TrainAnnotator, *again, "--resume")
     command(TrainAnnotator, *flags, *more, "--output", whole)
+    # Whoever may read the record may read the weights: the service may run as another user.
+    (mode,) = {path.stat().st_mode for path in whole.iterdir() if path.is_file()}
+    assert mode & 0o044
     for name in ("training.jsonl", "sft.jsonl"):
         assert losses(stopped, name) == losses(whole, name)
     assert [step for step, _ in losses(whole)] == [*range(1, STEPS + 1)]

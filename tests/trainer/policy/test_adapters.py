@@ -74,6 +74,9 @@ def test_the_adapter_is_kept_beside_the_merged_model(flags, tiny_causal, tmp_pat
     torch.testing.assert_close(merged, adapted, rtol=0, atol=1e-5)
     # float32 holds it all.
     assert read_record(out).results["update_lost_in_merging"] == 0
+    # Whoever may read the record may read the weights: containers run as another user.
+    for weights in (out / "model.safetensors", out / "adapter" / WEIGHTS):
+        assert weights.stat().st_mode == (out / "run.json").stat().st_mode
 
 
 def test_merging_says_what_rounding_loses(flags, tiny_causal, tmp_path, command, capsys):

@@ -110,10 +110,21 @@ def new_run_folder(
         if process.is_main():
             folder.write_record()
             shutil.rmtree(partial / CHECKPOINTS_NAME, ignore_errors=True)
+            _share_weights(partial)
             partial.rename(path)
     finally:
         if process.is_main() and last_checkpoint(partial) is None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _share_weights(folder: Path) -> None:
+    """Let those read the weights who may read the record.
+
+    safetensors writes them for their owner alone, and containers run as another user.
+    """
+    mode = (folder / RECORD_NAME).stat().st_mode
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
 
 
 def check_output(path: Path, *, resume: bool) -> bool:
