@@ -138,6 +138,28 @@ def test_a_policy_from_labels_to_its_figure(place, capsys):
     assert "<svg" in (folder / "figure.svg").read_text()
 
 
+def test_results_are_shown_where_there_are_neither_data_nor_models(
+    tmp_path, command, failure, capsys, monkeypatch
+):
+    monkeypatch.delenv("CWPO_DATA_DIR", raising=False)
+    show = ("table-12", "--output", tmp_path, "--models", tmp_path / "none", "--show")
+    assert "holds no results" in failure(Reproduce, *show)
+    measured = [
+        Measured(seed=0, value=61.25, low=58.0, high=64.5, spread=None, made_by=["a-0"]),
+        Measured(seed=1, value=62.75, low=59.0, high=65.5, spread=None, made_by=["a-1"]),
+    ]
+    row = RowResult(line=("", "Harmlessness"), column="3B", paper=65.0, measured=measured)
+    folder = tmp_path / "table-12-small"
+    folder.mkdir()
+    what = {"recipe": "table-12", "title": "Size", "measure": "%", "scale": "small"}
+    Results(**what, rows=[row]).write(folder)
+    command(Reproduce, *show)
+    out = capsys.readouterr().out
+    assert "62.0 ± 1.1" in out
+    assert "[58.5, 65.0]" in out
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
 def test_a_dry_run_prints_commands_and_runs_none(place, command, capsys):
     command(Reproduce, "table-12", *flags(place), "--dry-run")
     out = capsys.readouterr().out

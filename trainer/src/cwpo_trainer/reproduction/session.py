@@ -41,7 +41,7 @@ _WIDTH = 200
 
 
 def reproduce(settings: Reproduction) -> None:
-    """List recipes, print the commands of one, or run it and print its table.
+    """List recipes, print the commands or results of one, or run it and print its table.
 
     Raises: ConfigError before anything runs; CwpoError at the end if a row has failed.
     """
@@ -49,6 +49,9 @@ def reproduce(settings: Reproduction) -> None:
         Console().print(_listed(settings))
         return
     recipe = recipe_named(settings.name)
+    if settings.show:
+        _print(recipe, _found(recipe, settings), Console())
+        return
     scale = scale_of(settings)
     rows = recipe.rows(scale)
     _check(rows, settings)
@@ -162,7 +165,7 @@ def run_rows(recipe: Recipe, rows: Sequence[Row], settings: Reproduction) -> Non
 
     Raises: CwpoError at the end if a row has failed; what is done is kept.
     """
-    folder = settings.output / f"{recipe.name}-{settings.scale}"
+    folder = _folder(recipe, settings)
     results = _started(recipe, rows, settings, read_results(folder))
     for seed in range(settings.seeds):
         for row in rows:
@@ -173,6 +176,19 @@ def run_rows(recipe: Recipe, rows: Sequence[Row], settings: Reproduction) -> Non
     failed = sum(len(row.failed) for row in results.rows)
     if failed:
         raise CwpoError(f"{failed} rows have failed, as said above; run it again to repeat them")
+
+
+def _folder(recipe: Recipe, settings: Reproduction) -> Path:
+    return settings.output / f"{recipe.name}-{settings.scale}"
+
+
+def _found(recipe: Recipe, settings: Reproduction) -> Results:
+    """What earlier runs have left. Raises: ConfigError for nothing."""
+    folder = _folder(recipe, settings)
+    found = read_results(folder)
+    if found is None:
+        raise ConfigError(f"{folder} holds no results: name another --output, or run the recipe")
+    return found
 
 
 def _started(
@@ -223,16 +239,20 @@ def _told(measured: Measured) -> str:
 
 def _show(recipe: Recipe, results: Results, folder: Path) -> None:
     """Print the table, and write it and its drawing into the folder."""
-    how = {"averages": recipe.averages, "spread_of_thirds": recipe.spread_of_thirds}
     text = io.StringIO()
     for console in (Console(), Console(file=text, width=_WIDTH)):
-        console.print(table_of(results, **how))
-        for note in notes(results):
-            console.print(note, markup=False, highlight=False)
+        _print(recipe, results, console)
     (folder / TABLE_NAME).write_text(text.getvalue())
     if recipe.drawing is not None:
         (folder / FIGURE_NAME).write_text(_drawn(recipe, results))
     print(folder)
+
+
+def _print(recipe: Recipe, results: Results, console: Console) -> None:
+    how = {"averages": recipe.averages, "spread_of_thirds": recipe.spread_of_thirds}
+    console.print(table_of(results, **how))
+    for note in notes(results):
+        console.print(note, markup=False, highlight=False)
 
 
 def _drawn(recipe: Recipe, results: Results) -> str:

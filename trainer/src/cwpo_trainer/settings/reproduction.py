@@ -64,6 +64,12 @@ class Reproduction(Compute):
         False, description="Check the settings of every row, and print its commands."
     )
 
+    show: bool = Field(
+        False,
+        description="Print the table of the results that --output holds already, and run nothing: "
+        "neither data nor models are needed.",
+    )
+
     @model_validator(mode="after")
     def _something_is_wanted(self) -> Self:
         if self.name is None and not self.list:
