@@ -39,7 +39,9 @@ def test_compose_has_no_default_for_a_secret():
 
 def test_compose_services_are_hardened_and_start_in_order(compose):
     services = compose["services"]
-    assert services.keys() == {"valkey", "service", "worker"}
+    asked_for = {name for name, service in services.items() if "profiles" in service}
+    assert services.keys() - asked_for == {"valkey", "service", "worker"}
+    assert asked_for == {"prometheus", "grafana"}
     for service in services.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -53,15 +55,18 @@ def test_compose_services_are_hardened_and_start_in_order(compose):
 
 def test_compose_publishes_on_loopback_only(compose):
     published = {name: s["ports"] for name, s in compose["services"].items() if "ports" in s}
-    assert published.keys() == {"service"}
-    assert all(port.startswith("127.0.0.1:") for port in published["service"])
+    assert published.keys() == {"service", "prometheus", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
 def test_compose_volumes_are_declared(compose):
     for service in compose["services"].values():
         for volume in service["volumes"]:
-            if not volume.startswith("${"):
-                assert volume.partition(":")[0] in compose["volumes"]
+            source = volume.partition(":")[0]
+            if source.startswith("./"):
+                assert (DEPLOY / source).is_file()
+            elif not volume.startswith("${"):
+                assert source in compose["volumes"]
 
 
 @pytest.mark.parametrize(("service", "command"), [("service", "serve"), ("worker", "worker")])

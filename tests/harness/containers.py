@@ -1,22 +1,27 @@
 """Images built by buildah and containers run by runc: neither needs a daemon.
 
 A container here is as the chart makes one: a read-only root, /tmp in memory, user 10001, no
-capabilities, no new privileges. It shares the network of the machine.
+capabilities, no new privileges. It shares the network of the machine, or a namespace.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import TIMEOUT
+
 ROOT = Path(__file__).parents[2]
 BASE = "python:3.12-slim-bookworm"
+TARGETS = ("worker", "service", "trainer")
 USER = 10001
 # Of torch, where the machine's pip knows no folder with one for CPUs.
 _CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
@@ -99,6 +104,7 @@ class Container:
         environment: in addition to the image's.
         mounts: folders of the machine by their place in the container; they can be read only, but
             for those in `writable`.
+        network: a network namespace of the machine (`ip netns`) in the place of its own network.
     """
 
     def __init__(
@@ -112,8 +118,9 @@ class Container:
         environment: Mapping[str, str] | None = None,
         mounts: Mapping[str, Path] | None = None,
         writable: Mapping[str, Path] | None = None,
+        network: str | None = None,
     ) -> None:
-        self._images, self.name = images, name
+        self._images, self.name, self._network = images, name, network
         self._config = images.config(image)
         self._working = images.buildah("from", "--pull-never", image).strip()
         self.root = Path(images.buildah("mount", self._working).strip())
@@ -184,13 +191,40 @@ class Container:
             "noNewPrivileges": True,
         }
         namespaces = config["linux"]["namespaces"]
-        config["linux"]["namespaces"] = [each for each in namespaces if each["type"] != "network"]
+        namespaces = [each for each in namespaces if each["type"] != "network"]
+        if self._network is not None:
+            namespaces.append({"type": "network", "path": f"/run/netns/{self._network}"})
+        config["linux"]["namespaces"] = namespaces
         config["mounts"] += [
             _tmpfs("/tmp"),
             *(_bound(place, folder, "ro") for place, folder in mounts.items()),
             *(_bound(place, folder, "rw") for place, folder in writable.items()),
         ]
         path.write_text(json.dumps(config))
+
+
+def until(reached: Callable[[], bool], *watched: Container) -> None:
+    """Wait for a condition; if one of the containers ends meanwhile, fail with its log."""
+    deadline = time.monotonic() + TIMEOUT
+    while not reached():
+        for container in watched:
+            assert container.process.poll() is None, container.log.read_text()
+        assert time.monotonic() < deadline, [each.log.read_text() for each in watched]
+        time.sleep(0.2)
+
+
+def readable(checkpoint: Path, folder: Path) -> Path:
+    """A copy that all may read, as from a volume; weights are written for their owner alone."""
+    shutil.copytree(checkpoint, folder)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+def key_lines(**keys: str) -> str:
+    """The file of API keys, by the names of their owners."""
+    hashed = {name: hashlib.sha256(key.encode()).hexdigest() for name, key in keys.items()}
+    return "".join(f"{name}:{digest}\n" for name, digest in hashed.items())
 
 
 class _PipOfTheMachine:

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from containers import Container, Images
+from containers import TARGETS, key_lines, readable, until
 from cwpo import Client
 from cwpo.process import free_port
-from harness import TIMEOUT, House
+from harness import House
 
 pytestmark = [pytest.mark.images, pytest.mark.timeout(3600)]
 
-TARGETS = ("worker", "service", "trainer")
 KEY, WORKER_KEY = "a key of a person", "a key of a worker"
-
-
-@pytest.fixture(scope="module")
-def images() -> Images:
-    folder = os.environ.get("CWPO_IMAGES_DIR")
-    if folder is None:
-        pytest.skip("CWPO_IMAGES_DIR is not set: make images-test")
-    for tool in ("buildah", "runc", "debootstrap"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-    return Images(Path(folder).resolve())
-
-
-@pytest.fixture(scope="module")
-def built(images) -> dict[str, str]:
-    """The names of the images by target."""
-    return {target: images.build(target) for target in TARGETS}
-
-
-@pytest.fixture
-def containers(images) -> Iterator:
-    """Starts containers, and removes them."""
-    with ExitStack() as stack:
-
-        def start(name, image, **options):
-            container = Container(images, f"cwpo-{os.getpid()}-{name}", image, **options)
-            stack.callback(container.remove)
-            return container
-
-        yield start
 
 
 @pytest.fixture
@@ -61,15 +24,6 @@ def shared(tmp_path) -> Path:
     folder.mkdir()
     folder.chmod(0o777)
     return folder
-
-
-def until(reached, *watched: Container) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not reached():
-        for container in watched:
-            assert container.process.poll() is None, container.log.read_text()
-        assert time.monotonic() < deadline, [each.log.read_text() for each in watched]
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -100,10 +54,7 @@ def test_service_worker_and_valkey_do_a_job(images, built, containers, tiny_anno
     )
     annotator = readable(tiny_annotator, shared.parent / "annotator")
     keys = shared.parent / "keys"
-    keys.write_text(
-        "".join(f"{line}\n" for line in (_line("ada", KEY), _line("worker", WORKER_KEY)))
-    )
-    keys.chmod(0o644)
+    keys.write_text(key_lines(ada=KEY, worker=WORKER_KEY))
     common = {
         "CWPO_REDIS_URL": f"redis://:secret@127.0.0.1:{redis_port}/0",
         "CWPO_STORE_URL": "/data/store",
@@ -176,14 +127,6 @@ def test_the_trainer_trains(built, containers, tiny_causal, shared):
     assert json.loads(lines[-1])["step"] == 3
 
 
-def readable(checkpoint: Path, folder: Path) -> Path:
-    """A copy that all may read, as from a volume; weights are written for their owner alone."""
-    shutil.copytree(checkpoint, folder)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return folder
-
-
 def test_weights_that_the_user_of_the_image_may_not_read_are_named(
     built, containers, tiny_causal, shared
 ):
@@ -204,7 +147,3 @@ def test_weights_that_the_user_of_the_image_may_not_read_are_named(
     until(lambda: trainer.process.poll() is not None)
     (line,) = trainer.log.read_text().splitlines()
     assert "/models/policy/model.safetensors: the user 10001 may not read it" in line
-
-
-def _line(name: str, key: str) -> str:
-    return f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"

@@ -101,7 +101,7 @@ def _tasks(totals: Totals) -> Iterator[Metric]:
 def _workers(totals: Totals) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "cwpo_workers",
-        "Workers; one that was killed counts for up to eight minutes more",
+        "Workers; one that was killed counts for up to two minutes more",
         value=totals.workers,
     )
     yield GaugeMetricFamily(

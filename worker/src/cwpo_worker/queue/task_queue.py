@@ -169,7 +169,7 @@ class TaskQueue:
         return 0.0
 
     def workers(self) -> int:
-        """The number of workers; one that was killed counts for up to eight minutes more.
+        """The number of workers; one that was killed counts for up to two minutes more.
 
         So long lives the key that RQ keeps of a worker, which an idle one renews rarely.
         """

@@ -42,7 +42,7 @@ class Totals:
     waited_seconds: seconds that the first waiting task has waited; 0 if none waits.
     waiting_for_model: number of jobs that wait because no replica hosts their annotator.
     refused: number of tasks that wait because the service refused the API key of their worker.
-    workers: number of workers; one that was killed counts for up to eight minutes more.
+    workers: number of workers; one that was killed counts for up to two minutes more.
     is_reconciled: whether a round of a worker's reconciler has succeeded in the last minute.
     counts: counters of events, which start at zero when Redis is empty.
     """
