@@ -128,6 +128,15 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do(rules):
         assert "demo-cwpo" in rule["annotations"]["description"]
 
 
+def test_the_runbook_says_what_to_do_at_each_alert_and_where_to_look(rules, dashboard):
+    text = (CHART.parents[2] / "docs" / "runbook.md").read_text()
+    assert {rule["alert"] for rule in rules} == set(re.findall(r"(?m)^\| `(Cwpo\w+)`", text))
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    named_there = set(re.findall(r"\*([A-Z][^*]+)\*", text))
+    assert named_there
+    assert named_there <= titles
+
+
 def test_labels_by_which_they_are_found(objects):
     (rule,) = of_kind(objects, "PrometheusRule")
     assert rule["metadata"]["labels"]["release"] == "prometheus"
