@@ -9,6 +9,7 @@ import pytest
 
 from cwpo.reviews.agreement import merged
 from cwpo.reviews.forms import read_answers
+from cwpo_worker.errors import UnknownReviewError
 from cwpo_worker.reviews.reviews import Reviews
 from harness import TIMEOUT
 
@@ -161,6 +162,31 @@ def test_who_and_when_and_by_which_key_is_kept(office, alice, job):
     kept = json.loads(office.store.read(key))
     assert (kept["reviewer"], kept["key"], kept["preferred"]) == ("Ada", "alice", "b")
     assert kept["at"].endswith("Z")
+
+
+def test_a_deleted_review_is_gone_from_the_store_and_from_every_replica(
+    office, alice, job, problem
+):
+    review, other = start(alice, job), start(alice, job)
+    row = turn(alice, review, "next", "Ada")["row"]
+    turn(alice, review, "answers", "Ada", number=row["number"], preferred="a")
+    replica = Reviews(office.redis, office.store, office.ledger)
+    assert replica.get(review, owner="alice").progress.answers == 1
+    assert replica.get(other, owner="alice").progress.answers == 0
+    before = alice.get(f"/reviews/{review}").json()
+    answer = alice.delete(f"/reviews/{review}")
+    assert answer.status_code == 200
+    assert answer.json() == before
+    assert office.store.list(f"reviews/{review}") == []
+    assert problem(alice.get(f"/reviews/{review}"))["status"] == 404
+    assert problem(alice.delete(f"/reviews/{review}"))["status"] == 404
+    assert review not in [each["id"] for each in alice.get("/reviews").json()["reviews"]]
+    # One that nobody has answered, too.
+    assert alice.delete(f"/reviews/{other}").status_code == 200
+    for gone in (review, other):
+        with pytest.raises(UnknownReviewError):
+            replica.get(gone, owner="alice")
+    assert alice.get(f"/jobs/{job}").status_code == 200
 
 
 def test_others_do_not_see_a_review(office, alice, job, problem):

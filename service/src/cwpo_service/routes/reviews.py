@@ -55,7 +55,8 @@ KeyName = Annotated[str | None, Depends(_key_name)]
     responses={
         **_SENT,
         **leads_to(
-            "review_id", "get_review", "next_row", "answer_row", "undo_answer", "download_answers"
+            *("review_id", "get_review", "delete_review", "next_row", "answer_row"),
+            *("undo_answer", "download_answers"),
         ),
     },
     openapi_extra=accepts(ReviewRequest, {"job_id": "job-0123456789abcdef01234567"}),
@@ -83,6 +84,12 @@ async def list_reviews(jobs: CurrentJobs, owner: Owner) -> ReviewList:
 async def get_review(review_id: str, jobs: CurrentJobs, owner: Owner) -> Review:
     """The review and its progress."""
     return await run_in_threadpool(jobs.reviews.get, review_id, owner=owner)
+
+
+@router.delete("/{review_id}", summary="Delete a review", responses=documented(404, 503))
+async def delete_review(review_id: str, jobs: CurrentJobs, owner: Owner) -> Review:
+    """Remove a review with its rows and all answers; the answer is what it was. The job stays."""
+    return await run_in_threadpool(jobs.reviews.delete, review_id, owner=owner)
 
 
 @router.post(

@@ -1,8 +1,8 @@
 """All reviews: their rows and answers in the store, and who looks at which row in Redis.
 
 A review is a record and its rows, which never change, and a blob for each answer and each undone
-one: nothing that a person said is ever replaced. Who holds a row is forgotten after HELD_SECONDS,
-and if Redis is lost, at worst two people answer the same row.
+one: nothing that a person said is ever replaced, until the review is deleted as a whole. Who holds
+a row is forgotten after HELD_SECONDS, and if Redis is lost, at worst two people answer one row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from threading import Lock
@@ -131,6 +132,19 @@ class Reviews:
     def get(self, review_id: str, *, owner: str | None) -> Review:
         """The review as it stands. Raises: UnknownReviewError."""
         return self._opened(review_id, owner).public()
+
+    def delete(self, review_id: str, *, owner: str | None) -> Review:
+        """Remove a review with its rows and all answers, and return what it was.
+
+        Raises: UnknownReviewError.
+        """
+        review = self._opened(review_id, owner).public()
+        folder = _Folder(review_id)
+        # The record first: without it, there is no review, whatever is still there of it.
+        self._store.delete(folder.record)
+        self._store.delete_folder(folder.all)
+        self._forget(review_id)
+        return review
 
     def next(self, review_id: str, reviewer: str, *, owner: str | None) -> ReviewStep:
         """A row for this person, the same one until it is answered; nobody else gets it meanwhile.
@@ -262,8 +276,15 @@ class Reviews:
                     self._open.popitem(last=False)
         if owner is not None and review.record.owner != owner:
             raise UnknownReviewError(f"there is no review {review_id[:64]!r}")
-        review.refresh()
+        # Another replica may have deleted it since.
+        if not review.refresh() and self._record(review_id) is None:
+            self._forget(review_id)
+            raise UnknownReviewError(f"there is no review {review_id[:64]!r}")
         return review
+
+    def _forget(self, review_id: str) -> None:
+        with self._lock:
+            self._open.pop(review_id, None)
 
     def _record(self, review_id: str) -> ReviewRecord | None:
         if not ids.is_valid("review", review_id):
@@ -278,6 +299,10 @@ class _Folder(NamedTuple):
     """The keys of a review's blobs."""
 
     id: str
+
+    @property
+    def all(self) -> str:
+        return f"reviews/{self.id}"
 
     @property
     def record(self) -> str:
@@ -313,12 +338,19 @@ class _OpenReview:
         """The rows, which are read when the first one is needed."""
         return _ROWS.validate_json(self._store.read(self._folder.rows))
 
-    def refresh(self) -> None:
-        """Read what was added, here or by another replica."""
+    def refresh(self) -> bool:
+        """Read what was added, here or by another replica.
+
+        Returns: whether all that was known of is there, and is something: nothing of a review that
+        has been deleted is.
+        """
         with self._lock:
-            for key in self._store.list(self._folder.answers):
+            keys = self._store.list(self._folder.answers)
+            for key in keys:
                 if key not in self._read:
-                    self._note(key, AnswerRecord.model_validate_json(self._store.read(key)))
+                    with suppress(BlobNotFoundError):
+                        self._note(key, AnswerRecord.model_validate_json(self._store.read(key)))
+            return bool(keys) and self._read.keys() <= set(keys)
 
     def add(self, answer: AnswerRecord) -> None:
         """Keep an answer."""
