@@ -84,9 +84,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--annotator-epochs", type=float, default=3, help="epochs over the labelled pairs"
     )
-    parser.add_argument("--steps", type=int, default=8, help="steps of SFT and of each alignment")
+    parser.add_argument("--steps", type=int, default=6, help="steps of SFT and of each alignment")
     parser.add_argument(
-        "--prompts", type=int, default=16, help="number of prompts to sample answers for"
+        "--prompts", type=int, default=8, help="number of prompts to sample answers for"
     )
     parser.add_argument(
         "--keep", action="store_true", help="serve the annotator at the end, until Ctrl-C"
@@ -225,7 +225,7 @@ def evaluate(arguments: argparse.Namespace, run: Path) -> None:
         # There is no other reward model here. The report says what that means.
         "--judge", run / "annotator", "--allow-annotator-as-judge",
         "--data", run / "splits" / "held_out.jsonl", "--output", run / "evaluation",
-        "--prompts", arguments.prompts, "--max-new-tokens", 48, "--batch-size", 16,
+        "--prompts", arguments.prompts, "--max-new-tokens", 32, "--batch-size", 16,
     )  # fmt: skip
     cwpo("report", run)
 
