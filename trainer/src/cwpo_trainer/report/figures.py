@@ -269,7 +269,9 @@ def by_column(
             axes.plot(shifted, theirs, "D", color=colour, markerfacecolor="none")
         axes.set_xticks(places, columns)
         axes.set_ylabel(label)
-        axes.legend(fontsize=7, title="hollow: the paper", title_fontsize=7)
+        is_compared = any(value is not None for figures in papers.values() for value in figures)
+        title = "hollow: the paper" if is_compared else None
+        axes.legend(fontsize=7, title=title, title_fontsize=7)
     return svg()
 
 

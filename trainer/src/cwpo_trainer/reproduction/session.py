@@ -257,7 +257,7 @@ def _print(recipe: Recipe, results: Results, console: Console) -> None:
 
 def _drawn(recipe: Recipe, results: Results) -> str:
     columns = [*dict.fromkeys(row.column for row in results.rows)]
-    lines = [*dict.fromkeys(row.line for row in results.rows)]
+    lines = [*dict.fromkeys(row.line for row in results.rows if row.measured)]
     ours, papers = {}, {}
     for line in lines:
         of_line = {row.column: row for row in results.rows if row.line == line}
