@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import httpx2
 import pytest
+import redis
 
 from cwpo.reviews.agreement import merged
 from cwpo.reviews.forms import read_answers
@@ -121,6 +122,31 @@ def test_every_row_gets_as_many_answers_as_are_wanted_by_different_people(alice,
     ]
     assert alice.get(f"/reviews/{review}").json()["progress"]["rows_done"] == 6
     assert len({(each["id"], each["reviewer"]) for each in answers}) == len(answers) == 12
+
+
+def test_a_row_that_is_answered_while_a_person_takes_it_is_not_handed_out_again(office, alice, job):
+    """By a replica whose request to Redis is late."""
+    review = start(alice, job, most=3)
+
+    class Late(redis.Redis):
+        """Sets a free place only after somebody else has taken it, answered, and left it."""
+
+        is_late = True
+
+        def set(self, *arguments, **options):
+            if options.get("nx") and self.is_late:
+                self.is_late = False
+                row = turn(alice, review, "next", "Ada")["row"]
+                turn(alice, review, "answers", "Ada", number=row["number"], preferred="a")
+            return super().set(*arguments, **options)
+
+    with Late.from_url(office.valkey.url) as late:
+        replica = Reviews(late, office.store, office.ledger)
+        # Ada has answered row 0, and been handed row 1.
+        assert replica.next(review, "Bob", owner="alice").row.number == 2
+    progress = alice.get(f"/reviews/{review}").json()["progress"]
+    assert progress["reviewers"] == {"Ada": 1}
+    assert progress["rows_done"] == 1
 
 
 def test_undo_takes_back_the_last_answer_and_keeps_it_in_the_store(office, alice, job):

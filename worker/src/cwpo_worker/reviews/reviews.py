@@ -252,7 +252,21 @@ class Reviews:
                 return False
             free = places[holders.index(None)]
             if self._redis.set(free, reviewer, ex=HELD_SECONDS, nx=True):
-                return True
+                return self._is_wanted(review, number, reviewer, free)
+
+    def _is_wanted(self, review: _OpenReview, number: int, reviewer: str, place: str) -> bool:
+        """Whether the row still wants the answer of who has just taken this place; else it is left.
+
+        The place was free when it was looked at, and may have been taken, answered and given back
+        before it was taken now.
+        """
+        review.refresh()
+        holders = map(_text, self._redis.mget(_places(review.record, number)))
+        others = {holder for holder in holders if holder not in (None, reviewer)}
+        if len(review.reviewers_of(number) | others) < review.record.answers_per_row:
+            return True
+        self._redis.delete(place)
+        return False
 
     def _release(self, review: _OpenReview, number: int, reviewer: str) -> None:
         """Give back the place of a row that is answered."""
