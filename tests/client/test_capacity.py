@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cwpo.capacity import MEASURED, PEAK_TFLOPS, annotation
+from cwpo.capacity import MEASURED, PEAK_TFLOPS, plan_annotation
 from cwpo.errors import ConfigError
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 def plan(**options):
     options = {"rows": 1e6, "tokens": 400, "parameters": 358e6, "gpu": "h100", "gpus": 1} | options
-    return annotation(**options)
+    return plan_annotation(**options)
 
 
 def test_a_job_by_hand():

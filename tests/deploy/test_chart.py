@@ -402,3 +402,26 @@ def test_the_readme_lists_the_values_of_the_schema(chart):
 def test_what_cannot_run_is_not_rendered(values, message):
     with pytest.raises(helm_python.HelmRenderError, match=message):
         rendered(values)
+
+
+def test_a_worker_without_a_recent_sign_of_life_is_started_again(tmp_path):
+    """The probe itself, run as the cluster would run it."""
+    (worker,) = [each for each in manifests.containers(rendered(MODEL)) if each["name"] == "worker"]
+    (file,) = [each["value"] for each in worker["env"] if each["name"] == "CWPO_HEARTBEAT_FILE"]
+    assert file.startswith("/tmp/")
+    python, *rest = worker["livenessProbe"]["exec"]["command"]
+    assert python == "python"
+    sign = tmp_path / "alive"
+
+    def status():
+        environment = {**os.environ, "CWPO_HEARTBEAT_FILE": str(sign)}
+        done = subprocess.run(
+            [sys.executable, *rest], env=environment, capture_output=True, check=False
+        )
+        return done.returncode
+
+    assert status() != 0
+    sign.touch()
+    assert status() == 0
+    os.utime(sign, (1, 1))
+    assert status() != 0

@@ -52,7 +52,7 @@ MEASURED = Measured()
 
 
 @dataclass(frozen=True)
-class Annotation:
+class AnnotationPlan:
     """What it takes to annotate `rows` triplets with `gpus` GPUs.
 
     per_second: triplets of all GPUs; hours: of the GPUs, all together at work.
@@ -76,7 +76,7 @@ class Annotation:
     cost_per_million: float | None
 
 
-def annotation(
+def plan_annotation(
     *,
     rows: float,
     tokens: float,
@@ -84,8 +84,7 @@ def annotation(
     gpu: str,
     gpus: int,
     gpu_hour: float | None = None,
-    measured: Measured = MEASURED,
-) -> Annotation:
+) -> AnnotationPlan:
     """The plan of one job.
 
     Args:
@@ -96,35 +95,35 @@ def annotation(
     """
     if gpu not in PEAK_TFLOPS:
         raise ConfigError(f"no GPU {gpu!r} is known; there are {', '.join(sorted(PEAK_TFLOPS))}")
-    reached = _reached(parameters, measured) * PEAK_TFLOPS[gpu] / PEAK_TFLOPS["h100"]
+    reached = _reached(parameters) * PEAK_TFLOPS[gpu] / PEAK_TFLOPS["h100"]
     of_one = reached * 1e12 / (2 * parameters * tokens)
     per_second = gpus * of_one
     hours = rows / per_second / _SECONDS_OF_HOUR
     cost = None if gpu_hour is None else hours * gpus * gpu_hour
-    text = rows * tokens * measured.text_bytes
-    return Annotation(
+    text = rows * tokens * MEASURED.text_bytes
+    return AnnotationPlan(
         rows=rows,
         gpus=gpus,
         per_second=per_second,
         hours=hours,
         is_scaled=gpu != "h100",
-        worker_cores=math.ceil(per_second * measured.worker_seconds),
-        service_cores=math.ceil(per_second * measured.service_seconds),
-        requests=math.ceil(rows / measured.request_rows),
-        redis_bytes=measured.redis_bytes,
-        store_bytes=text * sum(measured.stored),
+        worker_cores=math.ceil(per_second * MEASURED.worker_seconds),
+        service_cores=math.ceil(per_second * MEASURED.service_seconds),
+        requests=math.ceil(rows / MEASURED.request_rows),
+        redis_bytes=MEASURED.redis_bytes,
+        store_bytes=text * sum(MEASURED.stored),
         cost=cost,
         cost_per_million=None if cost is None else cost / rows * _MILLION,
     )
 
 
-def _reached(parameters: float, measured: Measured) -> float:
+def _reached(parameters: float) -> float:
     """TFLOP/s at this size: between measured sizes by their logarithms, beyond them as at the ends.
 
     Larger models keep a GPU busier, so that those above the largest one are underestimated; those
     below the smallest one are bound by other things than products, and lose in proportion.
     """
-    (small, low), *_, (large, high) = measured.h100_tflops
+    (small, low), *_, (large, high) = MEASURED.h100_tflops
     if parameters <= small:
         return low * parameters / small
     share = min(1.0, math.log(parameters / small) / math.log(large / small))

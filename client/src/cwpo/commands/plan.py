@@ -10,7 +10,7 @@ from pydantic_settings import CliSubCommand
 from rich.console import Console
 from rich.table import Table
 
-from cwpo.capacity import PEAK_TFLOPS, Annotation, annotation
+from cwpo.capacity import PEAK_TFLOPS, AnnotationPlan, plan_annotation
 from cwpo.cli import AsJson, Command
 
 _HOURS_OF_DAY = 24
@@ -45,7 +45,7 @@ class PlanAnnotation(Command):
 
     def cli_cmd(self) -> None:
         """Print the plan."""
-        plan = annotation(
+        plan = plan_annotation(
             rows=self.rows,
             tokens=self.tokens,
             parameters=self.parameters,
@@ -74,7 +74,7 @@ class Plan(Command):
     annotate: CliSubCommand[PlanAnnotation]
 
 
-def _lines(plan: Annotation, gpu: str) -> list[tuple[str, str]]:
+def _lines(plan: AnnotationPlan, gpu: str) -> list[tuple[str, str]]:
     scaled = f" (measured on h100, scaled to {gpu} by their peaks)" if plan.is_scaled else ""
     lines = [
         ("triplets/s", f"{plan.per_second:,.0f}{scaled}"),
