@@ -1,6 +1,6 @@
 """Several runs of training commands in the processes of one torchrun, which import torch once.
 
-usage: in_turn.py FOLDER: FOLDER/runs.json has a list of runs: name, command, flags, port, and the
+usage: in_turn.py FOLDER: FOLDER/runs.json has a list of runs: name, command, flags, and the
 tokens that the second process has memory for, or null. What a process prints in a run goes to
 NAME.RANK.txt in the folder, and its exit code to the last line of it.
 """
@@ -14,6 +14,8 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
+from cwpo.process import free_port
+
 COMMANDS = {
     "align": "Align",
     "sft": "Sft",
@@ -25,15 +27,19 @@ COMMANDS = {
 def main(folder: Path) -> None:
     # Loaded before the processes part.
     import datasets  # noqa: F401
+    from torch.distributed import TCPStore
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification  # noqa: F401
 
     import cwpo_trainer.annotators.pipeline
     import cwpo_trainer.policy.immediate_updates  # noqa: F401
 
     # A group cannot be made anew in the store of torchrun: each run has one of its own.
+    of_torchrun = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     for each in json.loads((folder / "runs.json").read_text()):
-        os.environ["MASTER_PORT"] = str(each["port"])
+        if os.environ["RANK"] == "0":
+            of_torchrun.set(each["name"], str(free_port()))
+        os.environ["MASTER_PORT"] = of_torchrun.get(each["name"]).decode()
         with (folder / f"{each['name']}.{os.environ['RANK']}.txt").open("w") as said:
             child = os.fork()
             if not child:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -40,18 +38,14 @@ def in_two_processes(root, runs):
         runs: by name: the command, its flags, and the tokens that the second process has memory
             for, or None.
     """
-    with ExitStack() as sockets:
-        ports = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in runs]
-        ports = [each.getsockname()[1] for each in ports]
     given = [
         {
             "name": name,
             "command": command,
             "flags": [*map(str, (*flags, "--output", root / name))],
             "tokens": tokens,
-            "port": port,
         }
-        for (name, (command, flags, tokens)), port in zip(runs.items(), ports, strict=True)
+        for name, (command, flags, tokens) in runs.items()
     ]
     (root / "runs.json").write_text(json.dumps(given))
     done = launched(IN_TURN, root)
