@@ -1,13 +1,15 @@
-"""POST /annotate, /score and /rank and GET /model, which are methods of the client itself."""
+"""POST /annotate, /score and /rank, and /model, which are methods of the client itself."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
+
+from pydantic import ValidationError
 
 from cwpo.batches import (
     ANNOTATE,
@@ -24,7 +26,7 @@ from cwpo.batches import (
 )
 from cwpo.connection import AsyncConnection, Connection
 from cwpo.datasets.records import Rows, count
-from cwpo.errors import TooLargeError
+from cwpo.errors import CwpoError, TooLargeError, mistake_in
 from cwpo.progress import Progress, shown
 from cwpo.transport import Call
 from cwpo.types import (
@@ -32,12 +34,15 @@ from cwpo.types import (
     Annotation,
     FailedAnnotation,
     FailedScore,
+    GoldenTriplet,
+    ModelChange,
     ModelInfo,
     Priority,
     Ranking,
     RankResponse,
     Score,
     ScoreResponse,
+    SwapRequest,
     Truncation,
 )
 
@@ -193,6 +198,19 @@ class Annotations:
     def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
         return self._connection.send(_model())
+
+    def change_model(self, annotator: str, *, golden: Iterable[GoldenTriplet] = ()) -> ModelChange:
+        """Have the replica that answers load another annotator, and label by it from now on.
+
+        Takes as long as loading takes: a client with a short `timeout` gives up before, and the
+        replica goes on. Needs a key with the scope `admin`.
+
+        Args:
+            annotator: a folder of the service, or a Hub id.
+            golden: triplets that it has to label so; else the present annotator stays.
+        Raises: CwpoError, with the reason, where the present annotator stays.
+        """
+        return self._connection.send(_model_change(annotator, golden))
 
     def _all(
         self,
@@ -408,6 +426,21 @@ class AsyncAnnotations:
         """The annotator that the service has loaded, and the limits of the service."""
         return await self._connection.send(_model())
 
+    async def change_model(
+        self, annotator: str, *, golden: Iterable[GoldenTriplet] = ()
+    ) -> ModelChange:
+        """Have the replica that answers load another annotator, and label by it from now on.
+
+        Takes as long as loading takes: a client with a short `timeout` gives up before, and the
+        replica goes on. Needs a key with the scope `admin`.
+
+        Args:
+            annotator: a folder of the service, or a Hub id.
+            golden: triplets that it has to label so; else the present annotator stays.
+        Raises: CwpoError, with the reason, where the present annotator stays.
+        """
+        return await self._connection.send(_model_change(annotator, golden))
+
     async def _all(
         self,
         question: Question[A],
@@ -477,3 +510,11 @@ class AsyncAnnotations:
 
 def _model() -> Call[ModelInfo]:
     return Call("GET", "/model", ModelInfo)
+
+
+def _model_change(annotator: str, golden: Iterable[GoldenTriplet]) -> Call[ModelChange]:
+    try:
+        body = SwapRequest(annotator=annotator, golden=list(golden))
+    except ValidationError as error:
+        raise CwpoError(f"the model cannot be changed: {mistake_in(error)}") from error
+    return Call("POST", "/model", ModelChange, body=body)
