@@ -1,10 +1,11 @@
-"""`cwpo quantize`."""
+"""`cwpo quantize` and `cwpo fetch`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
 from cwpo.cli import Command
 
@@ -41,3 +42,31 @@ class Quantize(Command):
             f"{self.output}: int8 gives the same label as float32 to {check.agreement:.2%} of "
             f"{check.pairs:,} triplets"
         )
+
+
+class Fetch(Command):
+    """Copy an annotator from an object store or the Hub into a folder, and check which it is.
+
+    The folder appears once it is complete; if it is there, it is checked and left as it is. An
+    annotator of another revision is not kept.
+
+    Example:
+        cwpo fetch s3://bucket/annotator /models/annotator --revision 2990d7939581
+    """
+
+    source: CliPositionalArg[str] = Field(
+        description="URL of a folder (s3://bucket/annotator), Hub id (owner/name), or folder."
+    )
+    folder: CliPositionalArg[Path] = Field(description="Folder to create.")
+    revision: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{12}$",
+        description="Revision that the annotator has to have, as `cwpo model show` and every "
+        "dataset name it; by default any.",
+    )
+
+    def cli_cmd(self) -> None:
+        """Copy and check."""
+        from cwpo_annotator.fetched import fetch
+
+        print(f"{self.folder}: {fetch(self.source, self.folder, revision=self.revision)}")
