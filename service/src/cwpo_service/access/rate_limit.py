@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from cwpo.errors import first_line
 from cwpo_service.problems import ProblemError
-from cwpo_worker.queue.connection import standard_url
+from cwpo_worker.queue.connection import Sentinels, standard_url
 
 # The longest that a request waits for Redis, and how long Redis is not asked after a failure.
 _REDIS_SECONDS = 0.25
@@ -77,9 +77,12 @@ async def _hit(
 
 
 def _shared_storage(url: str) -> RedisStorage:
-    pool = redis.asyncio.ConnectionPool.from_url(
-        standard_url(url), socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS
-    )
+    times = {"socket_timeout": _REDIS_SECONDS, "socket_connect_timeout": _REDIS_SECONDS}
+    sentinels = Sentinels.of(url)
+    if sentinels is not None:
+        pool = sentinels.pool(**times)
+    else:
+        pool = redis.asyncio.ConnectionPool.from_url(standard_url(url), **times)
     return RedisStorage(
         "async+redis://",
         implementation="redispy",

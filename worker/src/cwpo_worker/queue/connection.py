@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis
+import redis.asyncio
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.sentinel import Sentinel
 
 from cwpo.errors import first_line
 from cwpo.keepalive import TCP_OPTIONS
 from cwpo_worker.errors import QueueUnavailableError
 
-_SCHEMES = {"valkey://": "redis://", "valkeys://": "rediss://"}
+_SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
+_SENTINEL, _SENTINEL_PORT = "+sentinel", 26379
+_SENTINEL_SECONDS = 2.0
 
 
 _KEEPALIVE: dict[str, Any] = {
@@ -21,12 +28,75 @@ _KEEPALIVE: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Sentinels:
+    """Sentinels, and the master that they watch over, as a URL names them.
+
+    addresses: host and port of each sentinel. name: of the master. options: of connections to it;
+        the sentinels themselves are asked without a password, and by TLS if it is.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, url: str) -> Sentinels | None:
+        """Those of the URL; None for the URL of a server. Raises: ValueError for a wrong one."""
+        scheme, _, rest = url.partition("://")
+        if not scheme.endswith(_SENTINEL):
+            return None
+        known = _standard(scheme.removesuffix(_SENTINEL))
+        place, _, path = rest.partition("/")
+        account, _, hosts = place.rpartition("@")
+        name, _, database = path.partition("/")
+        if known not in ("redis", "rediss") or not name:
+            raise ValueError(
+                "sentinels are redis+sentinel://[[user]:password@]host[:port],.../master[/db]"
+            )
+        user, _, password = account.partition(":")
+        options = {
+            "db": int(database or 0),
+            "username": unquote(user) or None,
+            "password": unquote(password) or None,
+            "ssl": known == "rediss",
+        }
+        return cls(tuple(map(_address, hosts.split(","))), name, options)
+
+    def master(self, **options: Any) -> redis.Redis:
+        """A client of whichever server is the master when it connects."""
+        sentinel: Any = Sentinel(self.addresses, sentinel_kwargs=self._asking(options))
+        client: redis.Redis = sentinel.master_for(self.name, **self.options, **options)
+        return client
+
+    def pool(self, **options: Any) -> redis.asyncio.ConnectionPool:
+        """Connections to whichever server is the master when they are made, for asyncio."""
+        sentinel: Any = AsyncSentinel(self.addresses, sentinel_kwargs=self._asking(options))
+        client = sentinel.master_for(self.name, **self.options, **options)
+        pool: redis.asyncio.ConnectionPool = client.connection_pool
+        return pool
+
+    def _asking(self, options: dict[str, Any]) -> dict[str, Any]:
+        # A sentinel that does not answer is passed over: another one may.
+        return {"ssl": self.options["ssl"], **options, "socket_timeout": _SENTINEL_SECONDS,
+                "socket_connect_timeout": _SENTINEL_SECONDS}  # fmt: skip
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(f"{text!r} is no address of a sentinel")
+    return parts.hostname, parts.port or _SENTINEL_PORT
+
+
+def _standard(scheme: str) -> str:
+    return _SCHEMES.get(scheme, scheme)
+
+
 def standard_url(url: str) -> str:
     """The URL as Redis's clients read it, which know no scheme of Valkey's."""
-    for scheme, known in _SCHEMES.items():
-        if url.startswith(scheme):
-            return known + url.removeprefix(scheme)
-    return url
+    scheme, _, rest = url.partition("://")
+    return f"{_standard(scheme)}://{rest}" if rest else url
 
 
 def connect(url: str, *, timeout: float | None = None) -> redis.Redis:
@@ -36,16 +106,19 @@ def connect(url: str, *, timeout: float | None = None) -> redis.Redis:
         url: `redis://[[user]:password@]host[:port][/db]`, `rediss://` for TLS (also `valkey://`
             and `valkeys://`), or `unix://`. TLS trusts the system's certificate authorities, or
             those of `?ssl_ca_certs=FILE`; `ssl_certfile` and `ssl_keyfile` name a client
-            certificate.
+            certificate. `redis+sentinel://[[user]:password@]host[:port],.../master[/db]` asks
+            sentinels which server is the master.
         timeout: seconds to wait for an answer; None waits without limit.
     Raises: QueueUnavailableError for an invalid URL.
     """
     try:
         # A socket of the same machine knows no options of TCP.
         keepalive = {} if url.startswith("unix:") else _KEEPALIVE
-        return redis.Redis.from_url(
-            standard_url(url), socket_timeout=timeout, socket_connect_timeout=timeout, **keepalive
-        )
+        times = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        sentinels = Sentinels.of(url)
+        if sentinels is not None:
+            return sentinels.master(**times, **keepalive)
+        return redis.Redis.from_url(standard_url(url), **times, **keepalive)
     except ValueError as error:
         raise QueueUnavailableError(
             f"--redis-url is not a URL of Redis: {first_line(error)}"
