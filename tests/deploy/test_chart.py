@@ -9,6 +9,7 @@ import subprocess
 import sys
 import typing
 from hashlib import sha256
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import helm_python
@@ -16,6 +17,8 @@ import manifests
 import pytest
 import yaml
 from manifests import CHART, env, named, of_kind, pod_specs, rendered
+
+from cwpo_annotator.checkpoint import revisions
 
 MODEL = {"annotator": {"model": "acme/annotator"}}
 ALICE = sha256(b"alice's key").hexdigest()
@@ -392,6 +395,13 @@ def test_the_readme_lists_the_values_of_the_schema(chart):
     ("values", "message"),
     [
         ({}, "annotator.model is not set"),
+        ({"annotator": {"fetch": {"from": "s3://b/a"}}}, "annotator.fetch.revision is not set"),
+        ({"annotator": {"model": "a/b", "fetch": {"from": "c/d"}}}, "either fetched or there"),
+        (
+            {"annotator": {"model": "a/b", "vllm": {"sidecar": True}}},
+            "annotator.backend is not vllm",
+        ),
+        ({**MODEL, "externalSecrets": {"auth": "team/keys"}}, "externalSecrets.store.name"),
         ({**MODEL, "redis": {"mode": "external"}}, "set redis.existingSecret"),
         ({**MODEL, "service": {"replicas": 2}}, "set store.url"),
         ({**MODEL, "service": {"autoscaling": {"enabled": True}}}, "set store.url"),
@@ -425,3 +435,32 @@ def test_a_worker_without_a_recent_sign_of_life_is_started_again(tmp_path):
     assert status() == 0
     os.utime(sign, (1, 1))
     assert status() != 0
+
+
+def test_the_init_container_brings_the_annotator_that_the_service_hosts(tiny_annotator, tmp_path):
+    """Its command, run as the cluster would run it."""
+    revision = revisions(tiny_annotator).current
+    fetched = {"from": str(tiny_annotator), "revision": revision}
+    objects = rendered({"annotator": {"fetch": fetched}})
+    (pod,) = [pod for pod in manifests.pod_specs(objects) if "initContainers" in pod]
+    (init,), (service,) = pod["initContainers"], pod["containers"]
+    (model,) = [each["value"] for each in service["env"] if each["name"] == "CWPO_ANNOTATOR"]
+    command, *words = [word.replace("/models/", f"{tmp_path}/") for word in init["command"]]
+    assert command == "cwpo"
+    subprocess.run([sys.executable, "-m", "cwpo", *words], check=True)
+    assert revisions(tmp_path / Path(model).relative_to("/models")).current == revision
+    mounts = [
+        {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        for container in (init, service)
+    ]
+    assert mounts[0]["/models"] == mounts[1]["/models"]
+
+
+def test_a_gpu_goes_to_whoever_scores():
+    values = {"annotator": {"model": "a/b", "backend": "vllm", "vllm": {"sidecar": True}}}
+    objects = rendered({**values, "service": {"gpu": {"count": 1}}})
+    (pod,) = [pod for pod in manifests.pod_specs(objects) if "initContainers" in pod]
+    (vllm,), (service,) = pod["initContainers"], pod["containers"]
+    assert vllm["restartPolicy"] == "Always"
+    assert vllm["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in service["resources"]["limits"]

@@ -40,9 +40,20 @@ AXES: dict[str, dict[str, Object]] = {
         "hub": MODEL,
         "private": {"annotator": {"model": "acme/annotator", "hubTokenSecret": "hub"}},
         "claim": {"annotator": {"model": "/models/helpful", "existingClaim": "checkpoints"}},
+        "fetched": {
+            "annotator": {"fetch": {"from": "s3://models/helpful", "revision": "0123456789ab"}}
+        },
         "vllm": {
             "annotator": {"model": "/models/a", "existingClaim": "checkpoints", "backend": "vllm"},
             "service": {"extraEnv": [{"name": "CWPO_VLLM_URL", "value": "http://vllm:8000"}]},
+        },
+        "vllm sidecar": {
+            "annotator": {
+                "model": "/models/a",
+                "existingClaim": "checkpoints",
+                "backend": "vllm",
+                "vllm": {"sidecar": True, "arguments": ["--dtype=bfloat16"]},
+            },
         },
         "none": {"annotator": {"backend": "null"}},
     },
@@ -65,6 +76,10 @@ AXES: dict[str, dict[str, Object]] = {
             },
             "service": {"replicas": 3},
         },
+        "external secret": {
+            "store": {"url": "s3://bucket/cwpo"},
+            "externalSecrets": {"store": {"name": "vault"}, "objectStore": "team/bucket"},
+        },
     },
     "redis": {
         "embedded": {},
@@ -72,11 +87,16 @@ AXES: dict[str, dict[str, Object]] = {
         "private authority": {
             "redis": {"mode": "external", "existingSecret": "queue", "caSecret": "authority"}
         },
+        "external secret": {
+            "redis": {"mode": "external"},
+            "externalSecrets": {"store": {"name": "vault"}, "redis": "team/queue"},
+        },
     },
     "keys": {
         "workers only": {},
         "given": {"auth": {"keys": {"alice": sha256(b"alice's key").hexdigest()}}},
         "own secret": {"auth": {"existingSecret": "keys"}},
+        "external secret": {"externalSecrets": {"store": {"name": "vault"}, "auth": "team/keys"}},
     },
     "scaling": {
         "fixed": {},
@@ -331,6 +351,7 @@ def test_referenced_objects_are_rendered_or_the_users_own(values, objects):
     made = {(item["kind"], item["metadata"]["name"]): item for item in objects}
     given = {(kind, name) for kind in EXISTING for name in _given(values, EXISTING[kind])}
     given.add(("ServiceAccount", "default"))
+    given |= {("Secret", name) for name in _brought(objects)}
     referenced = list(_references(objects))
     assert referenced
     for kind, name, keys in referenced:
@@ -345,6 +366,21 @@ def test_the_users_own_objects_are_all_used(values, objects):
     referenced = {(kind, name) for kind, name, _ in _references(objects)}
     for kind, paths in EXISTING.items():
         assert {(kind, name) for name in _given(values, paths)} <= referenced
+
+
+def test_secrets_that_are_brought_are_all_used(values, objects):
+    brought = _brought(objects)
+    entries = [
+        entry for name, entry in values.get("externalSecrets", {}).items() if name != "store"
+    ]
+    assert len(brought) == len(entries)
+    assert set(brought) <= {name for _, name, _ in _references(objects)}
+    assert set(brought).isdisjoint(item["metadata"]["name"] for item in of_kind(objects, "Secret"))
+
+
+def _brought(objects: list[Object]) -> list[str]:
+    """The Secrets that the External Secrets operator makes."""
+    return [item["spec"]["target"]["name"] for item in of_kind(objects, "ExternalSecret")]
 
 
 def _given(values: Object, paths: list[str]) -> Iterator[str]:
@@ -460,11 +496,12 @@ def _service(url: str) -> tuple[str, int]:
 def test_network_policies_let_out_what_the_code_needs_and_nothing_else(values, objects):
     is_open = not values.get("networkPolicy", {}).get("enabled", True)
     annotator, store = values["annotator"], values.get("store", {})
-    is_hosted = annotator.get("backend") != "null" and not annotator["model"].startswith("/")
+    is_here = annotator.get("backend") == "null" or annotator.get("model", "").startswith("/")
+    is_external = values.get("redis", {}).get("mode") == "external"
     needs = {
-        443: {"service": "url" in store or is_hosted, "worker": "url" in store},
-        6379: dict.fromkeys(("service", "worker"), "existingSecret" in values.get("redis", {})),
-        8000: {"service": annotator.get("backend") == "vllm"},
+        443: {"service": "url" in store or not is_here, "worker": "url" in store},
+        6379: dict.fromkeys(("service", "worker"), is_external),
+        8000: {"service": "CWPO_VLLM_URL" in str(values)},
         # The cloud's own service, which gives credentials to whoever reaches it.
         80: {},
     }

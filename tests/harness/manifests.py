@@ -83,7 +83,9 @@ def pod_specs(objects: list[Object]) -> list[Object]:
 
 
 def containers(objects: list[Object]) -> list[Object]:
-    return list(chain.from_iterable(pod["containers"] for pod in pod_specs(objects)))
+    """Those of all workloads, init containers too."""
+    parts = [(pod.get("initContainers", []), pod["containers"]) for pod in pod_specs(objects)]
+    return [container for part in parts for container in chain(*part)]
 
 
 def selected(objects: list[Object], labels: dict[str, str]) -> list[Object]:

@@ -13,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-KUBERNETES = "1.37"
+# The versions that clusters have today.
+KUBERNETES = ("1.35", "1.36", "1.37")
 # Groups below k8s.io that Kubernetes itself does not serve.
 _CUSTOM = ("gateway.networking.k8s.io", "x-k8s.io")
 
@@ -46,7 +47,8 @@ def _check(text: str) -> None:
     if is_custom(item):
         _validator(folder(), item["kind"], item["apiVersion"]).validate(item)
     else:
-        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+        for version in KUBERNETES:
+            kubernetes_validate.validate(item, version, strict=True)
 
 
 def check_compose(document: dict[str, Any]) -> None:

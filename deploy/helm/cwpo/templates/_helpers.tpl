@@ -54,9 +54,39 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{ default (printf "%s-auth" (include "cwpo.fullname" .)) .Values.auth.existingSecret }}
 {{- end -}}
 
+{{/* The Secret that External Secrets makes of an entry: (list . "redis"). */}}
+{{- define "cwpo.externalSecret" -}}
+{{ include "cwpo.fullname" (index . 0) }}-external-{{ kebabcase (index . 1) }}
+{{- end -}}
+
+{{/* The Secret with the variables of the store's driver; nothing without one. */}}
+{{- define "cwpo.storeSecret" -}}
+{{- if .Values.externalSecrets.objectStore -}}
+{{ include "cwpo.externalSecret" (list . "objectStore") }}
+{{- else -}}
+{{ .Values.store.credentialsSecret }}
+{{- end -}}
+{{- end -}}
+
+{{/* What the service is told to host. */}}
+{{- define "cwpo.annotator" -}}
+{{ ternary "/models/annotator" .Values.annotator.model (not (empty .Values.annotator.fetch.from)) }}
+{{- end -}}
+
+{{/* What the service and the workers know of the store by their environment. */}}
+{{- define "cwpo.storeSecretEnv" -}}
+{{- with include "cwpo.storeSecret" . -}}
+envFrom:
+  - secretRef:
+      name: {{ . }}
+{{- end -}}
+{{- end -}}
+
 {{- define "cwpo.redisSecret" -}}
 {{- if eq .Values.redis.mode "embedded" -}}
 {{ include "cwpo.fullname" . }}-redis
+{{- else if .Values.externalSecrets.redis -}}
+{{ include "cwpo.externalSecret" (list . "redis") }}
 {{- else -}}
 {{ required "redis.mode is external: set redis.existingSecret to a Secret with the key url" .Values.redis.existingSecret }}
 {{- end -}}
@@ -160,4 +190,19 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end -}}
+
+{{/* Resources with the service's GPUs: (list . .Values.service.resources). */}}
+{{- define "cwpo.withGpu" -}}
+{{- $gpu := (index . 0).Values.service.gpu -}}
+{{- $resources := deepCopy (index . 1) -}}
+{{- if $gpu.count -}}
+{{- $resources = mustMergeOverwrite $resources (dict "limits" (dict $gpu.resource $gpu.count)) -}}
+{{- end -}}
+{{ toYaml $resources }}
+{{- end -}}
+
+{{/* Whether vLLM answers, asked within its container. */}}
+{{- define "cwpo.vllmProbe" -}}
+[python3, -c, "import urllib.request as u; u.urlopen('http://127.0.0.1:8002/health', timeout=4)"]
 {{- end -}}
