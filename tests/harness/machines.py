@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ import pytest
 
 BRIDGE = "cwpo-br"
 SUBNET = "10.231.77"
+# The address from which the machines are reached.
+HERE = f"{SUBNET}.1"
+# Files here take the place of those in /etc, for the processes of a namespace.
+_OF_NAMESPACES = Path("/etc/netns")
 
 
 def run(*command: str) -> None:
@@ -40,6 +44,13 @@ class Machine:
         run(*inside, "ip", "addr", "add", f"{self.address}/24", "dev", self._far)
         run(*inside, "ip", "link", "set", self._far, "up")
         run(*inside, "ip", "link", "set", "lo", "up")
+
+    def know(self, names: Mapping[str, str]) -> None:
+        """Let its processes find machines by name, the address by name."""
+        folder = _OF_NAMESPACES / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        hosts = {"localhost": "127.0.0.1"} | names
+        (folder / "hosts").write_text("".join(f"{at} {name}\n" for name, at in hosts.items()))
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Start a process on this machine; options as those of Popen."""
@@ -67,6 +78,7 @@ class Machine:
         for thing in (("link", "del", self._near), ("netns", "del", self.name)):
             with suppress(subprocess.CalledProcessError):
                 run("ip", *thing)
+        shutil.rmtree(_OF_NAMESPACES / self.name, ignore_errors=True)
 
 
 class Machines:
@@ -97,7 +109,7 @@ def network() -> Iterator[Machines]:
         pytest.skip(f"no network can be made here: {error.stderr}")
     machines = Machines()
     try:
-        run("ip", "addr", "add", f"{SUBNET}.1/24", "dev", BRIDGE)
+        run("ip", "addr", "add", f"{HERE}/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
         yield machines
     finally:
