@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,21 +65,22 @@ class Sentinels:
 
     def master(self, **options: Any) -> redis.Redis:
         """A client of whichever server is the master when it connects."""
-        sentinel: Any = Sentinel(self.addresses, sentinel_kwargs=self._asking(options))
-        client: redis.Redis = sentinel.master_for(self.name, **self.options, **options)
+        known = self._known(Sentinel, options)
+        client: redis.Redis = known.master_for(self.name, **self.options, **options)
         return client
 
     def pool(self, **options: Any) -> redis.asyncio.ConnectionPool:
         """Connections to whichever server is the master when they are made, for asyncio."""
-        sentinel: Any = AsyncSentinel(self.addresses, sentinel_kwargs=self._asking(options))
-        client = sentinel.master_for(self.name, **self.options, **options)
+        known = self._known(AsyncSentinel, options)
+        client = known.master_for(self.name, **self.options, **options)
         pool: redis.asyncio.ConnectionPool = client.connection_pool
         return pool
 
-    def _asking(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _known(self, kind: Callable[..., Any], options: dict[str, Any]) -> Any:
         # A sentinel that does not answer is passed over: another one may.
-        return {"ssl": self.options["ssl"], **options, "socket_timeout": _SENTINEL_SECONDS,
-                "socket_connect_timeout": _SENTINEL_SECONDS}  # fmt: skip
+        times = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _SENTINEL_SECONDS)
+        asking = {"ssl": self.options["ssl"], **options, **times}
+        return kind(self.addresses, sentinel_kwargs=asking)
 
 
 def _address(text: str) -> tuple[str, int]:
