@@ -6,7 +6,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-header --no-annotate
 INSTALLED := .venv/.installed
 PARTS := client annotator worker service trainer
-PARTS_OF_RAY := client annotator worker
+PARTS_OF_RAY := client annotator worker trainer
 TORCH := torch==2.13.0
 
 # All tests of a file run in one process, so that they share its fixtures.
@@ -86,7 +86,7 @@ images-test: $(INSTALLED) ## build the images for CPUs and run them, as root, wi
 	CWPO_IMAGES_DIR=build/images $(BIN)/python -m pytest tests/images $(PYTEST)
 
 .venv-ray/.installed: $(INSTALLED) locks/ray.txt
-	@echo "Setting up .venv-ray: Ray, with the client, the annotator and the worker"
+	@echo "Setting up .venv-ray: Ray, with the client, the annotator, the worker and the trainer"
 	@$(PYTHON) -m venv .venv-ray
 	@.venv-ray/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile $(TORCH)
 	@$(BIN)/uv pip install --quiet --python .venv-ray/bin/python --no-deps --require-hashes --requirement locks/ray.txt
