@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from published_schemas import check
 
 from cwpo import Client
 from cwpo.exit_codes import ExitCode
+from cwpo_trainer.run.folder import read_lines, read_record
 from harness import Up
+from machines import network
 
 TRAINING = Path(__file__).parents[2] / "deploy" / "training"
 PREEMPTED = [{"type": "DisruptionTarget"}]
@@ -194,6 +197,39 @@ def test_a_step_that_was_stopped_is_begun_again():
         assert stopped["onExitCodes"]["values"] == [ExitCode.STOPPED]
     for name in ("annotator", "sft", "align"):
         assert yaml.safe_load(settings[f"{name}.yaml"])["resume"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["job", "jobset"])
+def test_two_machines_train_together(name, tiny_causal, tmp_path):
+    """The containers of both nodes, on two machines of one network."""
+    (container,) = pods()[name]["containers"]
+    given = {each["name"]: each.get("value") for each in container["env"]}
+    config = yaml.safe_load(one("config.yaml", "ConfigMap")["data"]["align.yaml"])
+    data, output = tmp_path / "weighted.jsonl", tmp_path / "aligned"
+    written(data, [row | {"confidence": (number % 9 + 1) / 10, "preferred": "a",
+                          "score_chosen": 1.0, "score_rejected": 0.0}
+                   for number, row in enumerate(labelled(64, right=1))])  # fmt: skip
+    small = {"model": str(tiny_causal), "data": str(data), "output": str(output), "threads": 1,
+             "batch_size": 4, "gradient_accumulation": 1, "max_steps": 4}  # fmt: skip
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(config | small))
+    _, *words = [word.replace("/config", str(tmp_path)) for word in container["command"]]
+    launch = [sys.executable, "-m", "torch.distributed.run", *words]
+    with network() as machines:
+        nodes = [machines.add(f"node-{rank}") for rank in (0, 1)]
+        for node in nodes:
+            first = nodes[0].address
+            node.know({given["PET_MASTER_ADDR"]: first, socket.gethostname(): node.address})
+        running = []
+        for rank, node in enumerate(nodes):
+            environment = os.environ | given | {"PET_NODE_RANK": str(rank)}
+            with (tmp_path / f"node-{rank}.log").open("w") as log:
+                running.append(node.start(launch, env=environment, stdout=log, stderr=log))
+        codes = [each.wait(300) for each in running]
+    said = {path.name: path.read_text()[-2000:] for path in tmp_path.glob("node-*.log")}
+    assert codes == [0, 0], said
+    assert read_record(output).settings["world_size"] == 2
+    assert len(read_lines(output / "training.jsonl")) == 4
 
 
 def labelled(count, *, right):

@@ -15,7 +15,7 @@ _PROBE_SECONDS = 0.5
 class Balancer:
     """Listens on an address, and passes connections on.
 
-    pods: host and port of each one; ready: those whose health port said so last.
+    ready: the pods whose health port said so last. leaving: those that are being ended.
     """
 
     def __init__(self, host: str, port: int, pods: Sequence[str], target: int, health: int) -> None:

@@ -32,8 +32,8 @@ _KEEPALIVE: dict[str, Any] = {
 class Sentinels:
     """Sentinels, and the master that they watch over, as a URL names them.
 
-    addresses: host and port of each sentinel. name: of the master. options: of connections to it;
-        the sentinels themselves are asked without a password, and by TLS if it is.
+    addresses: host and port of each sentinel. name: of the master. options: of connections to it.
+        The sentinels are asked without a password, and by TLS where the master is.
     """
 
     addresses: tuple[tuple[str, int], ...]
