@@ -91,7 +91,13 @@ def test_a_signal_ends_a_command_without_a_word(silent_url, sent, code):
     """A shell says 128 + 15, TERMINATED, of the latter."""
     url, asked = silent_url
     command = [sys.executable, "-m", "cwpo", "jobs", "list", "--url", url]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in a shell's background hands an ignored SIGINT down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     assert asked.wait(60)
     process.send_signal(sent)
     _, said = process.communicate(timeout=60)

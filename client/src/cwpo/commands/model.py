@@ -69,7 +69,11 @@ class Change(ServiceCommand):
 
 
 class Model(Command):
-    """Show or change the annotator that a service hosts."""
+    """Show or change the annotator that a service hosts.
+
+    Example:
+        cwpo model show
+    """
 
     show: CliSubCommand[Show]
     change: CliSubCommand[Change]
