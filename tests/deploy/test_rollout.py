@@ -21,7 +21,7 @@ from cwpo import Client
 from cwpo.errors import APIError, ConnectionFailedError
 from cwpo.types import FINAL_STATES
 from harness import House
-from machines import HERE, network
+from machines import network
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -152,7 +152,7 @@ class Release:
         }
         names = {
             "s3.example": self._s3.address,
-            "demo-cwpo": HERE,
+            "demo-cwpo": machines.here,
             "demo-cwpo-redis.team.svc": on["redis-0"][0].address,
         }
         for machine, _ in on.values():
@@ -166,12 +166,12 @@ class Release:
             if port["name"] == "http"
         ]
         replicas = [on[name][0].address for name in on if name.startswith("service")]
-        self.balancer = Balancer(HERE, port["port"], replicas, target=8000, health=8001)
+        self.balancer = Balancer(machines.here, port["port"], replicas, target=8000, health=8001)
         self.pods = {
             name: Pod(name, machine, workload, secrets, folder)
             for name, (machine, workload) in sorted(on.items())
         }
-        self.client = Client(f"http://{HERE}:{port['port']}", KEY, max_retries=8)
+        self.client = Client(f"http://{machines.here}:{port['port']}", KEY, max_retries=8)
         self.until(lambda: len(self.balancer.ready) == len(replicas))
 
     def _store(self):

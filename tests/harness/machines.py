@@ -13,10 +13,8 @@ from typing import Any
 
 import pytest
 
-BRIDGE = "cwpo-br"
-SUBNET = "10.231.77"
-# The address from which the machines are reached.
-HERE = f"{SUBNET}.1"
+# Networks that can be there at once, of tests in several processes.
+NETWORKS = 16
 # Files here take the place of those in /etc, for the processes of a namespace.
 _OF_NAMESPACES = Path("/etc/netns")
 
@@ -28,10 +26,11 @@ def run(*command: str) -> None:
 class Machine:
     """A machine with an address of its own, and the processes that were started on it."""
 
-    def __init__(self, name: str, number: int) -> None:
-        self.name = f"cwpo-{name}"
-        self.address = f"{SUBNET}.{number}"
-        self._near, self._far = f"cwpo-n{number}", f"cwpo-f{number}"
+    def __init__(self, name: str, number: int, network: Machines) -> None:
+        self._network = network
+        self.name = f"{network.name}-{name}"
+        self.address = f"{network.subnet}.{number}"
+        self._near, self._far = f"{network.name}-n{number}", f"{network.name}-f{number}"
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def join(self) -> None:
@@ -39,7 +38,7 @@ class Machine:
         inside = ("ip", "netns", "exec", self.name)
         run("ip", "netns", "add", self.name)
         run("ip", "link", "add", self._near, "type", "veth", "peer", "name", self._far)
-        run("ip", "link", "set", self._near, "master", BRIDGE, "up")
+        run("ip", "link", "set", self._near, "master", self._network.name, "up")
         run("ip", "link", "set", self._far, "netns", self.name)
         run(*inside, "ip", "addr", "add", f"{self.address}/24", "dev", self._far)
         run(*inside, "ip", "link", "set", self._far, "up")
@@ -82,13 +81,25 @@ class Machine:
 
 
 class Machines:
-    """Machines that reach one another, and are reached from here."""
+    """Machines that reach one another, and are reached from here.
 
-    def __init__(self) -> None:
+    here: the address from which they are reached.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.name = f"cwpo{number}"
+        self.subnet = f"10.231.{77 + number}"
+        self.here = f"{self.subnet}.1"
         self._machines: list[Machine] = []
 
+    def join(self) -> None:
+        """Make the bridge between them. Raises: CalledProcessError where it is there already."""
+        run("ip", "link", "add", self.name, "type", "bridge")
+        run("ip", "addr", "add", f"{self.here}/24", "dev", self.name)
+        run("ip", "link", "set", self.name, "up")
+
     def add(self, name: str) -> Machine:
-        machine = Machine(name, len(self._machines) + 2)
+        machine = Machine(name, len(self._machines) + 2, self)
         self._machines.append(machine)
         machine.join()
         return machine
@@ -96,6 +107,7 @@ class Machines:
     def leave(self) -> None:
         for machine in self._machines:
             machine.leave()
+        run("ip", "link", "del", self.name)
 
 
 @contextmanager
@@ -103,18 +115,25 @@ def network() -> Iterator[Machines]:
     """A network to add machines to; skips the test where none can be made."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root, and ip of iproute2")
+    machines = _joined()
     try:
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network can be made here: {error.stderr}")
-    machines = Machines()
-    try:
-        run("ip", "addr", "add", f"{HERE}/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
         yield machines
     finally:
         machines.leave()
-        run("ip", "link", "del", BRIDGE)
+
+
+def _joined() -> Machines:
+    """The first network that is not there yet."""
+    said = b""
+    for number in range(NETWORKS):
+        machines = Machines(number)
+        try:
+            machines.join()
+        except subprocess.CalledProcessError as error:
+            said = error.stderr
+        else:
+            return machines
+    pytest.skip(f"no network can be made here: {said!r}")
 
 
 def _pids_in(name: str) -> list[int]:
