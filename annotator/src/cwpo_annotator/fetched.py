@@ -24,17 +24,18 @@ def fetch(source: str, folder: Path, *, revision: str | None) -> str:
     Returns: the revision. Raises: CheckpointError for one that cannot be read, is no annotator, or
         has another revision, which is not kept; ConfigError without the driver of such URLs.
     """
-    if not folder.exists():
-        partial = folder.with_name(f".{folder.name}.partial")
+    if folder.exists():
+        return _expect(folder, str(folder), revision)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _copy(source, partial)
+        found = _expect(partial, source, revision)
+        partial.rename(folder)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            _copy(source, partial)
-            _expect(partial, source, revision)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return _expect(folder, str(folder), revision)
+    return found
 
 
 def _copy(source: str, folder: Path) -> None:

@@ -77,8 +77,11 @@ class Sentinels:
         return pool
 
     def _known(self, kind: Callable[..., Any], options: dict[str, Any]) -> Any:
-        # A sentinel that does not answer is passed over: another one may.
-        times = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _SENTINEL_SECONDS)
+        # A sentinel that does not answer is passed over, however long the master may take.
+        times = {
+            name: options[name] or _SENTINEL_SECONDS
+            for name in ("socket_timeout", "socket_connect_timeout")
+        }
         asking = {"ssl": self.options["ssl"], **options, **times}
         return kind(self.addresses, sentinel_kwargs=asking)
 
