@@ -190,6 +190,7 @@ def test_other_data_is_compared(annotated, folder, trusted, tmp_path, command, c
     shift = read_record(tmp_path / "one").results["shift"]
     assert shift["triplets"] == 200
     assert shift["certified"] == pytest.approx(0.5, abs=0.15)
+    assert shift["embeddings"]["triplets"] == [400, 200]
     # Responses that hardly differ, and no labels.
     rows = [
         {"prompt": row["prompt"], "response_a": row["response_a"], "response_b": other}
@@ -201,6 +202,19 @@ def test_other_data_is_compared(annotated, folder, trusted, tmp_path, command, c
     assert f"The confidences on {other} are distributed otherwise" in capsys.readouterr().out
     shift = read_record(tmp_path / "two").results["shift"]
     assert shift["ks"] > shift["chance"]
+    assert "Each point is a triplet" in (tmp_path / "two" / "report.html").read_text()
+
+
+def test_other_texts_are_told_apart(folder, trusted, tmp_path, command, capsys):
+    rows = [
+        {"prompt": f"Sort {row['prompt']}", "response_a": "def sort(x):", "response_b": "lambda x:"}
+        for row in pairs(100, seed=5)
+    ]
+    other = write_lines(tmp_path / "other.jsonl", rows)
+    evaluate(command, folder, trusted, "--compare-with", other, "--output", tmp_path / "out")
+    assert f"The texts of {other} are others" in capsys.readouterr().out
+    embeddings = read_record(tmp_path / "out").results["shift"]["embeddings"]
+    assert embeddings["auc"] > 0.95
 
 
 def test_pairs_to_label_next_are_unsure_unlike_and_ready_for_people(

@@ -187,6 +187,13 @@ def test_the_list_has_every_recipe_with_its_time(command, capsys, place):
     assert "controlled-world" in out
 
 
+def test_recipes_are_listed_without_data(command, capsys, monkeypatch):
+    monkeypatch.delenv("CWPO_DATA_DIR", raising=False)
+    command(Reproduce, "--list")
+    (contest,) = (line for line in capsys.readouterr().out.splitlines() if "contest" in line)
+    assert "16 of 18" in contest
+
+
 def test_what_cannot_be_run_is_refused(place, failure, tmp_path):
     assert "name a recipe, or see all with --list" in failure(Reproduce)
     assert "no recipe 'table-7'; there are table-1, " in failure(

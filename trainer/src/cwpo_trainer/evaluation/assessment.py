@@ -24,6 +24,7 @@ from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.evaluation.agreement import JudgedPairs, judge_pairs, measured
 from cwpo_trainer.evaluation.bias import accuracy_by_source, length_bias, position_bias
 from cwpo_trainer.evaluation.certificate import certify, labels_needed
+from cwpo_trainer.evaluation.embeddings import embedded, embedding_shift
 from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, Assessment
 from cwpo_trainer.evaluation.shift import ScoredTriplets, shift
 from cwpo_trainer.evaluation.verdict import verdict
@@ -85,7 +86,7 @@ def _evaluate(
     scored = None
     if others and settings.compare_with is not None:
         scored = ScoredTriplets.of(annotator, others, settings.compare_with, seed=_SEED)
-    found = _assess(settings, judged, scored, unseen=unseen)
+    found = _assess(settings, annotator, judged, scored, unseen=unseen)
     found.verdict = verdict(metrics, found)
     if output is not None:
         output.results |= _results(metrics, found)
@@ -124,6 +125,7 @@ def _check_unseen(folder: Path, pairs: Sequence[LabelledPair], source: str) -> b
 
 def _assess(
     settings: AnnotatorEvaluation,
+    annotator: Annotator,
     judged: JudgedPairs,
     others: ScoredTriplets | None,
     *,
@@ -138,8 +140,15 @@ def _assess(
         certificate.data_fingerprint = fingerprint(judged.pairs)
     moved = None
     if others is not None:
-        threshold = None if certificate is None else certificate.threshold
-        moved = shift(confidences, others, threshold=threshold)
+        moved = shift(
+            confidences,
+            others,
+            threshold=None if certificate is None else certificate.threshold,
+            embeddings=embedding_shift(
+                embedded(annotator, [judged.pairs[at].triplet for at in places]),
+                embedded(annotator, others.triplets),
+            ),
+        )
     return Assessment(
         **promise,
         unseen=unseen,

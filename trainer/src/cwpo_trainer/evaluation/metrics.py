@@ -124,8 +124,25 @@ class Bias(BaseModel):
     accuracy_against: Share | None
 
 
+class EmbeddingShift(BaseModel):
+    """How well embeddings tell other triplets from the labelled pairs.
+
+    auc: probability that a discriminant puts one of the others above one of the pairs, measured
+        on halves of both that it was not fitted to: 0.5 for data alike, 1 for data apart.
+    chance: what it stays below with probability 95 % if the data are alike.
+    triplets: number of each that are embedded, half of them to fit the discriminant.
+    here, there: the pairs and the others on the first two principal components of all.
+    """
+
+    auc: float
+    chance: float
+    triplets: tuple[int, int]
+    here: list[tuple[float, float]]
+    there: list[tuple[float, float]]
+
+
 class Shift(BaseModel):
-    """How the confidences on other data differ from those on the labelled pairs.
+    """How other data differ from the labelled pairs, by confidences and by texts.
 
     Compared are one pair of each conversation here, and one of each there.
 
@@ -134,6 +151,7 @@ class Shift(BaseModel):
     chance: what it stays below with probability 95 % if the distributions are the same.
     distance: first Wasserstein distance by deciles, `cwpo_annotator.confidence.drift`.
     certified: share of the other triplets with a confidence above the certificate's threshold.
+    embeddings: None of an annotator without hidden states, or of too few triplets.
     """
 
     data: str
@@ -143,6 +161,7 @@ class Shift(BaseModel):
     chance: float
     distance: float
     certified: float | None
+    embeddings: EmbeddingShift | None = None
 
 
 class Assessment(BaseModel):

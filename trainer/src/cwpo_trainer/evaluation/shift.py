@@ -1,4 +1,4 @@
-"""How confidences on other data differ from those on the labelled pairs (App. J.5, J.7).
+"""How other data differ from the labelled pairs (App. J.5, J.7).
 
 What is scored for that also tells which pairs of the other data people should label next.
 """
@@ -23,7 +23,7 @@ from cwpo_annotator.confidence import confidence, drift, preferred
 from cwpo_trainer.data.conversations import one_of_each
 from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.evaluation.agreement import scores_of
-from cwpo_trainer.evaluation.metrics import Shift
+from cwpo_trainer.evaluation.metrics import EmbeddingShift, Shift
 
 # The Kolmogorov distribution's quantile at 95 %.
 _KOLMOGOROV = 1.358
@@ -80,13 +80,18 @@ class ScoredTriplets:
 
 
 def shift(
-    confidences: NDArray[np.float32], others: ScoredTriplets, *, threshold: float | None
+    confidences: NDArray[np.float32],
+    others: ScoredTriplets,
+    *,
+    threshold: float | None,
+    embeddings: EmbeddingShift | None,
 ) -> Shift:
     """Compare the confidences with those on triplets of another file.
 
     Args:
         confidences: on labelled pairs, one of each conversation, shape (n,).
         threshold: that of the certificate, if there is one.
+        embeddings: how their texts differ.
     """
     found = others.confidences
     return Shift(
@@ -97,6 +102,7 @@ def shift(
         chance=_KOLMOGOROV * math.sqrt(1 / len(confidences) + 1 / len(found)),
         distance=drift(found, np.quantile(confidences, _DECILES).tolist()),
         certified=None if threshold is None else float((found > threshold).mean()),
+        embeddings=embeddings,
     )
 
 

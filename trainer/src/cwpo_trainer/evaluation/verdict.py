@@ -80,6 +80,12 @@ def _warnings(metrics: AnnotatorMetrics, found: Assessment) -> Iterator[str]:
             f"{shift.ks:.3f}, by chance up to {shift.chance:.3f}): what is measured here, and any "
             "certificate, does not hold for it. Label some of its pairs, and measure on those."
         )
+    if shift is not None and (texts := shift.embeddings) and texts.auc > texts.chance:
+        yield (
+            f"The texts of {shift.data} are others: embeddings tell them from these pairs (AUC "
+            f"{texts.auc:.2f}, by chance up to {texts.chance:.2f}). A certificate is for data "
+            "exchangeable with these pairs, which they are not."
+        )
     if not found.unseen:
         yield (
             "The annotator does not tell which labels it was trained on. If these are among them, "

@@ -190,28 +190,34 @@ def annotator_figures(
 
 def _assessment_figures(
     measured: AnnotatorMetrics, found: Assessment, name: str
-) -> list[FigureText]:
+) -> Iterator[FigureText]:
     certified = None if found.certificate is None else found.certificate.coverage
     coverage = figures.accuracy_by_coverage(
         measured.coverage, max_error=found.max_error, certified=certified
     )
-    return [
-        FigureText(
-            f"Accuracy of the annotator by coverage{name}",
-            coverage,
-            "Accuracy on the most confident pairs, for each share of them. The band is the 95 % "
-            "interval at each point. A certificate needs more than a band above the line: see the "
-            "verdict.",
-        ),
-        FigureText(
-            f"Calibration of the annotator{name}",
-            figures.reliability(measured.bins),
-            "On the dotted line, labels are right as often as their confidence says. Mean gap "
-            f"{measured.ece:.3f}, Brier score {three_digits(measured.brier)}; calibrated "
-            f"{three_digits(measured.calibrated_ece)} and "
-            f"{three_digits(measured.calibrated_brier)}.",
-        ),
-    ]
+    yield FigureText(
+        f"Accuracy of the annotator by coverage{name}",
+        coverage,
+        "Accuracy on the most confident pairs, for each share of them. The band is the 95 % "
+        "interval at each point. A certificate needs more than a band above the line: see the "
+        "verdict.",
+    )
+    yield FigureText(
+        f"Calibration of the annotator{name}",
+        figures.reliability(measured.bins),
+        "On the dotted line, labels are right as often as their confidence says. Mean gap "
+        f"{measured.ece:.3f}, Brier score {three_digits(measured.brier)}; calibrated "
+        f"{three_digits(measured.calibrated_ece)} and "
+        f"{three_digits(measured.calibrated_brier)}.",
+    )
+    if found.shift is not None and (texts := found.shift.embeddings) is not None:
+        yield FigureText(
+            f"Texts of {found.shift.data}{name}",
+            figures.embeddings(texts.here, texts.there, found.shift.data),
+            "Each point is a triplet: the mean of the annotator's last hidden states over its two "
+            "texts. Where the others lie apart from the labelled pairs, what is measured on these "
+            f"says little of them (AUC {texts.auc:.2f}, by chance up to {texts.chance:.2f}).",
+        )
 
 
 def training_figures(runs: Sequence[FinishedRun]) -> list[FigureText]:

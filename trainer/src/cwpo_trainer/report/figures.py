@@ -39,6 +39,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 _SMOOTHING_POINTS = 60
+Point = tuple[float, float]
 
 
 def confidence_histogram(confidences: NDArray[np.float32]) -> str:
@@ -133,6 +134,25 @@ def reliability(bins: Sequence[ConfidenceBin]) -> str:
         axes.set_xlabel("probability that the label is right, says the annotator")
         axes.set_ylabel("agrees with the human label")
         axes.legend(loc="lower right")
+    return svg()
+
+
+def embeddings(here: Sequence[Point], there: Sequence[Point], other: str) -> str:
+    """Two samples of texts on the principal components of all (cf. Fig. 6).
+
+    Args:
+        here: the labelled pairs; there: triplets of a file that is named `other`.
+    """
+    with _figure("embeddings", height=4.4) as (axes, svg):
+        samples = (("labelled pairs", here, "o"), (other, there, "^"))
+        for (name, points, marker), colour in zip(samples, COLOURS, strict=False):
+            across, up = zip(*points, strict=True)
+            axes.scatter(
+                across, up, s=16, marker=marker, color=colour, alpha=0.45, linewidth=0, label=name
+            )
+        axes.set_xlabel("first principal component")
+        axes.set_ylabel("second principal component")
+        axes.legend(loc="best")
     return svg()
 
 

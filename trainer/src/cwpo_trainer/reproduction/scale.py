@@ -142,7 +142,8 @@ def small(settings: Reproduction) -> Scale:
     minilm, smollm2 = (LocalPath(settings.models / name) for name in _SMALL_MODELS)
 
     def local(name: str, **more: Any) -> DataSet:
-        found = _file_of(settings.data, name)
+        # Recipes are listed as if the files were there, where no folder is named.
+        found = LocalPath(name) if settings.data is None else _file_of(settings.data, name)
         return DataSet(found, missing=f"--data has no {name}", **more)
 
     both = f"mix of {_HARMLESS} and {_HELPFUL}"

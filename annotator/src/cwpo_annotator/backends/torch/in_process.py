@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cwpo_annotator.backends.torch.hardware.memory import MemoryBudget
 from cwpo_annotator.backends.torch.hardware.threads import use_threads
 from cwpo_annotator.backends.torch.kernels.replacement import replace_layers
 from cwpo_annotator.backends.torch.rows.packing import length_sorted, pack_texts
+from cwpo_annotator.backends.torch.rows.padding import padded
 from cwpo_annotator.backends.torch.rows.row import Row
 from cwpo_annotator.backends.torch.rows.shared_prompts import compile_layers, share_prompts
 from cwpo_annotator.encoded import EncodedPair, EncodedText
@@ -27,8 +28,8 @@ from cwpo_annotator.scores import Scores
 _TOKEN_BUDGETS = {"cpu": 1024, "mps": 8192, "cuda": 65536}
 _PADDED_TOKEN_BUDGETS = _TOKEN_BUDGETS | {"cpu": 512, "cuda": 32768}
 
-# The texts of a pass, and their scores, still on the device.
-_Scored = tuple[list[int], torch.Tensor]
+# The texts of a pass, and their scores or embeddings, still on the device.
+_Read = tuple[list[int], torch.Tensor]
 
 
 class InProcessBackend(ABC):
@@ -65,6 +66,7 @@ class InProcessBackend(ABC):
         if device.type == "cpu":
             use_threads(threads)
         self.device, self.dtype = str(device), dtype
+        self._reader = models[0].base_model
         switched = [share_prompts(model) for model in models]
         self.shares_prompts = all(switched)
         self.reads_once: ReadsOnce = "beginnings" if self.shares_prompts else "texts"
@@ -106,6 +108,23 @@ class InProcessBackend(ABC):
         """Values of shape (n,); see Backend."""
         return self._memory.score(texts, self._score_texts)
 
+    def embed_texts(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """The mean of the model's last hidden states over the tokens of each text.
+
+        Args:
+            texts: token ids, at least one text.
+        Returns: shape (n, width).
+        """
+
+        @torch.inference_mode()
+        def embed(rows: list[int]) -> _Read:
+            ids, mask = padded([texts[row] for row in rows], 0, self.device)
+            output = self._reader(input_ids=ids, attention_mask=mask)
+            hidden = output.last_hidden_state.float() * mask[..., None]
+            return rows, hidden.sum(1) / mask.sum(1, keepdim=True)
+
+        return self._each_batch(embed, [len(ids) for ids in texts])
+
     def rows(self, texts: Sequence[Sequence[int]]) -> Iterator[Row]:
         """The rows in which a model that shares prompts reads these texts."""
         return pack_texts(
@@ -121,6 +140,7 @@ class InProcessBackend(ABC):
     def close(self) -> None:
         """End the threads that run the passes."""
         self._cores.close()
+        del self._reader
 
     def _score_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
         starts = [start for pair in pairs for start in (pair.start, pair.start)]
@@ -137,11 +157,12 @@ class InProcessBackend(ABC):
 
     def _score_packed(self, rows: Iterable[Row], starts: Sequence[int]) -> NDArray[np.float32]:
         @torch.inference_mode()
-        def score(row: Row) -> _Scored:
+        def score(row: Row) -> _Read:
             scores = self._score_row(row, [starts[text] for text in row.texts])
             return row.texts, scores.float()
 
-        return _gathered(self._cores.each(score, [*rows]), len(starts))
+        passes = self._cores.each(score, [*rows], size=lambda row: len(row.ids))
+        return _gathered(passes, len(starts))
 
     def _score_padded(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
@@ -154,29 +175,40 @@ class InProcessBackend(ABC):
         texts = sorted(set(asked))
         place = {text: at for at, text in enumerate(texts)}
         lengths = [length for length, _, _ in texts]
-        batches = length_sorted(lengths, self.token_budget, multiple_of=self._cores.count)
-        # A batch is as wide as its first text, the longest.
-        width = sum(len(rows) * lengths[rows[0]] for rows in batches)
-        self.padding = 1 - sum(lengths) / width if width else 0.0
 
         @torch.inference_mode()
-        def score(rows: list[int]) -> _Scored:
+        def score(rows: list[int]) -> _Read:
             ids, starts_of = [texts[row][1] for row in rows], [texts[row][2] for row in rows]
             return rows, self._score_batch(ids, starts_of).float()
 
-        scores = _gathered(self._cores.each(score, batches), len(texts))
+        scores = self._each_batch(score, lengths)
         return scores[[place[text] for text in asked]]
 
+    def _each_batch(
+        self, read: Callable[[list[int]], _Read], lengths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """What is read of texts of these lengths in padded batches, in the order of the texts."""
+        batches = length_sorted(lengths, self.token_budget, multiple_of=self._cores.count)
 
-def _gathered(passes: Sequence[_Scored], count: int) -> NDArray[np.float32]:
-    """The scores of all passes, in the order of the texts.
+        def padded_size(rows: Sequence[int]) -> int:
+            # A batch is as wide as its first text, the longest.
+            return len(rows) * lengths[rows[0]]
+
+        width = sum(map(padded_size, batches))
+        self.padding = 1 - sum(lengths) / width if width else 0.0
+        return _gathered(self._cores.each(read, batches, padded_size), len(lengths))
+
+
+def _gathered(passes: Sequence[_Read], count: int) -> NDArray[np.float32]:
+    """What all passes have read, in the order of the texts.
 
     Only now is a GPU waited for: it has had the next pass to do while each was prepared.
     """
-    scores = np.empty(count, np.float32)
+    shape = passes[0][1].shape[1:] if passes else ()
+    gathered = np.empty((count, *shape), np.float32)
     for texts, of_pass in passes:
-        scores[texts] = of_pass.cpu().numpy()
-    return scores
+        gathered[texts] = of_pass.cpu().numpy()
+    return gathered
 
 
 def default_budget(device: torch.device, shares_prompts: bool = True) -> int:

@@ -32,18 +32,17 @@ def cores():
     cores.close()
 
 
-def where_each_is_done(cores, items):
-    places = {}
+def where_each_is_done(cores, items, size=lambda item: 1):
     all_begun = threading.Barrier(min(cores.count, len(items)))
 
     def work(item):
         if len(items) == cores.count:
             all_begun.wait(timeout=120)
-        places[item] = threading.current_thread(), torch.get_num_threads()
+        return item, (threading.current_thread(), torch.get_num_threads())
 
-    cores.each(work, items)
-    assert sorted(places) == sorted(items)
-    return [*places.values()]
+    found = cores.each(work, items, size)
+    assert [item for item, _ in found] == [*items]
+    return [place for _, place in found]
 
 
 def test_each_core_computes_with_one_thread_and_all_at_once(cores):
@@ -55,6 +54,24 @@ def test_each_core_computes_with_one_thread_and_all_at_once(cores):
 
 def test_fewer_items_than_cores_are_done_by_all_together(cores):
     assert where_each_is_done(cores, range(2)) == [(threading.current_thread(), 3)] * 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threads"),
+    [
+        # Two cores would wait while the third did the last one.
+        ([8, 9, 6, 7], [1, 1, 3, 1]),
+        ([5, 1, 5, 5, 5, 5, 1, 5], [1, 3, 1, 1, 1, 1, 3, 1]),
+        # One core is busy anyway for as long as the others take for the rest.
+        ([3, 6, 3, 3, 3], [1, 1, 1, 1, 1]),
+        ([1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]),
+        ([9, 1], [3, 3]),
+    ],
+)
+def test_what_would_leave_cores_idle_is_done_by_all_together(cores, sizes, threads):
+    items = range(len(sizes))
+    places = where_each_is_done(cores, items, sizes.__getitem__)
+    assert [used for _, used in places] == threads
 
 
 def test_threads_to_come_compute_with_all_cores(cores):
@@ -72,7 +89,7 @@ def test_an_error_reaches_the_caller(cores):
         raise RuntimeError(f"item {item}")
 
     with pytest.raises(RuntimeError, match="item 0"):
-        cores.each(fail, range(5))
+        cores.each(fail, range(5), lambda item: 1)
 
 
 @pytest.mark.slow

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
 import torch
+
+# What is left of the speed of a core when twice as many work on one pass; measured with two.
+_KEPT = 0.9
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,18 +38,47 @@ class Cores:
             # The last thread's wish has become the default of threads to come.
             torch.set_num_threads(count)
 
-    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Do the work for each item, starting with the first items; the results in their order.
+    def each(
+        self,
+        work: Callable[[Item], Result],
+        items: Sequence[Item],
+        size: Callable[[Item], float],
+    ) -> list[Result]:
+        """Do the work for each item; the results in the order of the items.
 
-        If there are fewer items than cores, all cores work on one item at a time.
+        Each core takes the largest item that is left. The smallest items are done last, one at a
+        time by all cores together, if so many cores would otherwise have nothing left to do that
+        all would be done later.
+
+        Args:
+            size: a number that the time of an item is about proportional to.
         """
-        if self.count == 1 or len(items) < self.count:
+        if self.count == 1:
             return [work(item) for item in items]
-        return list(self._pool.map(work, items))
+        order = sorted(range(len(items)), key=lambda at: -size(items[at]))
+        apart = _apart([size(items[at]) for at in order], self.count)
+        done = self._pool.map(lambda at: work(items[at]), order[:apart])
+        results = dict(zip(order, [*done], strict=False))
+        results |= {at: work(items[at]) for at in order[apart:]}
+        return [results[at] for at in range(len(items))]
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+
+
+def _apart(sizes: Sequence[float], cores: int) -> int:
+    """How many items, largest first, to do one on each core, so that all are done the soonest."""
+    speed = cores * _KEPT ** math.log2(cores)
+    waiting = [0.0] * cores
+    together = sum(sizes) / speed
+    best, soonest = 0, together
+    for count, size in enumerate(sizes, start=1):
+        heapq.heapreplace(waiting, waiting[0] + size)
+        together -= size / speed
+        if (end := max(waiting) + together) <= soonest:
+            best, soonest = count, end
+    return best
 
 
 def _use_one_thread() -> None:
