@@ -190,7 +190,7 @@ def test_other_data_is_compared(annotated, folder, trusted, tmp_path, command, c
     shift = read_record(tmp_path / "one").results["shift"]
     assert shift["triplets"] == 200
     assert shift["certified"] == pytest.approx(0.5, abs=0.15)
-    assert shift["embeddings"]["triplets"] == [400, 200]
+    assert shift["embeddings"]["triplets"] == [250, 200]
     # Responses that hardly differ, and no labels.
     rows = [
         {"prompt": row["prompt"], "response_a": row["response_a"], "response_b": other}

@@ -14,8 +14,8 @@ from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.evaluation.metrics import EmbeddingShift
 
-# Of each file: enough to tell an AUC of 0.55 from chance, and half a minute on a CPU.
-_MOST = 500
+# Of each file: enough to tell an AUC of 0.56 from chance, and half a minute on a CPU.
+_MOST = 250
 # Of each file: fewer halves could not tell an AUC of 0.75 from chance.
 _FEWEST = 20
 _SEED = 0
