@@ -231,6 +231,28 @@ def test_several_requests_are_in_flight_and_the_rows_stay_in_order(tmp_path):
     assert written == House.expected(rows)
 
 
+def test_a_certificate_is_void_once_confidences_have_drifted(tmp_path):
+    source, output = tmp_path / "rows.jsonl", tmp_path / "weighted.parquet"
+    source.write_text("".join(json.dumps(row) + "\n" for row in House.rows(300)))
+
+    def sure_of_nothing():
+        annotator = certified_annotator()
+        annotator.confidence_quantiles = [0.0] * 11
+        return annotator
+
+    with serving(sure_of_nothing) as service, Client(service.url) as client:
+        assert client.model().certificates_void is None
+        annotated = annotate_file(client, source, output, max_error=0.1)
+        assert "differ by" in annotated.as_dict()["certificates_void"]
+        assert "certified promises nothing of this data" in annotated.summary()
+        for job_above in (5000, 0):
+            with pytest.raises(ConfigError, match="do not hold at present: the last 300 conf"):
+                annotate_file(client, source, output, max_error=0.1, job_above=job_above)
+        # Without the column, labels are as good as they are.
+        again = annotate_file(client, source, tmp_path / "again.parquet")
+        assert again.certificates_void is None
+
+
 def test_labels_are_certified_by_the_annotators_certificate(tmp_path):
     source, output = tmp_path / "rows.jsonl", tmp_path / "weighted.parquet"
     rows = [*House.rows(20), {"id": "tie", "prompt": "p", "response_a": "x", "response_b": "x"}]

@@ -30,6 +30,14 @@ def test_without_one_those_that_exist_are_listed():
         certificate_of([], 0.05)
 
 
+def test_while_it_does_not_hold_it_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="do not hold at present: drifted far"):
+        certificate_of([certificate(0.1)], 0.1, void="drifted far")
+    # That there is none is the better answer.
+    with pytest.raises(ConfigError, match="it has none at all"):
+        certificate_of([], 0.1, void="drifted far")
+
+
 def test_labels_above_the_threshold_are_certified():
     given = certificate(0.1, threshold=0.5)
     assert is_certified(label("b", 0.51), given)

@@ -55,6 +55,8 @@ def test_drift_is_known_after_enough_annotations(service, visit):
     distance = service.http.get("/model/card").json()["drift"]["distance"]
     page.reload()
     expect(page.locator(".gauge strong")).to_have_text(f"{distance:.3f}")
+    assert distance > 0.1
+    expect(page.locator("#card")).to_contain_text("They do not hold at present: the last 300")
 
 
 def test_an_annotator_from_elsewhere_has_gaps_that_are_named(visit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,12 +68,14 @@ class AnnotatedFile:
     rejected: number of rejected rows for each reason (code of an ItemError); the rows are in the
     file at `errors_path(path)`.
     pairs: number of rows of the dataset, where a row of the input may have several.
+    certificates_void: why the column certified promises nothing, if it does not.
     """
 
     path: Path
     rows: int
     rejected: Counter[str]
     pairs: int | None = None
+    certificates_void: str | None = None
 
     def expect_labels(self) -> None:
         """Raises: DatasetError, with the first reason, if no row was annotated."""
@@ -93,10 +95,11 @@ class AnnotatedFile:
             "pairs": self.pairs,
             "rejected": dict(self.rejected),
             "errors": str(errors_path(self.path)),
+            "certificates_void": self.certificates_void,
         }
 
     def summary(self) -> str:
-        """The numbers of annotated and rejected rows, in one or two lines."""
+        """The numbers of annotated and rejected rows, and what is wrong with certificates."""
         pairs = "" if self.pairs is None else f"{self.pairs:,} pairs of "
         lines = [f"{self.path}: {pairs}{self.rows:,} rows"]
         rejected = self.rejected.total()
@@ -110,6 +113,10 @@ class AnnotatedFile:
             lines.append(
                 f"{rejected:,} of {self.rows + rejected:,} rows rejected: {reasons}"
                 f"{'.' if kept else ';'}{kept} see {errors_path(self.path)}"
+            )
+        if self.certificates_void is not None:
+            lines.append(
+                f"The column certified promises nothing of this data: {self.certificates_void}"
             )
         return "\n".join(lines)
 
@@ -143,9 +150,9 @@ def annotate_file(
 
     Raises: DatasetError for a file that cannot be read, or that lacks the columns that are needed,
         or an output of another format;
-        ConfigError if the annotator has no certificate of max_error; JobFailedError; APIError and
-        ConnectionFailedError as the client does, and so ModelRevisionError if the service changes
-        its annotator meanwhile.
+        ConfigError if the annotator has no certificate of max_error that holds; JobFailedError;
+        APIError and ConnectionFailedError as the client does, and so ModelRevisionError if the
+        service changes its annotator meanwhile.
     """
     format = result_format(output)
     files = source_files(source)
@@ -155,7 +162,7 @@ def annotate_file(
         merge: Merge = "never" if format is None else "auto"
         if max_error is not None:
             # Before the file is uploaded.
-            certificate_of(client.model().certificates, max_error)
+            _certificate(client.model(), max_error)
         job = client.jobs.submit(
             files,
             columns=columns,
@@ -165,11 +172,20 @@ def annotate_file(
             max_error=max_error,
             progress=True,
         )
-        return download_job(client, succeeded(follow_job(client, job.id)), output)
-    model = client.model()
-    certificate = None if max_error is None else certificate_of(model.certificates, max_error)
-    asking = _Asking(client, files, columns, truncation, pairs, model, certificate)
-    return _annotate_by_requests(asking, output, format, rows)
+        annotated = download_job(client, succeeded(follow_job(client, job.id)), output)
+    else:
+        model = client.model()
+        certificate = None if max_error is None else _certificate(model, max_error)
+        asking = _Asking(client, files, columns, truncation, pairs, model, certificate)
+        annotated = _annotate_by_requests(asking, output, format, rows)
+    if max_error is None:
+        return annotated
+    # Now that the service has seen these rows.
+    return replace(annotated, certificates_void=client.model().certificates_void)
+
+
+def _certificate(model: ModelInfo, max_error: float) -> Certificate:
+    return certificate_of(model.certificates, max_error, void=model.certificates_void)
 
 
 def follow_job(client: Client, job_id: str) -> Job:

@@ -8,12 +8,18 @@ from cwpo.errors import ConfigError
 from cwpo.types import Annotation, Certificate
 
 
-def certificate_of(certificates: Sequence[Certificate], max_error: float) -> Certificate:
+def certificate_of(
+    certificates: Sequence[Certificate], max_error: float, *, void: str | None = None
+) -> Certificate:
     """The annotator's certificate of this max_error; of several, the one that is false most seldom.
 
-    Raises: ConfigError that lists those that there are.
+    Args:
+        void: why none holds at present, as in `ModelInfo.certificates_void`.
+    Raises: ConfigError that lists those that there are, or says why they do not hold.
     """
     found = [each for each in certificates if each.max_error == max_error]
+    if found and void is not None:
+        raise ConfigError(f"the annotator's certificates do not hold at present: {void}")
     if found:
         return min(found, key=lambda each: each.delta)
     there = ", ".join(

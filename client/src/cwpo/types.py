@@ -147,6 +147,9 @@ class ModelInfo(ModelRef):
     certificates: list[Certificate] = Field(
         [], description="which of its labels can be trusted, on data like that they were found on"
     )
+    certificates_void: str | None = Field(
+        None, description="why none of the certificates holds at present"
+    )
 
     def ref(self) -> ModelRef:
         """Which annotator this is, without its limits."""

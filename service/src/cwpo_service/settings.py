@@ -150,6 +150,13 @@ class ServeSettings(AnnotatorSettings):
         gt=0,
         description="Seconds after which an unfinished batch makes /health/live fail.",
     )
+    drift_limit: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Largest drift of confidences, `cwpo_confidence_drift`, with which the "
+        "annotator's certificates hold.",
+    )
     requests_per_minute: int | None = Field(
         None,
         ge=1,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cwpo.types import ModelInfo
+from cwpo.certificates import certificate_of
+from cwpo.types import Certificate, ModelInfo, ModelRef
 from cwpo_annotator.annotator import Annotator
 from cwpo_service.access.keys import KeysFile
 from cwpo_service.access.rate_limit import RateLimit
@@ -102,6 +103,7 @@ class Service:
     jobs: JobStores | None
     max_triplets: int
     max_body_bytes: int
+    drift_limit: float
 
     @classmethod
     def build(cls, settings: ServeSettings, load: Callable[[str], Annotator]) -> Service:
@@ -153,6 +155,7 @@ class Service:
             jobs=jobs,
             max_triplets=settings.max_triplets,
             max_body_bytes=settings.max_body_bytes,
+            drift_limit=settings.drift_limit,
         )
 
     def model_info(self) -> ModelInfo:
@@ -174,6 +177,17 @@ class Service:
             temperature=annotator.temperature,
             confidence_quantiles=annotator.confidence_quantiles,
             certificates=[*annotator.certificates],
+            certificates_void=self.metrics.drift.excess(self.drift_limit),
+        )
+
+    def certified_by(self, max_error: float) -> tuple[ModelRef, Certificate]:
+        """The loaded annotator and its certificate of this max_error.
+
+        Raises: ConfigError if there is none, or if it does not hold for what is annotated now.
+        """
+        model = self.model_info()
+        return model.ref(), certificate_of(
+            model.certificates, max_error, void=model.certificates_void
         )
 
     @property

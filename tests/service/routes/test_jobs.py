@@ -688,6 +688,25 @@ def test_events_end_when_the_service_stops(serve, valkey, rows, tmp_path):
         assert list(told) == []
 
 
+def test_no_job_is_certified_while_confidences_have_drifted(serve, valkey, tmp_path, triplet):
+    def sure_of_nothing():
+        annotator = certified_annotator()
+        annotator.confidence_quantiles = [0.0] * 11
+        return annotator
+
+    rows = [triplet(n) for n in range(200)]
+    stores = {"redis_url": valkey.url, "store_url": str(tmp_path)}
+    for limit, status in ((1.0, 201), (0.1, 422)):
+        with serve(sure_of_nothing, drift_limit=limit, **stores) as service:
+            service.annotate(*rows)
+            file = upload(service.http, rows).json()["id"]
+            asked = service.http.post("/jobs", json={"file_id": file, "max_error": 0.1})
+            assert asked.status_code == status
+            void = service.http.get("/model").json()["certificates_void"]
+            assert (void is None) == (status == 201)
+    assert "do not hold at present: the last 200 confidences" in asked.json()["detail"]
+
+
 @pytest.mark.slow
 def test_a_job_certifies_labels_by_the_certificate_of_its_annotator(furnish, tmp_path, triplet):
     rows = [triplet(n, id=f"r{n}") for n in range(30)]

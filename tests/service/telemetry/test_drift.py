@@ -55,6 +55,17 @@ def test_a_few_confidences_and_another_annotator_tell_nothing():
     assert drift.distance() is None
 
 
+def test_past_its_limit_it_says_what_to_do():
+    drift = ConfidenceDrift()
+    drift.expect((GRID / 2).tolist())
+    assert drift.excess(0.1) is None
+    drift.observe((np.linspace(0, 1, 5001) / 2 + 0.25).tolist())
+    assert drift.excess(0.3) is None
+    told = drift.excess(0.1)
+    assert told.startswith("the last 5,001 confidences differ by 0.250 on average")
+    assert "--compare-with" in told
+
+
 class Unsure(NullBackend):
     """An annotator on data that it has no opinion on."""
 

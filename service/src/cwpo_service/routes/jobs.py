@@ -9,7 +9,6 @@ from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from cwpo.certificates import certificate_of
 from cwpo.types import MAX_JOB_FILES, DatasetParts, Job, JobList, JobRequest, JobState, ResultFormat
 from cwpo_service.http.body import json_body
 from cwpo_service.http.download import file_response
@@ -72,14 +71,10 @@ async def submit_job(
     """Annotate every row of an uploaded file.
 
     With `max_error`, the job is pinned to the annotator that is hosted now, whose certificate says
-    which labels are certified.
+    which labels are certified. While its confidences have drifted, no such job is accepted.
     """
     service.admission.check_open()
-    certified_by = None
-    if body.max_error is not None:
-        annotator = service.hosting.annotator
-        certificate = certificate_of(annotator.certificates, body.max_error)
-        certified_by = (annotator.model, certificate)
+    certified_by = None if body.max_error is None else service.certified_by(body.max_error)
     return await run_in_threadpool(
         jobs.ledger.submit,
         body,

@@ -54,6 +54,18 @@ class ConfidenceDrift(Collector):
             return None
         return drift(self._recent[: self.observed], self._reference)
 
+    def excess(self, limit: float) -> str | None:
+        """What is wrong, and what to do, if the distance is above the limit."""
+        distance = self.distance()
+        if distance is None or distance <= limit:
+            return None
+        return (
+            f"the last {self.observed:,} confidences differ by {distance:.3f} on average from "
+            f"those on held-out pairs, and the limit is {limit:g} (--drift-limit): the texts are "
+            "not like those that the annotator was measured on. Label some of them, and measure "
+            "it with `cwpo evaluate annotator --compare-with`"
+        )
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The gauge; nothing while the distance is unknown."""
         distance = self.distance()

@@ -45,7 +45,7 @@ function drawn(model, card) {
       "div",
       { class: "two-columns even" },
       calibration(card.held_out),
-      element("div", {}, drift(model, card.drift), certificates(model.certificates)),
+      element("div", {}, drift(model, card.drift), certificates(model)),
     ),
     limits(model),
   ];
@@ -138,7 +138,7 @@ function driftInWords(model, distance, annotations, fewest) {
   return `The last ${plural(annotations, "confidence")} differ by ${distance.toFixed(2)} on average from those on held-out pairs. Far from 0, the input is not like the data that the annotator knows, and neither accuracy nor certificates hold.`;
 }
 
-function certificates(found) {
+function certificates({ certificates: found, certificates_void: reason }) {
   const lines = found.map((each) =>
     element(
       "li",
@@ -154,6 +154,7 @@ function certificates(found) {
     found.length
       ? element("ul", { class: "certificates" }, ...lines)
       : element("p", { class: "note" }, "None. ", element("code", {}, "cwpo evaluate annotator … --max-error 0.1 --certify"), " finds one."),
+    found.length && reason != null ? element("p", { class: "problem" }, `They do not hold at present: ${reason}.`) : null,
     found.length
       ? element("p", { class: "note" }, "They hold for data like that they were found on, and for no other.")
       : null,
