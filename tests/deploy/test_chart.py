@@ -398,6 +398,14 @@ def test_the_readme_lists_the_values_of_the_schema(chart):
         ({"annotator": {"fetch": {"from": "s3://b/a"}}}, "annotator.fetch.revision is not set"),
         ({"annotator": {"model": "a/b", "fetch": {"from": "c/d"}}}, "either fetched or there"),
         (
+            {"annotator": {"model": "a/b", "former": {"fetch": {"from": "s3://b/a"}}}},
+            "annotator.former.fetch.revision is not set",
+        ),
+        (
+            {"annotator": {"model": "a/b", "former": {"model": "c", "fetch": {"from": "d"}}}},
+            "either fetched or there",
+        ),
+        (
             {"annotator": {"model": "a/b", "vllm": {"sidecar": True}}},
             "annotator.backend is not vllm",
         ),
@@ -454,6 +462,37 @@ def test_the_init_container_brings_the_annotator_that_the_service_hosts(tiny_ann
         for container in (init, service)
     ]
     assert mounts[0]["/models"] == mounts[1]["/models"]
+
+
+def test_the_former_annotator_has_pods_of_its_own_that_only_workers_ask():
+    fetch = {"from": "s3://bucket/first", "revision": "0" * 12}
+    objects = rendered(
+        {
+            "annotator": {"model": "acme/second", "former": {"fetch": fetch, "replicas": 2}},
+            "service": {"replicas": 3, "autoscaling": {"enabled": False}},
+            "store": {"url": "s3://bucket/cwpo"},
+            "ingress": {"enabled": True, "host": "cwpo.example"},
+        }
+    )
+    former, service = (
+        named(objects, "Deployment", name) for name in ("demo-cwpo-former", "demo-cwpo")
+    )
+    assert [host["spec"]["replicas"] for host in (former, service)] == [2, 3]
+    hosted = [
+        env(objects, name)["CWPO_ANNOTATOR"]["value"] for name in ("demo-cwpo-former", "demo-cwpo")
+    ]
+    assert hosted == ["/models/annotator", "acme/second"]
+    (init,) = former["spec"]["template"]["spec"]["initContainers"]
+    assert init["command"][2] == "s3://bucket/first"
+    assert "initContainers" not in service["spec"]["template"]["spec"]
+    worker = env(objects, "demo-cwpo-worker")
+    assert worker["CWPO_URL"]["value"] == "http://demo-cwpo:80"
+    assert worker["CWPO_FORMER_URL"]["value"] == "http://demo-cwpo-former:80"
+    (ingress,) = of_kind(objects, "Ingress")
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"]["name"] == "demo-cwpo"
+    without = rendered({"annotator": {"model": "acme/second"}})
+    assert "former" not in yaml.safe_dump_all(without)
 
 
 def test_a_gpu_goes_to_whoever_scores():

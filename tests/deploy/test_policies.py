@@ -28,7 +28,7 @@ from manifests import (
     rendered,
     selected,
 )
-from network_policies import Peer, lets_through
+from network_policies import Peer, lets_through, selects
 from published_schemas import check, is_custom
 
 MODEL: Object = {"annotator": {"model": "acme/annotator"}}
@@ -56,6 +56,10 @@ AXES: dict[str, dict[str, Object]] = {
             },
         },
         "none": {"annotator": {"backend": "null"}},
+    },
+    "former": {
+        "none": {},
+        "on the hub": {"annotator": {"former": {"model": "acme/annotator-1"}}},
     },
     "store": {
         "one node": {},
@@ -280,14 +284,26 @@ def test_whatever_is_referred_to_by_name_is_rendered(objects):
             for backend in rule["backendRefs"]:
                 assert behind(objects, backend["name"], backend["port"])
     for item in of_kind(objects, "ServiceMonitor"):
-        labels = item["spec"]["selector"]["matchLabels"].items()
-        (service,) = [
-            service
-            for service in of_kind(objects, "Service")
-            if labels <= service["metadata"]["labels"].items()
-        ]
-        for endpoint in item["spec"]["endpoints"]:
-            assert behind(objects, service["metadata"]["name"], endpoint["port"])
+        services = _monitored(objects, item)
+        hosts = {_part(host) for host in of_kind(objects, "Deployment")} - {"worker"}
+        assert {_part(service) for service in services} == hosts
+        for service in services:
+            for endpoint in item["spec"]["endpoints"]:
+                assert behind(objects, service["metadata"]["name"], endpoint["port"])
+
+
+def _part(item: Object) -> str:
+    part: str = item["metadata"]["labels"]["app.kubernetes.io/component"]
+    return part
+
+
+def _monitored(objects: list[Object], monitor: Object) -> list[Object]:
+    selector = monitor["spec"]["selector"]
+    return [
+        service
+        for service in of_kind(objects, "Service")
+        if selects(selector, service["metadata"]["labels"])
+    ]
 
 
 def test_pods_run_without_privileges(objects):
@@ -462,7 +478,7 @@ def _connections(values: Object, objects: list[Object]) -> Iterator[tuple[Peer, 
     for pod in pods(objects):
         for container in pod["spec"]["containers"]:
             for variable in container["env"]:
-                if variable["name"] == "CWPO_URL":
+                if variable["name"] in ("CWPO_URL", "CWPO_FORMER_URL"):
                     yield Peer.of(pod), *_service(variable["value"])
                 if variable["name"] == "CWPO_REDIS_URL":
                     secret = variable["valueFrom"]["secretKeyRef"]["name"]
@@ -474,7 +490,8 @@ def _connections(values: Object, objects: list[Object]) -> Iterator[tuple[Peer, 
         yield keda, *_service(item["spec"]["triggers"][0]["metadata"]["url"])
     for item in of_kind(objects, "ServiceMonitor"):
         prometheus = Peer({"app": "prometheus"}, namespace="monitoring")
-        yield prometheus, item["metadata"]["name"], item["spec"]["endpoints"][0]["port"]
+        for service in _monitored(objects, item):
+            yield prometheus, service["metadata"]["name"], item["spec"]["endpoints"][0]["port"]
     for item in of_kind(objects, "Ingress"):
         backend = item["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
         for namespace in ("ingress-nginx", "traefik"):
@@ -499,9 +516,14 @@ def test_network_policies_let_out_what_the_code_needs_and_nothing_else(values, o
     is_here = annotator.get("backend") == "null" or annotator.get("model", "").startswith("/")
     is_external = values.get("redis", {}).get("mode") == "external"
     needs = {
-        443: {"service": "url" in store or not is_here, "worker": "url" in store},
-        6379: dict.fromkeys(("service", "worker"), is_external),
-        8000: {"service": "CWPO_VLLM_URL" in str(values)},
+        # The former annotator of these values is on the Hub.
+        443: {
+            "service": "url" in store or not is_here,
+            "former": "url" in store or annotator.get("backend") != "null",
+            "worker": "url" in store,
+        },
+        6379: dict.fromkeys(("service", "former", "worker"), is_external),
+        8000: dict.fromkeys(("service", "former"), "CWPO_VLLM_URL" in str(values)),
         # The cloud's own service, which gives credentials to whoever reaches it.
         80: {},
     }
@@ -515,7 +537,7 @@ def test_network_policies_let_out_what_the_code_needs_and_nothing_else(values, o
         assert lets_through(objects, source, metadata, 80) == is_open
         for protocol in ("UDP", "TCP"):
             resolves = lets_through(objects, source, resolver, 53, protocol)
-            assert resolves == (is_open or part in ("service", "worker", "test"))
+            assert resolves == (is_open or part in ("service", "former", "worker", "test"))
             assert lets_through(objects, source, outside, 53, protocol) == is_open
 
 

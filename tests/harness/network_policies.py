@@ -52,7 +52,7 @@ def lets_through(
 def _isolates(policy: Object, direction: str, end: Peer) -> bool:
     if end.address is not None or end.namespace != NAMESPACE:
         return False
-    return direction in policy["policyTypes"] and _matches(policy["podSelector"], end.labels)
+    return direction in policy["policyTypes"] and selects(policy["podSelector"], end.labels)
 
 
 def _has_port(rule: Object, target: Peer, port: int, protocol: str) -> bool:
@@ -86,13 +86,13 @@ def _is_peer(entry: Object, other: Peer) -> bool:
         return False
     if "namespaceSelector" in entry:
         labels = {"kubernetes.io/metadata.name": other.namespace}
-        in_namespace = _matches(entry["namespaceSelector"], labels)
+        in_namespace = selects(entry["namespaceSelector"], labels)
     else:
         in_namespace = other.namespace == NAMESPACE
-    return in_namespace and _matches(entry.get("podSelector", {}), other.labels)
+    return in_namespace and selects(entry.get("podSelector", {}), other.labels)
 
 
-def _matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     """Whether a label selector matches; of expressions, the charts use In only."""
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "In"

@@ -82,6 +82,10 @@ class Fleet:
         self.house.client.close()
         self.house.move_in(self._balancer)
 
+    def replica(self, revision):
+        """The service that hosts this revision."""
+        return self._replicas[revision]
+
     def begin(self, revision, rows):
         """A job with one finished shard, by the revision; the other shards wait in the queue."""
         self.host(revision)
@@ -133,6 +137,27 @@ def test_two_jobs_on_a_mixed_fleet_are_each_annotated_by_one_revision(fleet):
     job = house.wait(unpinned)
     assert job.state == "completed", job.error
     assert house.results(unpinned) == alone(job.model.revision, rows)
+
+
+def test_a_job_goes_on_with_the_former_annotator_beside_the_new_one(fleet):
+    house = fleet.house
+    rows = house.rows(64)
+    begun = fleet.begin("straight", rows)
+    fleet.host("opposite")
+    later = house.submit(rows)
+    house.start_worker("--former-url", fleet.replica("straight").url)
+    for job_id, revision in ((begun, "straight"), (later, "opposite")):
+        job = house.wait(job_id)
+        assert (job.state, job.error, job.model.revision) == ("completed", None, revision)
+        assert house.results(job_id) == alone(revision, rows)
+
+
+def test_a_job_of_neither_annotator_waits(fleet):
+    house = fleet.house
+    job_id = fleet.begin("straight", house.rows(24))
+    fleet.host("opposite")
+    house.start_worker("--former-url", fleet.replica("opposite").url)
+    assert house.wait_for(job_id, lambda job: job.waiting is not None).state == "running"
 
 
 def test_a_job_waits_until_its_revision_is_hosted_again(fleet, tmp_path, capsys):

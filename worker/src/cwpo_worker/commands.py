@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +67,11 @@ class Worker(ServiceCommand):
         description="Folder or fsspec URL (s3://...) of uploads and results; the same as the "
         "--store-url of `cwpo serve`."
     )
+    former_url: str | None = Field(
+        None,
+        description="URL of a second service, which still hosts the annotator that the first one "
+        "had: jobs that began with it go on with it. None by default.",
+    )
     burst: bool = Field(False, description="Exit when no task waits in the queue.")
     heartbeat_seconds: int = Field(
         24,
@@ -86,11 +92,16 @@ class Worker(ServiceCommand):
         """Work until stopped."""
         from cwpo_worker.process import WorkerProcess
 
-        with Client(self.url, self.api_key, timeout=REQUEST_SECONDS) as client:
+        with ExitStack() as stack:
+
+            def client(url: str) -> Client:
+                return stack.enter_context(Client(url, self.api_key, timeout=REQUEST_SECONDS))
+
             WorkerProcess(
-                client,
+                client(self.url),
                 self.redis_url,
                 self.store_url,
+                former=None if self.former_url is None else client(self.former_url),
                 heartbeat_seconds=self.heartbeat_seconds,
                 heartbeat_file=self.heartbeat_file,
                 model_wait=timedelta(seconds=self.model_wait),

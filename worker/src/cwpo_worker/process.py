@@ -40,6 +40,7 @@ class WorkerProcess:
         redis_url: str,
         store_url: str,
         *,
+        former: Client | None = None,
         heartbeat_seconds: int,
         model_wait: timedelta,
         kept: timedelta | None = None,
@@ -59,7 +60,7 @@ class WorkerProcess:
         self._worker = TaskWorker(
             lifecycle.queue, heartbeat_seconds, tasks.wind_down, heartbeat_file=heartbeat_file
         )
-        tasks.equip(tasks.Tools(lifecycle, store, client, model_wait, discard_shards))
+        tasks.equip(tasks.Tools(lifecycle, store, client, model_wait, discard_shards, former))
         # The first array looks for pandas, and importing it takes longer than a shard does.
         pa.array([""])
         collect_garbage_rarely()

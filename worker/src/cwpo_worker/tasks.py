@@ -50,6 +50,7 @@ class Tools:
 
     model_wait: how long a job waits for a replica that hosts its annotator.
     discard_shards: whether the shards of a job are removed once its dataset is published.
+    former: of a service that hosts the annotator of jobs that began before it was changed.
     """
 
     lifecycle: Lifecycle
@@ -57,6 +58,7 @@ class Tools:
     client: Client
     model_wait: timedelta
     discard_shards: bool = False
+    former: Client | None = None
     is_ending: bool = False
 
 
@@ -93,7 +95,7 @@ def shard(job_id: str, index: int, count: int) -> Retry | None:
                 if number > index and (tools.is_ending or is_late or _is_urgent()):
                     tools.lifecycle.give_back(job_id, range(number, index + count))
                     break
-                annotate_shard(tools.lifecycle, tools.store, tools.client, job_id, number)
+                _annotate(tools, job_id, number)
         except (APIError, ConnectionFailedError, OtherModelError) as error:
             _note_wait(tools, task, error)
             log.warning(
@@ -112,6 +114,16 @@ def merge(job_id: str) -> None:
     if tools.discard_shards:
         with _verdict(Task(job_id, "merge")):
             discard_shards(tools.lifecycle, tools.store, job_id)
+
+
+def _annotate(tools: Tools, job_id: str, number: int) -> None:
+    """Annotate a shard, by the former annotator if the job is pinned to that one."""
+    try:
+        annotate_shard(tools.lifecycle, tools.store, tools.client, job_id, number)
+    except (ModelRevisionError, OtherModelError):
+        if tools.former is None:
+            raise
+        annotate_shard(tools.lifecycle, tools.store, tools.former, job_id, number)
 
 
 def _is_urgent() -> bool:

@@ -68,9 +68,19 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the service is told to host. */}}
+{{/* The workloads that host an annotator, as a list: the service, and with one the former annotator. */}}
+{{- define "cwpo.hosts" -}}
+{{- $annotator := omit .Values.annotator "former" -}}
+{{- $former := .Values.annotator.former -}}
+- {suffix: "", part: service, annotator: {{ toJson $annotator }}}
+{{- if or $former.model $former.fetch.from }}
+- {suffix: -former, part: former, annotator: {{ toJson (merge (pick $former "model" "fetch") (omit $annotator "model" "fetch")) }}}
+{{- end }}
+{{- end -}}
+
+{{/* What a service of this annotator is told to host. */}}
 {{- define "cwpo.annotator" -}}
-{{ ternary "/models/annotator" .Values.annotator.model (not (empty .Values.annotator.fetch.from)) }}
+{{ ternary "/models/annotator" .model (not (empty .fetch.from)) }}
 {{- end -}}
 
 {{/* What the service and the workers know of the store by their environment. */}}
