@@ -1,6 +1,7 @@
 """The commands of docs and help are valid, with the values of their flags, and the Python compiles.
 
-The first five minutes of the README, docs/trl.md and the demo are run as a whole by other tests.
+test_walks.py runs those that need neither a GPU nor the Hub; the first five minutes of the README,
+docs/trl.md and the demo are run as a whole by other tests.
 """
 
 from __future__ import annotations

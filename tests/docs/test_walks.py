@@ -1,0 +1,237 @@
+"""What the docs tell to type runs: Python and shell, against a service with a worker.
+
+Models are tiny ones in the place of those that the docs name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cwpo import AsyncClient, Client
+from cwpo_annotator import Annotator
+from harness import House, furnished
+
+pytestmark = pytest.mark.slow
+DOCS = Path(__file__).parents[2] / "docs"
+FENCED = re.compile(r"(?ms)^```(\w+)\n(.*?)^```")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for found, text in FENCED.findall((DOCS / page).read_text()) if found == language]
+
+
+def rows(count: int, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"r{at}",
+            "prompt": f"What is {at} and {at + 1}?",
+            "response_a": f"It is {2 * at + 1}.",
+            "response_b": "Who knows? " * (1 + at % 3),
+            **more,
+        }
+        for at in range(count)
+    ]
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def house(tiny_annotator, tmp_path_factory) -> Iterator[House]:
+    """A service and a worker, of an annotator that is a folder, too."""
+    with furnished(
+        tmp_path_factory.mktemp("house"), partial(Annotator.load, tiny_annotator, dtype="float32")
+    ) as house:
+        house.start_worker()
+        yield house
+
+
+@pytest.fixture
+def place(house, tiny_annotator, tmp_path, monkeypatch) -> Path:
+    """A folder with the files that the docs name; the service is the one of CWPO_URL."""
+    write(tmp_path / "triplets.jsonl", rows(20))
+    write(tmp_path / "triplets" / "one.jsonl", rows(8))
+    write(tmp_path / "triplets" / "two.jsonl", rows(9))
+    subprocess.run(["gzip", "-k", tmp_path / "triplets.jsonl"], check=True)
+    named = [
+        {"question": row["prompt"], "answer_1": row["response_a"], "answer_2": row["response_b"]}
+        for row in rows(6)
+    ]
+    write(tmp_path / "pairs.jsonl", named)
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        sheet = csv.DictWriter(file, named[0])
+        sheet.writeheader()
+        sheet.writerows(named)
+    samples = [{"prompt": row["prompt"], "responses": ["Yes.", "No.", "So?"]} for row in rows(4)]
+    write(tmp_path / "samples.jsonl", samples)
+    write(tmp_path / "labelled.jsonl", rows(60, preferred="a"))
+    write(
+        tmp_path / "held_out.jsonl",
+        [row | {"prompt": f"And {row['prompt']}"} for row in rows(60, preferred="b")],
+    )
+    write(
+        tmp_path / "unlabelled.jsonl",
+        [row | {"prompt": f"But {row['prompt']}"} for row in rows(40)],
+    )
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "annotator").symlink_to(tiny_annotator)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CWPO_URL", house.url)
+    return tmp_path
+
+
+def shell(script: str, **instead: str) -> str:
+    """What a block prints, with other words in the place of some."""
+    for word, other in instead.items():
+        assert word in script
+        script = script.replace(word, other)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def python(block: str, names: dict[str, Any], page: str) -> None:
+    """Run a block; one that awaits is the body of a coroutine."""
+    if re.search(r"(?m)^(async|await) ", block):
+        body = "async def block():\n" + textwrap.indent(block, "    ")
+        exec(compile(body, page, "exec"), names)
+        asyncio.run(names["block"]())
+    else:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_page_on_python_runs_from_top_to_bottom(house, place, capsys):
+    first, *others = blocks("python.md", "python")
+    names: dict[str, Any] = {}
+    python(first.replace("http://127.0.0.1:8000", house.url), names, "python.md")
+    preferred, confidence = capsys.readouterr().out.split()
+    assert preferred in ("a", "b", "tie")
+    assert 0 <= float(confidence) < 1
+    names |= {"rows": rows(5), "rows_of_some_source": partial(rows, 5)}
+    names |= {"client": Client(house.url), "async_client": AsyncClient(house.url)}
+    for block in others:
+        python(block, names, "python.md")
+    assert len(names["answer"].annotations) == 6
+    assert names["job"].job.progress.rows_done == 17
+    assert pq.read_table("weighted.parquet").num_rows == 17
+    assert Path("errors.jsonl").read_text() == ""
+    names["client"].close()
+
+
+def test_jobs_are_submitted_and_read_as_their_page_says(house, place):
+    submitted, read = blocks("jobs.md", "python")
+    with Client(house.url) as client:
+        python(submitted, {"client": client}, "jobs.md")
+    assert pq.read_table("weighted.parquet").num_rows == 20
+    whole, parts, ranked, urgent, _ = blocks("jobs.md", "sh")
+    shell(whole)
+    with Client(house.url) as client:
+        job_id = client.jobs.list().jobs[0].id
+    shell(parts.partition("\n")[0], JOB_ID=job_id)
+    for line in read.splitlines():
+        library = importlib.import_module(line.partition(".")[0])
+        found = eval(line, {library.__name__: library})
+        if hasattr(found, "collect"):
+            found = found.collect()
+        assert 20 in (getattr(found, "height", 0), *getattr(found, "shape", ()), _rows(found))
+    shell(ranked)
+    assert pq.read_table("weighted.parquet").num_rows == 4
+    shell(urgent)
+
+
+def _rows(found: Any) -> int:
+    if isinstance(found, dict):
+        return sum(len(part) for part in found.values())
+    return len(found)
+
+
+def test_rankings_are_read_as_the_page_on_the_service_says(house, place):
+    (block,) = blocks("service.md", "python")
+    names: dict[str, Any] = {}
+    python(block.replace("[...]", '["Water it.", "No idea.", "Light."]'), names, "service.md")
+    (ranking,) = names["answer"].rankings
+    assert sorted(ranking.order) == [0, 1, 2]
+    assert len(ranking.confidence) == 2
+
+
+def test_files_with_other_names_are_annotated_as_their_page_says(place):
+    shell(blocks("files.md", "sh")[0])
+    assert pq.read_table("weighted.parquet").num_rows == 6
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
+def test_programs_follow_jobs_as_the_page_on_commands_says(place):
+    _, _, followed, listed = blocks("command.md", "sh")
+    assert shell(followed).split() == ["20"]
+    assert shell(listed) == ""
+
+
+def test_people_review_and_the_annotator_learns_as_the_pages_say(place, tiny_causal):
+    shell("cwpo annotate unlabelled.jsonl -o weighted.parquet")
+    exported, imported, trained = blocks("page.md", "sh")[0].splitlines()
+    shell(exported.replace("--below 0.1", "--below 1"))
+    tasks = json.loads(Path("pairs.json").read_text())
+    assert tasks
+    for task in tasks:
+        answer = {"from_name": "preferred", "to_name": "prompt", "type": "choices"}
+        task["annotations"] = [
+            {"completed_by": 1, "result": [answer | {"value": {"choices": ["a"]}}]}
+        ]
+    Path("answers.json").write_text(json.dumps(tasks))
+    shell(imported)
+    assert len(Path("more.jsonl").read_text().splitlines()) == 60 + len(tasks)
+    shell(trained.replace("MODEL", f"{tiny_causal} --epochs 1 --threads 1"))
+    assert Path("runs/annotator-2/annotator.json").is_file()
+
+
+def test_labels_to_come_are_suggested_and_imported_as_the_page_says(place):
+    (block,) = [text for text in blocks("evaluation.md", "sh") if "--suggest" in text]
+    suggested, imported = block.replace("\\\n", " ").splitlines()
+    shell(suggested)
+    with Path("runs/accuracy/to_label.csv").open(newline="") as file:
+        answers = [*csv.DictReader(file)]
+    assert len(answers) == 40
+    with Path("runs/accuracy/to_label.csv").open("w", newline="") as file:
+        sheet = csv.DictWriter(file, answers[0])
+        sheet.writeheader()
+        sheet.writerows(row | {"preferred": "b", "reviewer": "kim"} for row in answers)
+    shell(imported)
+    assert len(Path("more.jsonl").read_text().splitlines()) == 100
+    shell("cwpo report runs/accuracy -o page.html")
+    assert json.loads(Path("page.json").read_text())["annotators"]
+
+
+def test_labels_are_prepared_as_the_page_says(place):
+    shell("cwpo annotate triplets.jsonl -o weighted.parquet")
+    write(place / "harmless.jsonl", rows(60, preferred="a"))
+    write(place / "helpful.jsonl", rows(20, preferred="b"))
+    (block,) = [text for text in blocks("training-annotators.md", "sh") if "data poison" in text]
+    shell(block)
+    for name, count in (("poisoned", 60), ("drawn", 20)):
+        assert pq.read_table(f"{name}.parquet").num_rows == count
+    assert pq.read_table("mixed.parquet").num_rows > 60
