@@ -79,6 +79,16 @@ def test_a_certificate_takes_the_place_of_one_that_promises_the_same(folder, tru
     assert high.coverage > low.coverage
 
 
+def test_programs_get_the_figures_alone(folder, trusted, tmp_path, command, capsys):
+    output = tmp_path / "out"
+    evaluate(command, folder, trusted, "--output", output, "--json")
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.pop("page") == str(output / "report.html")
+    results = read_record(output).results
+    assert {**results, **figures} == results
+    assert figures["certificate"]["max_error"] == 0.1
+
+
 def test_nothing_is_kept_unless_asked(folder, trusted, command):
     before = (folder / "annotator.json").read_bytes()
     evaluate(command, folder, trusted)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -54,8 +55,8 @@ def test_an_aligned_policy_prefers_what_people_chose(
     assert measured["win_share"] == pytest.approx(sum(wins) / len(wins))
 
 
-def test_a_policy_against_itself_is_a_draw(
-    tiny_causal, tiny_annotator, tmp_path, command, tmp_path_factory
+def test_a_policy_against_itself_is_a_draw_also_for_programs(
+    tiny_causal, tiny_annotator, tmp_path, command, capsys
 ):
     held_out = write_lines(tmp_path / "held_out.jsonl", pairs(6, seed=9))
     command(
@@ -63,9 +64,12 @@ def test_a_policy_against_itself_is_a_draw(
         "policy",
         *(tiny_causal, "--reference", tiny_causal),
         *("--judge", tiny_annotator, "--data", held_out, "--output", tmp_path / "evaluation"),
-        *("--prompts", 4, "--max-new-tokens", 8, "--batch-size", 3),
+        *("--prompts", 4, "--max-new-tokens", 8, "--batch-size", 3, "--json"),
     )
-    (measured,) = read_record(tmp_path / "evaluation").results["policies"].values()
+    results = read_record(tmp_path / "evaluation").results
+    page = str(tmp_path / "evaluation" / "report.html")
+    assert json.loads(capsys.readouterr().out) == {**results, "page": page}
+    (measured,) = results["policies"].values()
     assert measured["win_share"] == 0.5
     assert measured["preference_accuracy"] == 0.5
     assert measured["implicit_margin"] == 0

@@ -22,7 +22,7 @@ from cwpo_trainer.settings.reproduction import Reproduction
 from cwpo_trainer.settings.uploads import AnnotatorPublication, DatasetPublication
 
 if TYPE_CHECKING:
-    from cwpo_trainer.data.preparation import Prepared
+    from cwpo_trainer.outcome import Outcome
 
 
 class TrainAnnotator(AnnotatorTraining, Command):
@@ -134,6 +134,8 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
         cwpo evaluate annotator runs/annotator --data held_out.jsonl --max-error 0.1 --certify
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Measure."""
         heap.take_memory_again()
@@ -141,9 +143,9 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
         from cwpo_trainer.report.page import write_report
 
         found = evaluate_annotator(self)
-        if self.output is not None:
-            print(write_report([self.output]))
-        if self.certify and found.certificate is None:
+        page = None if self.output is None else write_report([self.output])
+        _tell(found, as_json=self.json_, page=page)
+        if self.certify and found.figures["certificate"] is None:
             raise CwpoError(f"{self.annotator}: no certificate, as said above")
 
 
@@ -172,14 +174,16 @@ class EvaluatePolicy(PolicyEvaluation, Command):
             --llm-judge https://api.openai.com/v1 --llm-judge-model gpt-4.1
     """
 
+    json_: AsJson = False
+
     def cli_cmd(self) -> None:
         """Measure."""
         heap.take_memory_again()
         from cwpo_trainer.evaluation.policies import evaluate_policies
         from cwpo_trainer.report.page import write_report
 
-        evaluate_policies(self)
-        print(write_report([self.output]))
+        found = evaluate_policies(self)
+        _tell(found, as_json=self.json_, page=write_report([self.output]))
 
 
 class Evaluate(Command):
@@ -352,8 +356,11 @@ class DrawData(Drawing, Command):
         _tell(draw_labels(self), as_json=self.json_)
 
 
-def _tell(prepared: Prepared, *, as_json: bool) -> None:
-    print(json.dumps(prepared.figures, indent=2) if as_json else prepared.summary)
+def _tell(outcome: Outcome, *, as_json: bool, page: Path | None = None) -> None:
+    if as_json:
+        print(json.dumps({**outcome.figures, **({"page": str(page)} if page else {})}, indent=2))
+    else:
+        print(outcome.summary if page is None else f"{outcome.summary}\n{page}")
 
 
 class Data(Command):

@@ -9,7 +9,6 @@ import math
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cwpo_trainer.data.labelled_file import labelled_row, write_labelled
 from cwpo_trainer.data.splits import sample, split, write_splits
 from cwpo_trainer.data.unused_rows import UnusedRows
 from cwpo_trainer.data.weighted import WeightedPair, read_weighted
+from cwpo_trainer.outcome import Outcome
 from cwpo_trainer.settings.data_preparation import (
     Drawing,
     LabelledFile,
@@ -35,19 +35,7 @@ from cwpo_trainer.settings.data_preparation import (
 _COLDEST, _HOTTEST, _HALVINGS = 1e-9, 1e9, 100
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a command wrote.
-
-    summary: in words.
-    figures: for programs, the output first.
-    """
-
-    summary: str
-    figures: dict[str, Any]
-
-
-def split_pairs(settings: Splitting) -> Prepared:
+def split_pairs(settings: Splitting) -> Outcome:
     """Write the three parts. Raises: ConfigError, DatasetError."""
     _check_new(settings.output)
     unused = UnusedRows(settings.max_rejected_share)
@@ -68,14 +56,14 @@ def split_pairs(settings: Splitting) -> Prepared:
         "unlabelled": len(parts.unlabelled),
         "held_out": len(parts.held_out),
     }
-    return Prepared(
+    return Outcome(
         f"{settings.output}: {sizes['labelled']:,} labelled, {sizes['unlabelled']:,} "
         f"unlabelled and {sizes['held_out']:,} held-out pairs",
         {"output": str(settings.output), **sizes},
     )
 
 
-def poison(settings: Poisoning) -> Prepared:
+def poison(settings: Poisoning) -> Outcome:
     """Flip labels and write the pairs.
 
     The number of flipped labels is exact: each pair in turn is flipped with the probability that
@@ -102,10 +90,10 @@ def poison(settings: Poisoning) -> Prepared:
     written = flips if settings.only_flipped else len(confidences)
     figures = _write("poison", settings, rows, pairs=written, flipped=flips)
     told = f"{settings.output}: {written:,} pairs, the labels of {flips:,} of them flipped"
-    return Prepared(told, figures)
+    return Outcome(told, figures)
 
 
-def mix(settings: Mixing) -> Prepared:
+def mix(settings: Mixing) -> Outcome:
     """Draw the shares of the sources, in random order.
 
     The column source names the file that a pair is from, unless its row names a source already.
@@ -126,10 +114,10 @@ def mix(settings: Mixing) -> Prepared:
     total = sum(counts.values())
     figures = _write("mix", settings, rows, pairs=total, drawn=named)
     told = ", ".join(f"{count:,} of {source}" for source, count in counts.items())
-    return Prepared(f"{settings.output}: {total:,} pairs, {told}", figures)
+    return Outcome(f"{settings.output}: {total:,} pairs, {told}", figures)
 
 
-def draw_labels(settings: Drawing) -> Prepared:
+def draw_labels(settings: Drawing) -> Outcome:
     """Draw each label from the Bradley-Terry probabilities of the scores.
 
     The annotator's label is kept with probability sigmoid(margin / T).
@@ -146,7 +134,7 @@ def draw_labels(settings: Drawing) -> Prepared:
     figures = _write(
         "draw", settings, rows, pairs=len(flipped), against=sum(flipped), temperature=temperature
     )
-    return Prepared(
+    return Outcome(
         f"{settings.output}: {len(flipped):,} pairs, {sum(flipped):,} with another label than the "
         f"annotator's (temperature {temperature:.3g})",
         figures,

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
-
 from cwpo.datasets.weighted import JsonlWriter, plain_prompt
 from cwpo.errors import DatasetError
 from cwpo.reviews.forms import write_pairs
@@ -25,9 +23,10 @@ from cwpo_trainer.evaluation.agreement import JudgedPairs, judge_pairs, measured
 from cwpo_trainer.evaluation.bias import accuracy_by_source, length_bias, position_bias
 from cwpo_trainer.evaluation.certificate import certify, labels_needed
 from cwpo_trainer.evaluation.embeddings import embedded, embedding_shift
-from cwpo_trainer.evaluation.metrics import AnnotatorMetrics, Assessment
+from cwpo_trainer.evaluation.metrics import Assessment
 from cwpo_trainer.evaluation.shift import ScoredTriplets, shift
 from cwpo_trainer.evaluation.verdict import verdict
+from cwpo_trainer.outcome import Outcome
 from cwpo_trainer.run import process
 from cwpo_trainer.run.folder import (
     MISTAKES_NAME,
@@ -43,8 +42,8 @@ _SEED = 0
 _MISTAKES = 20
 
 
-def evaluate_annotator(settings: AnnotatorEvaluation) -> Assessment:
-    """Measure the annotator on labelled pairs, print the figures and write the output folder.
+def evaluate_annotator(settings: AnnotatorEvaluation) -> Outcome:
+    """Measure the annotator on labelled pairs, and write the output folder.
 
     With `certify`, annotator.json keeps the certificate that was found.
     Raises: DatasetError or CheckpointError, before any scoring.
@@ -62,7 +61,7 @@ def evaluate_annotator(settings: AnnotatorEvaluation) -> Assessment:
         unused.tell(are_listed=False)
         unused_others.tell(are_listed=False)
         return _evaluate(settings, folder, pairs, others, unseen=unseen, output=None)
-    recorded = settings.model_dump(mode="json")
+    recorded = settings.model_dump(mode="json", exclude={"json_"})
     with new_run_folder("evaluate-annotator", settings.output, recorded) as output:
         unused.report(output)
         if others:
@@ -78,7 +77,7 @@ def _evaluate(
     *,
     unseen: bool,
     output: RunFolder | None,
-) -> Assessment:
+) -> Outcome:
     process.prepare(seed=_SEED, threads=settings.threads)
     annotator = Annotator.load(settings.annotator, dtype=settings.dtype)
     judged = judge_pairs(annotator, pairs)
@@ -88,22 +87,18 @@ def _evaluate(
         scored = ScoredTriplets.of(annotator, others, settings.compare_with, seed=_SEED)
     found = _assess(settings, annotator, judged, scored, unseen=unseen)
     found.verdict = verdict(metrics, found)
+    results = {**metrics.model_dump(mode="json"), **found.model_dump(mode="json")}
     if output is not None:
-        output.results |= _results(metrics, found)
+        output.results |= results
         _write_mistakes(output.path / MISTAKES_NAME, judged)
         if scored is not None and settings.suggest is not None:
             _write_to_label(output.path / TO_LABEL_NAME, scored.to_label(settings.suggest))
-    print(metrics.summary)
-    print("\n".join(found.verdict))
+    told = [metrics.summary, *found.verdict]
     if settings.certify and found.certificate is not None:
         card = read_card(folder) or Card(encoding=Encoder.load(folder).spec)
         keep_certificate(folder, card, found.certificate)
-        print(f"The certificate is in {folder / 'annotator.json'}.")
-    return found
-
-
-def _results(metrics: AnnotatorMetrics, found: Assessment) -> dict[str, JsonValue]:
-    return {**metrics.model_dump(mode="json"), **found.model_dump(mode="json")}
+        told.append(f"The certificate is in {folder / 'annotator.json'}.")
+    return Outcome("\n".join(told), results)
 
 
 def _check_unseen(folder: Path, pairs: Sequence[LabelledPair], source: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from cwpo_trainer.evaluation.llm_judge import LlmJudge, llm_judge
 from cwpo_trainer.evaluation.metrics import LlmJudgement, PolicyMetrics
 from cwpo_trainer.evaluation.policy_verdict import verdict
 from cwpo_trainer.evaluation.preferences import pair_log_probs, response_log_probs
+from cwpo_trainer.outcome import Outcome
 from cwpo_trainer.policy.sampling import LoadedPolicy, SampledAnswer, Sampling, free_memory
 from cwpo_trainer.policy.vllm_policy import Vllm, VllmPolicy, sampler_of, vllm_for
 from cwpo_trainer.run import process
@@ -63,8 +64,8 @@ class Written:
     by_reference: NDArray[np.float64] | None = None
 
 
-def evaluate_policies(settings: PolicyEvaluation) -> None:
-    """Measure each policy, print the figures and the verdict, and write the output folder.
+def evaluate_policies(settings: PolicyEvaluation) -> Outcome:
+    """Measure each policy, and write the output folder.
 
     Raises: DatasetError, CheckpointError or ConfigError, before any model is loaded.
     """
@@ -81,7 +82,7 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
     )
     chosen = _chosen(settings, pairs)
     kept = settings.output.with_name(f".{settings.output.name}.{LLM_JUDGE_NAME}")
-    recorded = settings.model_dump(mode="json") | {"sampler": sampler_of(vllm)}
+    recorded = settings.model_dump(mode="json", exclude={"json_"}) | {"sampler": sampler_of(vllm)}
     with (
         llm_judge(settings, kept) as llm,
         new_run_folder("evaluate-policy", settings.output, recorded) as output,
@@ -105,8 +106,7 @@ def evaluate_policies(settings: PolicyEvaluation) -> None:
         output.results["verdict"] = [*sentences]
         _write_samples(output.path / SAMPLES_NAME, prompts, observed)
     kept.unlink(missing_ok=True)
-    _print_summary(metrics, results)
-    print("\n".join(sentences))
+    return Outcome("\n".join([*_summary(metrics, results), *sentences]), output.results)
 
 
 def named_models(paths: Sequence[str]) -> dict[str, str]:
@@ -318,7 +318,7 @@ def _score(judged: Judgement, at: int) -> dict[str, float | str | None]:
     return {"score": None, "problem": problem}
 
 
-def _print_summary(metrics: Mapping[str, PolicyMetrics], results: Mapping[str, Any]) -> None:
+def _summary(metrics: Mapping[str, PolicyMetrics], results: Mapping[str, Any]) -> Iterator[str]:
     if results["prompts_left_out"]:
         reasons = by_reason(Counter(results["prompts_left_out"]))
         print(f"prompts that could not be judged, left out for all: {reasons}", file=sys.stderr)
@@ -329,7 +329,7 @@ def _print_summary(metrics: Mapping[str, PolicyMetrics], results: Mapping[str, A
             if item.preference_accuracy is None
             else f"preference accuracy {item.preference_accuracy:.1%}, "
         )
-        print(
+        yield (
             f"{name}: {preferred}"
             f"scores above the reference on {item.win_share:.1%} of {results['prompts']:,} prompts"
             f"{lost if item.unscored else ''}"
