@@ -54,6 +54,15 @@ def test_every_relative_link_leads_to_a_file(page):
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
+def test_what_the_readme_explains_is_in_its_transcript():
+    _, _, shown = (ROOT / "README.md").read_text().partition("## What the demo shows")
+    _, transcript, meaning = shown.partition("## ")[0].split("```", 2)
+    explained = re.findall(r"(?m)^- \*\*(.*?)\*\*", meaning)
+    percentages = {float(found) for text in explained for found in re.findall(r"([\d.]+) %", text)}
+    assert len(percentages) >= 5
+    assert percentages <= {float(found) for found in re.findall(r"([\d.]+)%", transcript)}
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text()
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
