@@ -173,7 +173,8 @@ def small(settings: Reproduction) -> Scale:
         align={**_SMALL_POLICY, **threads, "max_steps": 40, "gradient_accumulation": 2}
         | {"learning_rate": 1e-4, "beta": 0.5},
         online={"max_new_tokens": 48, "temperature": 0.9, "batch_size": 16},
-        evaluation={"prompts": 100, "max_new_tokens": 64, "temperature": 0.7, **threads},
+        # All prompts that are held out, which are fewer.
+        evaluation={"prompts": 500, "max_new_tokens": 64, "temperature": 0.7, **threads},
         llm_judge=_llm_judge(settings),
         minutes=SMALL_MINUTES,
         layers={"0.5B": 1, "1.5B": 2, "3B": 4, "7B": 6},
@@ -244,7 +245,7 @@ SMALL_MINUTES = {
     "align": 8,
     "online": 20,
     "evaluate annotator": 2,
-    "evaluate policy": 6,
+    "evaluate policy": 12,
 }
 _QWEN_SIZES = ("0.5B", "1.5B", "3B", "7B", "14B")
 _OPT_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B")
