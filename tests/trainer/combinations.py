@@ -1,6 +1,6 @@
 """Ways to train a policy or an annotator, and those that test_combinations.py trains by.
 
-The tables of them in docs/training.md are written from here, by docs/tables.py.
+The tables of them in docs/cluster.md are written from here, by docs/tables.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each way to train that docs/training.md calls tested does what the plainest one does."""
+"""Each way to train that docs/cluster.md calls tested does what the plainest one does."""
 
 from __future__ import annotations
 

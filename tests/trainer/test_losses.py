@@ -181,7 +181,7 @@ def test_the_constants_of_a_loss_are_flags_and_fields_of_the_config(loss):
             assert field.metadata["help"] == f"{constant.meaning}."
 
 
-@pytest.mark.parametrize("page", ["command.md", "method.md", "training.md"])
+@pytest.mark.parametrize("page", ["cluster.md", "command.md", "method.md", "training.md"])
 def test_the_tables_in_the_docs_are_those_of_the_code(page):
     docs = Path(__file__).parents[2] / "docs"
     text = (docs / page).read_text()
