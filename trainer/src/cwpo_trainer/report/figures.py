@@ -143,7 +143,7 @@ def embeddings(here: Sequence[Point], there: Sequence[Point], other: str) -> str
     Args:
         here: the labelled pairs; there: triplets of a file that is named `other`.
     """
-    with _figure("embeddings", height=4.4) as (axes, svg):
+    with _figure("embeddings") as (axes, svg):
         samples = (("labelled pairs", here, "o"), (other, there, "^"))
         for (name, points, marker), colour in zip(samples, COLOURS, strict=False):
             across, up = zip(*points, strict=True)
