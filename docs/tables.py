@@ -27,7 +27,10 @@ from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.policy_training import Alignment, FineTuning
 from cwpo_trainer.weights import WEIGHTS
 
-PAGES = tuple(Path(__file__).parent / name for name in ("cluster.md", "command.md", "method.md", "training.md"))
+PAGES = tuple(
+    Path(__file__).parent / name
+    for name in ("cluster.md", "command.md", "method.md", "training.md")
+)
 COMBINATIONS = Path(__file__).parents[1] / "tests" / "trainer" / "combinations.py"
 OURS = " °"
 

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import torch
 
-# What is left of a core's speed when twice as many work on one pass. Of two cores it is 0.9 or more;
-# many cores wait for one another more than a few do.
+# What is left of a core's speed when twice as many work on one pass. Of two cores it is 0.9 or
+# more; many cores wait for one another more than a few do.
 _KEPT = 0.8
 
 Item = TypeVar("Item")
