@@ -261,6 +261,8 @@ def draw(trained: Sequence[Trained], path: Path) -> None:
                     label=choice,
                 )
             axes.set_ylabel(label)
+            if measure == "certified":
+                axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
             axes.spines[["top", "right"]].set_visible(False)
     for axes, data in zip(grid[0], names, strict=True):
         axes.set_title(data, loc="left")
