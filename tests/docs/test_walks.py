@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,18 +23,23 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForSequenceClassification
 
-from cwpo import AsyncClient, Client
+from cwpo import Annotation, AsyncClient, Client, Triplet
 from cwpo_annotator import Annotator
-from harness import House, furnished
+from harness import House, furnished, serving
+
+from ..trainer.samples import pairs
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs"
 FENCED = re.compile(r"(?ms)^```(\w+)\n(.*?)^```")
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return [text for found, text in FENCED.findall((DOCS / page).read_text()) if found == language]
+def blocks(page: str, language: str, having: str = "") -> list[str]:
+    """The blocks of a language that have this text."""
+    found = FENCED.findall((DOCS / page).read_text())
+    return [text for of, text in found if of == language and having in text]
 
 
 def rows(count: int, **more: Any) -> list[dict[str, Any]]:
@@ -210,7 +216,7 @@ def test_people_review_and_the_annotator_learns_as_the_pages_say(place, tiny_cau
 
 
 def test_labels_to_come_are_suggested_and_imported_as_the_page_says(place):
-    (block,) = [text for text in blocks("evaluation.md", "sh") if "--suggest" in text]
+    (block,) = blocks("evaluation.md", "sh", having="--suggest")
     suggested, imported = block.replace("\\\n", " ").splitlines()
     shell(suggested)
     with Path("runs/accuracy/to_label.csv").open(newline="") as file:
@@ -230,8 +236,84 @@ def test_labels_are_prepared_as_the_page_says(place):
     shell("cwpo annotate triplets.jsonl -o weighted.parquet")
     write(place / "harmless.jsonl", rows(60, preferred="a"))
     write(place / "helpful.jsonl", rows(20, preferred="b"))
-    (block,) = [text for text in blocks("training-annotators.md", "sh") if "data poison" in text]
+    (block,) = blocks("training-annotators.md", "sh", having="data poison")
     shell(block)
     for name, count in (("poisoned", 60), ("drawn", 20)):
         assert pq.read_table(f"{name}.parquet").num_rows == count
     assert pq.read_table("mixed.parquet").num_rows > 60
+
+
+@pytest.fixture
+def models(tiny_causal, tiny_tokenizer, tmp_path, monkeypatch) -> Path:
+    """A folder of models by the names that the docs give them; a folder goes before the Hub."""
+    for name in ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B", "models/minilm", "models/smollm2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tiny_causal)
+    # Another one than any that is trained here.
+    judge = AutoModelForSequenceClassification.from_pretrained(tiny_causal, num_labels=1)
+    for name in ("models/reward-model", "Skywork/Skywork-Reward-V2-Llama-3.1-8B"):
+        judge.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def walk(script: str) -> None:
+    """Run a script in which `cwpo up` starts the service that the commands after it use."""
+    before, start, after = re.split(r"(?m)^(cwpo up .*&.*)$", script)
+    shell(before)
+    annotator = shlex.split(start.partition("&")[0])[-1]
+    with serving(partial(Annotator.load, annotator, dtype="float32")) as service:
+        shell(f"export CWPO_URL={service.url}\n{after}")
+
+
+def test_the_steps_of_the_readme_lead_from_labels_to_a_report(models):
+    write(models / "pairs.jsonl", pairs(60))
+    write(models / "triplets.jsonl", pairs(30, seed=1))
+    write(models / "held_out.jsonl", pairs(8, seed=2))
+    (block,) = blocks("../README.md", "sh", having="cwpo train-annotator")
+    walk(block.replace(". .venv/bin/activate\n", ""))
+    figures = json.loads((models / "runs" / "report.json").read_text())
+    assert {row["policy"] for row in figures["policies"]} == {"cw-dpo", "reference"}
+    assert len(figures["annotators"]) == 1
+
+
+def test_the_steps_of_the_page_on_training_lead_to_an_evaluated_policy(models):
+    write(models / "pairs.jsonl", pairs(80))
+    (block,) = blocks("training.md", "sh", having="# labels -> annotator")
+    walk(block)
+    assert (models / "runs" / "evaluation" / "report.html").is_file()
+
+
+def test_certified_labels_are_trained_on_as_the_page_says(models, tiny_annotator):
+    shutil.copytree(tiny_annotator, "runs/annotator")
+    triplets = [Triplet.model_validate(row) for row in unlabelled(pairs(300, seed=3))]
+    labels = Annotator.load("runs/annotator", dtype="float32").annotate(triplets)
+    people = [
+        triplet.model_dump() | {"preferred": label.preferred}
+        for triplet, label in zip(triplets, labels, strict=True)
+        if isinstance(label, Annotation)
+    ]
+    write(models / "held_out.jsonl", people)
+    write(models / "triplets.jsonl", unlabelled(pairs(40, seed=4)))
+    (certified,) = blocks("evaluation.md", "sh", having="--certify")
+    (used,) = blocks("evaluation.md", "sh", having="--weight certified")
+    walk(f"{certified}cwpo up --annotator runs/annotator &\n{used}")
+    assert pq.read_table("weighted.parquet")["certified"].to_pylist().count(True) > 20
+    assert (models / "runs" / "certified" / "run.json").is_file()
+
+
+def unlabelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in row if name != "preferred"} for row in rows]
+
+
+def test_what_needs_no_model_prints_what_its_page_says(place, monkeypatch):
+    monkeypatch.delenv("CWPO_DATA_DIR", raising=False)
+    (block,) = blocks("evidence.md", "sh", having="reproduce --list")
+    assert "contest" in shell(block.splitlines()[0])
+    results = DOCS.parent / "benchmarks" / "results" / "reproduction"
+    (shown,) = blocks("evidence.md", "sh", having="--show")
+    table = shell(shown.replace("benchmarks/results/reproduction", str(results)))
+    assert "Labels of the most confident pairs" in table
+    (block,) = blocks("capacity.md", "sh", having="cwpo plan")
+    assert "triplets" in shell(block)
