@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,22 @@ def test_label_studio_s_answers_come_back(tmp_path, prompts, value):
     (line,) = imported(tmp_path / "out.jsonl", [tmp_path / "answers.json"])
     assert line["prompt"] == prompts[0]
     assert (line["preferred"], line["reviewers"]) == ("b", ["ann@example.org"])
+
+
+@pytest.mark.parametrize("tool", ["argilla", "label-studio"])
+def test_what_the_tools_themselves_write_comes_back(tmp_path, tool):
+    """Of two exported rows: read, answered and written by argilla 2.8.0 and label-studio-sdk 2.1.2.
+
+    The latter has checked tasks and answers by the labelling configuration of docs/page.md.
+    """
+    answers = Path(__file__).parent / "exports" / f"{tool}.json"
+    labelled = written(tmp_path / "w.jsonl", ["question 0", "question 1"])
+    export(labelled, tmp_path / "ours.json", below=1, format=tool)
+    ours, theirs = (json.loads(path.read_text()) for path in (tmp_path / "ours.json", answers))
+    assert [*ours[0]] == [name for name in theirs[0] if name in ours[0]]
+    (line,) = imported(tmp_path / "out.jsonl", [answers])
+    assert (line["id"], line["prompt"], line["preferred"]) == ("r0", "question 0", "b")
+    assert len(line["reviewers"]) == (2 if tool == "argilla" else 1)
 
 
 def test_the_report_is_json_too(weighted, tmp_path, capsys):
