@@ -88,14 +88,15 @@ class AnnotatedFile:
         raise DatasetError(f"nothing was annotated: row {first['row']}: {first['detail']}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The files and the numbers, for programs."""
+        """The files and the numbers, for programs; a void certificate only where there is one."""
+        void = self.certificates_void
         return {
             "output": str(self.path),
             "rows": self.rows,
             "pairs": self.pairs,
             "rejected": dict(self.rejected),
             "errors": str(errors_path(self.path)),
-            "certificates_void": self.certificates_void,
+            **({} if void is None else {"certificates_void": void}),
         }
 
     def summary(self) -> str:
