@@ -275,7 +275,7 @@ def test_the_steps_of_the_readme_lead_from_labels_to_a_report(models):
     walk(block.replace(". .venv/bin/activate\n", ""))
     figures = json.loads((models / "runs" / "report.json").read_text())
     assert {row["policy"] for row in figures["policies"]} == {"cw-dpo", "reference"}
-    assert len(figures["annotators"]) == 1
+    assert {row["run"] for row in figures["annotators"]} == {"annotator", "accuracy"}
 
 
 def test_the_steps_of_the_page_on_training_lead_to_an_evaluated_policy(models):
