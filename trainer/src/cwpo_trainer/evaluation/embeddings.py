@@ -26,7 +26,8 @@ _NORMAL = 1.645
 def embedded(annotator: Annotator, triplets: Sequence[Triplet]) -> NDArray[np.float32] | None:
     """An embedding of each triplet: the mean over its two texts, of some if there are many.
 
-    Returns: shape (n, width); None if the annotator has no hidden states here, such as vLLM's.
+    Returns: shape (n, width); None if the annotator has no hidden states here, such as vLLM's, or
+        no memory for them.
     """
     if not isinstance(annotator.backend, InProcessBackend):
         return None
@@ -38,6 +39,8 @@ def embedded(annotator: Annotator, triplets: Sequence[Triplet]) -> NDArray[np.fl
     if not pairs:
         return None
     of_texts = annotator.backend.embed_texts([ids for pair in pairs for ids in (pair.a, pair.b)])
+    if of_texts is None:
+        return None
     means: NDArray[np.float32] = of_texts.reshape(len(pairs), 2, -1).mean(axis=1)
     return means
 

@@ -108,13 +108,14 @@ class InProcessBackend(ABC):
         """Values of shape (n,); see Backend."""
         return self._memory.score(texts, self._score_texts)
 
-    def embed_texts(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def embed_texts(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32] | None:
         """The mean of the model's last hidden states over the tokens of each text.
 
         Args:
             texts: token ids, at least one text.
-        Returns: shape (n, width).
+        Returns: shape (n, width); None if the longest text does not fit into memory.
         """
+        lengths = [len(ids) for ids in texts]
 
         @torch.inference_mode()
         def embed(rows: list[int]) -> _Read:
@@ -123,7 +124,7 @@ class InProcessBackend(ABC):
             hidden = output.last_hidden_state.float() * mask[..., None]
             return rows, hidden.sum(1) / mask.sum(1, keepdim=True)
 
-        return self._each_batch(embed, [len(ids) for ids in texts])
+        return self._memory.fit(lambda: self._each_batch(embed, lengths), at_least=max(lengths))
 
     def rows(self, texts: Sequence[Sequence[int]]) -> Iterator[Row]:
         """The rows in which a model that shares prompts reads these texts."""

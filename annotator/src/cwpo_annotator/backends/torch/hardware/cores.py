@@ -58,9 +58,9 @@ class Cores:
             return [work(item) for item in items]
         order = sorted(range(len(items)), key=lambda at: -size(items[at]))
         apart = _apart([size(items[at]) for at in order], self.count)
-        done = self._pool.map(lambda at: work(items[at]), order[:apart])
-        results = dict(zip(order, [*done], strict=False))
-        results |= {at: work(items[at]) for at in order[apart:]}
+        done = [*self._pool.map(lambda at: work(items[at]), order[:apart])]
+        done += [work(items[at]) for at in order[apart:]]
+        results = dict(zip(order, done, strict=True))
         return [results[at] for at in range(len(items))]
 
     def close(self) -> None:
