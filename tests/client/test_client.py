@@ -292,6 +292,18 @@ RANKED = [
 ]
 
 
+def test_embeddings_come_in_order_in_one_answer_or_one_by_one(use, tiny_annotator):
+    def load():
+        return Annotator.load(tiny_annotator, dtype="float32")
+
+    with serving(load) as service:
+        answer = use(service.url, lambda client: client.embed(TRIPLETS, batch_size=4))
+        streamed = use(service.url, lambda client: every(client.embed_iter(TRIPLETS, batch_size=4)))
+    assert streamed == answer.embeddings
+    assert [each.id for each in answer.embeddings] == [str(n) for n in range(10)]
+    assert len({tuple(each.embedding) for each in answer.embeddings}) == 10
+
+
 def test_scores_and_rankings_are_streamed_as_they_are_answered_at_once(ask, monkeypatch):
     monkeypatch.setattr("cwpo.resources.annotations.STREAMED_ROWS", 3)
     items = [{"prompt": f"question {n % 3}", "response": "so " * n} for n in range(1, 9)]

@@ -23,7 +23,7 @@ from cwpo.types import (
     Triplet,
     Truncation,
 )
-from cwpo_annotator.backends.base import Backend
+from cwpo_annotator.backends.base import Backend, EmbeddingBackend, NoEmbeddingsError
 from cwpo_annotator.backends.null import NullBackend, NullEncoder
 from cwpo_annotator.encoded import EncodedPair, EncodedResponses, EncodedText
 from cwpo_annotator.labels import Labels
@@ -333,6 +333,27 @@ class Annotator:
         if not texts:
             return Scores(np.empty(0, np.float32))
         return self.backend.score_texts(texts)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it has embeddings; vLLM shows scores only."""
+        return isinstance(self.backend, EmbeddingBackend)
+
+    def check_embeds(self) -> None:
+        """Raises: NoEmbeddingsError for an annotator without embeddings."""
+        if not self.embeds:
+            raise NoEmbeddingsError(self.backend.name)
+
+    def embed_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
+        """The embedding of each pair, the mean over its texts: values of shape (n, width).
+
+        Raises: NoEmbeddingsError where `embeds` is False.
+        """
+        if not isinstance(self.backend, EmbeddingBackend):
+            raise NoEmbeddingsError(self.backend.name)
+        if not pairs:
+            return Scores(np.empty((0, 0), np.float32))
+        return self.backend.embed_pairs(pairs)
 
     def label(
         self,

@@ -1,4 +1,4 @@
-"""The raw scores of a model, and which items did not fit into its memory."""
+"""What a model makes of items, and which of them did not fit into its memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 class Scores:
-    """Raw scores of n items, in input order.
+    """Raw scores, or embeddings, of n items, in input order.
 
     Args:
-        values: float32, shape (n, 2) for responses a and b of pairs, (n,) for single texts. May
-            contain NaN and infinities, as the model returned them.
+        values: float32, shape (n, 2) for responses a and b of pairs, (n,) for single texts,
+            (n, width) for embeddings. May contain NaN and infinities, as the model returned them.
         too_large: bool, shape (n,): items that did not fit into the device's memory even alone, so
             that their values have no meaning. None if all items did.
     """

@@ -22,6 +22,7 @@ from cwpo.texts import prompt_order
 from cwpo.transport import Call
 from cwpo.types import (
     AnnotateResponse,
+    EmbedResponse,
     FailedAnnotation,
     FailedScore,
     ItemError,
@@ -37,7 +38,7 @@ from cwpo.types import (
     Usage,
 )
 
-A = TypeVar("A", AnnotateResponse, ScoreResponse, RankResponse)
+A = TypeVar("A", AnnotateResponse, ScoreResponse, RankResponse, EmbedResponse)
 Label = Any
 
 # What is read before the first of it is sent, and so what memory an endless input takes.
@@ -174,6 +175,7 @@ def _rank_item(place: int, record: Mapping[str, Any]) -> RankItem | RejectedRow:
 ANNOTATE = Endpoint(
     "/annotate", "triplets", "annotations", AnnotateResponse, Triplet, TRIPLETS, _triplet
 )
+EMBED = Endpoint("/embed", "triplets", "embeddings", EmbedResponse, Triplet, TRIPLETS, _triplet)
 SCORE = Endpoint("/score", "items", "scores", ScoreResponse, ScoreItem, SINGLES, parse_score_item)
 RANK = Endpoint("/rank", "items", "rankings", RankResponse, RankItem, LISTS, _rank_item, 2)
 

@@ -244,6 +244,22 @@ class ScoreResponse(_Answered):
     usage: Usage
 
 
+class Embedding(_Answered):
+    """What the annotator's model makes of a triplet: the mean of its last hidden states."""
+
+    id: str
+    embedding: list[float] = Field(description="rounded to four decimals")
+    truncated: bool = False
+
+
+class EmbedResponse(_Answered):
+    """The answer of POST /embed, in input order."""
+
+    embeddings: list[Embedding | FailedAnnotation]
+    model: ModelRef
+    usage: Usage
+
+
 MIN_RESPONSES = 2
 MAX_RESPONSES = 64
 

@@ -11,9 +11,10 @@ import pytest
 from cwpo import Triplet
 from cwpo.commands.review import Export, Import
 from cwpo.datasets.weighted import weighted_row, weighted_writer
-from cwpo.errors import DatasetError
+from cwpo.errors import CwpoError, DatasetError
+from cwpo_annotator import Annotator
 from cwpo_trainer.data.labelled import read_pairs
-from harness import labels_of
+from harness import labels_of, serving
 
 CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
 
@@ -36,7 +37,8 @@ def written(path, prompts):
 
 
 def export(weighted, path, **options):
-    Export(dataset=weighted, output=path, **{"below": 0.3, "most": 20, **options}).cli_cmd()
+    options = {"below": 0.3, "most": 20, "at_random": True, **options}
+    Export(dataset=weighted, output=path, **options).cli_cmd()
 
 
 def imported(path, answers, **options):
@@ -62,7 +64,38 @@ def test_uncertain_rows_are_exported_in_the_order_of_the_input(weighted, tmp_pat
         number = int(row["id"].removeprefix("r"))
         assert row["prompt"] == triplets[number].prompt
         assert (row["response_a"], row["response_b"]) == (f"yes, {number}", 'no\n"=1+1"')
-    assert "20 of " in capsys.readouterr().out
+    assert "20 rows, drawn at random from the " in capsys.readouterr().out
+
+
+def test_rows_are_spread_over_the_data_by_what_the_service_embeds(tiny_annotator, tmp_path, capsys):
+    """Of many that are equal, only one comes before all that are not."""
+    others = ["why not", "a cat sat", "1 2 3 4 5 6", "yes yes yes"]
+    triplets = [
+        Triplet(id=f"r{at}", prompt="q", response_a=text, response_b="no")
+        for at, text in enumerate([*["maybe"] * 20, *others])
+    ]
+    rows = [weighted_row(t, label) for t, label in zip(triplets, labels_of(triplets), strict=True)]
+    weighted = tmp_path / "weighted.jsonl"
+    with weighted.open("wb") as sink, weighted_writer(sink, "jsonl") as writer:
+        writer.write(rows)
+
+    def load():
+        return Annotator.load(tiny_annotator, dtype="float32")
+
+    with serving(load) as service:
+        options = {"at_random": False, "below": 1, "most": 5}
+        export(weighted, tmp_path / "pairs.csv", url=service.url, **options)
+    assert {row["response_a"] for row in sheet(tmp_path / "pairs.csv")} == {"maybe", *others}
+    assert "5 rows, spread over the " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["of-null", "down"])
+def test_without_embeddings_the_way_out_is_named(weighted, tmp_path, is_there):
+    with serving() as service:
+        url = service.url if is_there else "http://127.0.0.1:9"
+        with pytest.raises(CwpoError, match="--at-random"):
+            export(weighted, tmp_path / "pairs.csv", at_random=False, url=url)
+    assert not (tmp_path / "pairs.csv").exists()
 
 
 def test_labels_may_be_added_to_their_own_file(tmp_path):

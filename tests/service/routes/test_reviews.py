@@ -10,6 +10,7 @@ import redis
 
 from cwpo.reviews.agreement import merged
 from cwpo.reviews.forms import read_answers
+from cwpo_annotator import Annotator
 from cwpo_worker.errors import UnknownReviewError
 from cwpo_worker.reviews.reviews import Reviews
 from harness import TIMEOUT
@@ -85,6 +86,31 @@ def test_the_rows_are_uncertain_ones_of_the_job(office, alice, job, tmp_path):
     _, report = merged(answers)
     expected = sum(of_id[row]["preferred"] == "a" for row in uncertain) / len(uncertain)
     assert report.with_annotator.share == pytest.approx(expected)
+
+
+def test_rows_are_drawn_at_random_where_the_annotator_has_no_embeddings(alice, job):
+    assert alice.get(f"/reviews/{start(alice, job)}").json()["spread"] is False
+
+
+def test_rows_are_spread_by_the_embeddings_of_the_annotator(furnish, tiny_annotator, tmp_path):
+    """Of many that are equal, only one comes before all that are not."""
+
+    def load():
+        return Annotator.load(tiny_annotator, dtype="float32")
+
+    def row(number, answer):
+        return {"prompt": "q", "response_a": answer, "response_b": "no", "id": f"row-{number}"}
+
+    others = ["why not", "a cat sat", "1 2 3 4 5 6", "yes yes yes"]
+    rows = [row(n, "maybe") for n in range(20)] + [row(20 + n, o) for n, o in enumerate(others)]
+    with furnish(tmp_path, load) as house, httpx2.Client(base_url=house.url, timeout=TIMEOUT) as me:
+        job_id = house.submit(rows, owner=None)
+        house.work()
+        review = start(me, job_id, below=1, most=5)
+        assert me.get(f"/reviews/{review}").json()["spread"] is True
+        answer_all(me, review, "Ada")
+        answers = me.get(f"/reviews/{review}/answers").text.splitlines()
+    assert {json.loads(line)["response_a"] for line in answers} == {"maybe", *others}
 
 
 def test_a_row_does_not_tell_what_the_annotator_says(alice, job):

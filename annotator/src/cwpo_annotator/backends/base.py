@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from cwpo.errors import CwpoError
 from cwpo_annotator.encoded import EncodedPair, EncodedText
@@ -16,6 +16,16 @@ ReadsOnce = Literal["beginnings", "texts", "nothing"]
 
 class BackendUnavailableError(CwpoError):
     """The backend cannot score at the moment; the same request may succeed later."""
+
+
+class NoEmbeddingsError(CwpoError):
+    """An annotator whose backend shows no hidden states was asked for embeddings."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(
+            f"the backend {backend} has no embeddings of triplets: host the annotator with "
+            "--backend torch"
+        )
 
 
 class Backend(Protocol):
@@ -44,4 +54,13 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@runtime_checkable
+class EmbeddingBackend(Protocol):
+    """A backend that shows what its model makes of a text, beside the score."""
+
+    def embed_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
+        """The embedding of each pair, in input order: values of shape (n, width)."""
         ...

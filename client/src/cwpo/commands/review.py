@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from cwpo.cli import AsJson, Command
+from cwpo.commands.service_command import ServiceCommand
 from cwpo.datasets.folder import dataset_files
 from cwpo.datasets.sources import rows_in
 from cwpo.datasets.weighted import JsonlWriter
-from cwpo.errors import DatasetError
+from cwpo.errors import CwpoError, DatasetError
 from cwpo.partial_file import partial_file
 from cwpo.reviews.agreement import Agreement, ReviewReport, merged
 from cwpo.reviews.forms import ReviewForm, read_answers, write_pairs
@@ -21,11 +22,11 @@ from cwpo.reviews.pairs import ReviewPair
 from cwpo.reviews.selection import pool_size, sampled, spread
 
 
-class Export(Command):
+class Export(ServiceCommand):
     """Write the uncertain rows of a weighted dataset as pairs for people to label.
 
-    The rows are spread over the data, by the words of their prompts: those that come first are the
-    most unlike each other.
+    The rows are spread over the data: of up to 2,000 uncertain ones, those come first that are the
+    most unlike each other, by the embeddings of the annotator that the service hosts.
 
     Example:
         cwpo review export weighted.parquet --below 0.1 --most 500 --format argilla -o pairs.json
@@ -40,6 +41,9 @@ class Export(Command):
     )
     most: int = Field(500, ge=1, description="Largest number of pairs.")
     format: ReviewForm = Field("csv", description="Tool that the pairs are for.")
+    at_random: bool = Field(
+        False, description="Draw the rows at random instead, which needs no service."
+    )
 
     def cli_cmd(self) -> None:
         """Select the pairs and write them."""
@@ -55,16 +59,32 @@ class Export(Command):
                     found += 1
                     yield pair
 
-        pairs = spread(sampled(counted(), pool_size(self.most)), self.most)
-        if not pairs:
+        drawn = sampled(counted(), self.most if self.at_random else pool_size(self.most))
+        if not drawn:
             raise DatasetError(f"{self.dataset}: no row has a confidence below {self.below:g}")
+        pairs = drawn if self.at_random else self._spread(drawn)
         with (
             partial_file(self.output) as out,
             TextIOWrapper(out, encoding="utf-8", newline="") as sink,
         ):
             write_pairs(pairs, self.format, sink)
-        selected = f"{len(pairs):,} of {found:,} rows"
-        print(f"{self.output}: {selected} with a confidence below {self.below:g}")
+        how = "drawn at random from" if self.at_random else "spread over"
+        uncertain = f"the {found:,} with a confidence below {self.below:g}"
+        print(f"{self.output}: {len(pairs):,} rows, {how} {uncertain}")
+
+    def _spread(self, drawn: list[ReviewPair]) -> list[ReviewPair]:
+        """Those of them that are unlike each other. Raises: CwpoError without embeddings."""
+        triplets = [pair.triplet for pair in drawn]
+        try:
+            with self.client() as client:
+                found = client.embed(triplets, truncation="prompt_left", progress=True)
+        except CwpoError as error:
+            raise CwpoError(
+                f"{error}; the rows are spread by what a service embeds: name one by --url, or "
+                "draw them by --at-random"
+            ) from error
+        embeddings = [getattr(each, "embedding", None) for each in found.embeddings]
+        return spread(drawn, embeddings, self.most)
 
 
 class Import(Command):

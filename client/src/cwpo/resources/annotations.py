@@ -1,4 +1,4 @@
-"""POST /annotate, /score and /rank, and /model, which are methods of the client itself."""
+"""POST /annotate, /score, /rank and /embed, and /model, which are methods of the client itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from cwpo.batches import (
     ANNOTATE,
+    EMBED,
     RANK,
     SCORE,
     STREAMED_ROWS,
@@ -32,6 +33,8 @@ from cwpo.transport import Call
 from cwpo.types import (
     AnnotateResponse,
     Annotation,
+    Embedding,
+    EmbedResponse,
     FailedAnnotation,
     FailedScore,
     GoldenTriplet,
@@ -194,6 +197,44 @@ class Annotations:
         question = Question(RANK, truncation, priority, revision)
         how = (columns, batch_size, concurrency, progress)
         return self._each(question, items, *how)
+
+    def embed(
+        self,
+        triplets: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> EmbedResponse:
+        """The embedding of each triplet, in order; otherwise as `annotate`.
+
+        It is the mean of the last hidden states of the annotator's model over the tokens of both
+        texts. A service with `--backend vllm` has none.
+        """
+        question = Question(EMBED, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._all(question, triplets, *how)
+
+    def embed_iter(
+        self,
+        triplets: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> Iterator[Embedding | FailedAnnotation]:
+        """Embeddings of an input of any length, one by one and in order, as `annotate_iter`."""
+        question = Question(EMBED, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, triplets, *how)
 
     def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""
@@ -421,6 +462,44 @@ class AsyncAnnotations:
         question = Question(RANK, truncation, priority, revision)
         how = (columns, batch_size, concurrency, progress)
         return self._each(question, items, *how)
+
+    async def embed(
+        self,
+        triplets: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> EmbedResponse:
+        """The embedding of each triplet, in order; otherwise as `annotate`.
+
+        It is the mean of the last hidden states of the annotator's model over the tokens of both
+        texts. A service with `--backend vllm` has none.
+        """
+        question = Question(EMBED, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return await self._all(question, triplets, *how)
+
+    def embed_iter(
+        self,
+        triplets: Rows,
+        *,
+        columns: Mapping[str, str] | None = None,
+        truncation: Truncation = "error",
+        priority: Priority = "interactive",
+        revision: str | None = None,
+        batch_size: int = 256,
+        concurrency: int = 4,
+        progress: Progress | bool = False,
+    ) -> AsyncIterator[Embedding | FailedAnnotation]:
+        """Embeddings of an input of any length, one by one and in order, as `annotate_iter`."""
+        question = Question(EMBED, truncation, priority, revision)
+        how = (columns, batch_size, concurrency, progress)
+        return self._each(question, triplets, *how)
 
     async def model(self) -> ModelInfo:
         """The annotator that the service has loaded, and the limits of the service."""

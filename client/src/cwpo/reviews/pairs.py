@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from cwpo.types import Preference, Prompt
+from cwpo.types import Preference, Prompt, Triplet
 
 
 class ReviewPair(BaseModel):
@@ -39,6 +39,16 @@ class ReviewPair(BaseModel):
             response_b=chosen if is_b else rejected,
             annotator=row["preferred"],
             confidence=row["confidence"],
+        )
+
+    @property
+    def triplet(self) -> Triplet:
+        """The row as it is annotated."""
+        return Triplet(
+            id=self.id,
+            prompt=self.prompt,
+            response_a=self.response_a,
+            response_b=self.response_b,
         )
 
     @property

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from itertools import pairwise
-from zlib import crc32
+from typing import TYPE_CHECKING
 
 from cwpo.reviews.pairs import ReviewPair
 
-# Comparisons of two prompts that a selection may take: a few seconds.
-_COMPARISONS = 5_000_000
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 _POOL = 10
-_BITS = 2048
-_WORDS = 400
-_WORD = re.compile(r"\w+")
+# Pairs to embed: half a minute of a small annotator on two CPU cores.
+_MOST_POOLED = 2000
 
 
 def pool_size(most: int) -> int:
     """How many uncertain rows a selection of `most` is made from."""
-    return min(_POOL * most, max(most, _COMPARISONS // most))
+    return max(most, min(_POOL * most, _MOST_POOLED))
 
 
 def sampled(pairs: Iterable[ReviewPair], size: int) -> list[ReviewPair]:
@@ -33,31 +31,37 @@ def sampled(pairs: Iterable[ReviewPair], size: int) -> list[ReviewPair]:
     return [pair for _, _, pair in sorted(kept, key=lambda item: item[1])]
 
 
-def spread(pairs: Sequence[ReviewPair], most: int) -> list[ReviewPair]:
-    """Up to `most` pairs whose prompts are unlike each other, the most unlike ones first.
+def spread(
+    pairs: Sequence[ReviewPair], embeddings: Sequence[ArrayLike | None], most: int
+) -> list[ReviewPair]:
+    """Up to `most` pairs that are unlike each other, the most unlike ones first.
 
     Farthest-first traversal: it begins with the least confident pair, and goes on with the one
-    whose prompt is least similar to all that were taken. Similarity is that of Jaccard, of sets of
-    words and word pairs, which are hashed into 2,048 bits; of prompts that are alike, the less
-    confident pair is taken. The first n of the result are spread too.
+    that is least similar to all that were taken. Similarity is the cosine of the angle between
+    embeddings, from their mean. The first n of the result are spread too.
+
+    Args:
+        embeddings: of the pairs, of equal width; those without one come last, the least confident
+            of them first.
     """
-    marks = [_mark(pair.prompt_text) for pair in pairs]
-    sizes = [mark.bit_count() for mark in marks]
-    # The highest similarity to any pair that was taken.
-    nearest = [0.0] * len(pairs)
-    # By confidence, so that the first of those that are equally unlike is the least confident.
-    left = sorted(range(len(pairs)), key=lambda at: pairs[at].confidence or 0.0)
-    taken: list[ReviewPair] = []
-    while left and len(taken) < most:
-        chosen = min(left, key=nearest.__getitem__)
-        left.remove(chosen)
-        taken.append(pairs[chosen])
-        mark, size = marks[chosen], sizes[chosen]
-        for at in left:
-            both = (marks[at] & mark).bit_count()
-            similarity = both / (sizes[at] + size - both)
-            nearest[at] = max(nearest[at], similarity)
-    return taken
+    import numpy as np
+
+    by_confidence = sorted(range(len(pairs)), key=lambda at: pairs[at].confidence or 0.0)
+    known = [at for at in by_confidence if embeddings[at] is not None]
+    unknown = [at for at in by_confidence if embeddings[at] is None]
+    order: list[int] = []
+    if known:
+        vectors = np.array([embeddings[at] for at in known], np.float32)
+        vectors -= vectors.mean(axis=0)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        # The highest similarity to any pair that was taken; of equal ones, argmin is the first.
+        nearest = np.full(len(known), -2.0, np.float32)
+        for _ in range(min(most, len(known))):
+            chosen = int(nearest.argmin())
+            order.append(known[chosen])
+            nearest = np.maximum(nearest, vectors @ vectors[chosen])
+            nearest[chosen] = np.inf
+    return [pairs[at] for at in [*order, *unknown][:most]]
 
 
 def _hash_first(item: tuple[bytes, int, ReviewPair]) -> tuple[bytes, int]:
@@ -68,13 +72,3 @@ def _hashed(pair: ReviewPair) -> bytes:
     # Not a checksum, whose first bits are alike for names that are alike.
     text = f"{pair.id}\n{pair.response_a}"
     return blake2b(text.encode(errors="replace"), digest_size=8).digest()
-
-
-def _mark(text: str) -> int:
-    """The words and word pairs of a text as a set of bits."""
-    words = _WORD.findall(text.lower())[:_WORDS]
-    # The first bit stands for every text, so that none is empty.
-    bits = 1
-    for gram in [*words, *map(" ".join, pairwise(words))]:
-        bits |= 2 << crc32(gram.encode(errors="replace")) % _BITS
-    return bits

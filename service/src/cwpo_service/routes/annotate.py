@@ -1,4 +1,4 @@
-"""POST /annotate, POST /score and POST /rank."""
+"""POST /annotate, POST /score, POST /rank and POST /embed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from cwpo.types import (
     AnnotateRequest,
     AnnotateResponse,
+    EmbedResponse,
     RankRequest,
     RankResponse,
     ScoreRequest,
@@ -161,5 +162,41 @@ async def rank(
     async with admitted(request, service.admission) as reservation:
         body = await read(request, RankRequest, max_items=service.max_triplets)
         work = service.inference.rank(body, reservation)
+        answer = await while_awaited(request, deadline, work)
+    return Response(fast_json.encode(answer), media_type="application/json")
+
+
+@router.post(
+    "/embed",
+    summary="Embed triplets",
+    response_model=EmbedResponse,
+    responses={
+        **documented(400, 413, 415, 429, 503, 504),
+        **answers(
+            {
+                "embeddings": [
+                    {"id": "q1", "embedding": [0.1283, -0.9047, 0.4471], "truncated": False}
+                ],
+                "model": _MODEL,
+                "usage": {"triplets": 1, "tokens": 47},
+            }
+        ),
+    },
+    openapi_extra=accepts(AnnotateRequest, {"triplets": [_TRIPLET]}) | takes(DEADLINE, REVISION),
+)
+async def embed(
+    request: Request,
+    service: CurrentService,
+    deadline: Deadline,
+) -> Response:
+    """What the annotator's model makes of each triplet: near ones are alike.
+
+    An embedding is the mean of the last hidden states over the tokens of a text, and then over both
+    texts. The answer is in input order; a triplet that cannot be read has an `error` in place of an
+    embedding. With the backend vllm there are none, which is a 422.
+    """
+    async with admitted(request, service.admission) as reservation:
+        body = await read(request, AnnotateRequest, max_items=service.max_triplets)
+        work = service.inference.embed(body, reservation)
         answer = await while_awaited(request, deadline, work)
     return Response(fast_json.encode(answer), media_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cwpo_service.http.body import json_body
 from cwpo_service.problems import documented
-from cwpo_service.routes.dependencies import CurrentJobs, Owner, scoped
+from cwpo_service.routes.dependencies import CurrentJobs, CurrentService, Owner, scoped
 from cwpo_service.routes.documentation import accepts, leads_to
 from cwpo_worker.reviews.review import (
     AnswerRequest,
@@ -63,15 +64,20 @@ KeyName = Annotated[str | None, Depends(_key_name)]
 )
 async def start_review(
     body: Annotated[ReviewRequest, Depends(json_body(ReviewRequest))],
+    service: CurrentService,
     jobs: CurrentJobs,
     owner: Owner,
 ) -> Review:
     """Select the uncertain rows of a job's dataset, spread over the data.
 
-    Rows whose prompts are unlike each other come first. Of a dataset with more than 200 parts, 200
-    that are spread evenly over it are looked at.
+    Up to 2,000 rows are drawn, of which those come first whose embeddings (POST /embed) are unlike
+    each other. Of a dataset with more than 200 parts, 200 that are spread evenly over it are looked
+    at.
     """
-    return await run_in_threadpool(jobs.reviews.create, body, owner=owner)
+    uncertain = await run_in_threadpool(jobs.reviews.uncertain, body, owner=owner)
+    embeddings = await service.inference.embeddings([pair.triplet for pair in uncertain])
+    create = partial(jobs.reviews.create, body, uncertain, embeddings, owner=owner)
+    return await run_in_threadpool(create)
 
 
 @router.get("", summary="List reviews", responses=documented(503))

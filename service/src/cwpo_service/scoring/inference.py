@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cwpo.types import (
     AnnotateRequest,
@@ -21,6 +22,7 @@ from cwpo.types import (
     Score,
     ScoreRequest,
     ScoreResponse,
+    Triplet,
     Usage,
 )
 from cwpo_annotator.annotator import Annotator
@@ -37,6 +39,10 @@ from cwpo_service.telemetry.metrics import Metrics
 from cwpo_service.telemetry.timings import Timings
 
 T = TypeVar("T")
+
+# Triplets of the service's own that are read at a time.
+_OWN_TRIPLETS = 64
+_DECIMALS = 4
 
 
 class Inference:
@@ -88,6 +94,52 @@ class Inference:
         usage = Usage(triplets=len(triplets), tokens=reservation.timings.tokens)
         model = _signed(annotator, reservation.revision)
         return {"annotations": labels.rows(), "model": model, "usage": usage}
+
+    async def embed(self, request: AnnotateRequest, reservation: Reservation) -> dict[str, Any]:
+        """The embeddings of the triplets, in order.
+
+        Returns: the fields of an EmbedResponse as a dict, as annotate does.
+        Raises: NoEmbeddingsError; otherwise as annotate does.
+        """
+        triplets = request.triplets
+        self._check_count(len(triplets), "triplets", self._max_triplets)
+        with self._hosting.used(reservation.revision) as annotator:
+            annotator.check_embeds()
+            encoded, entry = await self._encode(
+                lambda: _pairs_to_embed(annotator, request), reservation.timings
+            )
+            found = await self._score(entry, request.priority, reservation)
+        ids = [str(i) if t.id is None else t.id for i, t in enumerate(triplets)]
+        return {
+            "embeddings": await asyncio.to_thread(_embeddings, ids, encoded, found),
+            "model": _signed(annotator, reservation.revision),
+            "usage": Usage(triplets=len(triplets), tokens=reservation.timings.tokens),
+        }
+
+    async def embeddings(
+        self, triplets: Sequence[Triplet]
+    ) -> list[NDArray[np.float32] | None] | None:
+        """The embeddings of triplets of the service's own, each of shape (width,).
+
+        They are read in the batch lane, a few at a time, so that requests are not refused for them.
+        Returns: None for an annotator without embeddings, and for a triplet that it cannot read.
+        Raises: ProblemError, 503 as Hosting.used does; 500 or 503 as Batcher.score does.
+        """
+        embeddings: list[NDArray[np.float32] | None] = []
+        with self._hosting.used() as annotator:
+            if not annotator.embeds:
+                return None
+            for start in range(0, len(triplets), _OWN_TRIPLETS):
+                some = triplets[start : start + _OWN_TRIPLETS]
+                request = AnnotateRequest(triplets=[*some], truncation="prompt_left")
+                encoded, entry = await asyncio.get_running_loop().run_in_executor(
+                    self._tokeniser, _pairs_to_embed, annotator, request
+                )
+                found = await self._batcher.score(entry, "batch")
+                embeddings += [
+                    None if isinstance(item, ItemError) else item for item in _found(encoded, found)
+                ]
+        return embeddings
 
     async def score(self, request: ScoreRequest, reservation: Reservation) -> ScoreResponse:
         """Score the items, in order.
@@ -178,6 +230,42 @@ def _pairs(
     encoded = annotator.encode(request.triplets, request.truncation)
     pairs = [item for item in encoded if isinstance(item, EncodedPair)]
     return encoded, Entry(pairs, annotator.score_pairs, annotator.backend.reads_once)
+
+
+def _pairs_to_embed(
+    annotator: Annotator, request: AnnotateRequest
+) -> tuple[Sequence[EncodedPair | ItemError], Entry]:
+    encoded, entry = _pairs(annotator, request)
+    return encoded, Entry(entry.items, annotator.embed_pairs)
+
+
+def _found(
+    encoded: Sequence[EncodedPair | ItemError], embeddings: Scores
+) -> Iterator[NDArray[np.float32] | ItemError]:
+    """The embedding of each item, or its error."""
+    values = zip(embeddings.values, embeddings.too_large, strict=True)
+    for item in encoded:
+        if isinstance(item, ItemError):
+            yield item
+            continue
+        embedding, is_too_large = next(values)
+        is_known = not is_too_large and np.isfinite(embedding).all()
+        yield embedding if is_known else no_score(bool(is_too_large))
+
+
+def _embeddings(
+    ids: Sequence[str], encoded: Sequence[EncodedPair | ItemError], embeddings: Scores
+) -> list[dict[str, Any]]:
+    """The rows of an EmbedResponse."""
+    rows: list[dict[str, Any]] = []
+    for id_, item, found in zip(ids, encoded, _found(encoded, embeddings), strict=True):
+        if isinstance(item, ItemError) or isinstance(found, ItemError):
+            rows.append({"id": id_, "error": found})
+            continue
+        # As float64 their shortest decimals are those that are meant.
+        values = np.round(found.astype(np.float64), _DECIMALS).tolist()
+        rows.append({"id": id_, "embedding": values, "truncated": item.truncated})
+    return rows
 
 
 def _texts(

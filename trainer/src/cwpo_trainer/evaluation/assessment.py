@@ -92,7 +92,9 @@ def _evaluate(
         output.results |= results
         _write_mistakes(output.path / MISTAKES_NAME, judged)
         if scored is not None and settings.suggest is not None:
-            _write_to_label(output.path / TO_LABEL_NAME, scored.to_label(settings.suggest))
+            _write_to_label(
+                output.path / TO_LABEL_NAME, scored.to_label(settings.suggest, annotator)
+            )
     told = [metrics.summary, *found.verdict]
     if settings.certify and found.certificate is not None:
         card = read_card(folder) or Card(encoding=Encoder.load(folder).spec)

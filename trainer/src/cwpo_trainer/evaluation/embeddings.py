@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
-from cwpo_annotator.backends.torch.in_process import InProcessBackend
 from cwpo_annotator.encoded import EncodedPair
 from cwpo_trainer.evaluation.metrics import EmbeddingShift
 
@@ -23,26 +22,33 @@ _SEED = 0
 _NORMAL = 1.645
 
 
-def embedded(annotator: Annotator, triplets: Sequence[Triplet]) -> NDArray[np.float32] | None:
-    """An embedding of each triplet: the mean over its two texts, of some if there are many.
+def embeddings_of(
+    annotator: Annotator, triplets: Sequence[Triplet]
+) -> list[NDArray[np.float32] | None]:
+    """The embedding of each triplet, shape (width,); None for one that it cannot read.
 
-    Returns: shape (n, width); None if the annotator has no hidden states here, such as vLLM's, or
-        no memory for them.
+    Raises: NoEmbeddingsError.
     """
-    if not isinstance(annotator.backend, InProcessBackend):
+    encoded = annotator.encode(triplets, "prompt_left")
+    places = [at for at, item in enumerate(encoded) if isinstance(item, EncodedPair)]
+    found = annotator.embed_pairs([item for item in encoded if isinstance(item, EncodedPair)])
+    embeddings: list[NDArray[np.float32] | None] = [None] * len(triplets)
+    for at, values, too_large in zip(places, found.values, found.too_large, strict=True):
+        embeddings[at] = None if too_large else values
+    return embeddings
+
+
+def embedded(annotator: Annotator, triplets: Sequence[Triplet]) -> NDArray[np.float32] | None:
+    """The embeddings of the triplets, of some if there are many.
+
+    Returns: shape (n, width); None if the annotator has no embeddings here.
+    """
+    if not annotator.embeds:
         return None
     order = np.random.default_rng(_SEED).permutation(len(triplets))
-    drawn = [triplets[at] for at in order[:_MOST]]
-    pairs = [
-        pair for pair in annotator.encode(drawn, "prompt_left") if isinstance(pair, EncodedPair)
-    ]
-    if not pairs:
-        return None
-    of_texts = annotator.backend.embed_texts([ids for pair in pairs for ids in (pair.a, pair.b)])
-    if of_texts is None:
-        return None
-    means: NDArray[np.float32] = of_texts.reshape(len(pairs), 2, -1).mean(axis=1)
-    return means
+    found = embeddings_of(annotator, [triplets[at] for at in order[:_MOST]])
+    known = [embedding for embedding in found if embedding is not None]
+    return np.stack(known) if known else None
 
 
 def embedding_shift(

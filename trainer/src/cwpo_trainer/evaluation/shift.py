@@ -23,6 +23,7 @@ from cwpo_annotator.confidence import confidence, drift, preferred
 from cwpo_trainer.data.conversations import one_of_each
 from cwpo_trainer.data.left_out import left_out
 from cwpo_trainer.evaluation.agreement import scores_of
+from cwpo_trainer.evaluation.embeddings import embeddings_of
 from cwpo_trainer.evaluation.metrics import EmbeddingShift, Shift
 
 # The Kolmogorov distribution's quantile at 95 %.
@@ -63,11 +64,13 @@ class ScoredTriplets:
         """Shape (n,)."""
         return confidence(*self.scores.T)
 
-    def to_label(self, most: int) -> list[ReviewPair]:
-        """Up to `most` of the least confident ones whose prompts are unlike each other."""
+    def to_label(self, most: int, annotator: Annotator) -> list[ReviewPair]:
+        """Up to `most` of the least confident ones that the annotator finds unlike each other."""
         confidences, labels = self.confidences, preferred(*self.scores.T)
         unsure = np.argsort(confidences, kind="stable")[: pool_size(most)]
-        return spread([self._pair(at, labels[at], confidences[at]) for at in unsure], most)
+        pairs = [self._pair(at, labels[at], confidences[at]) for at in unsure]
+        embeddings = embeddings_of(annotator, [self.triplets[at] for at in unsure])
+        return spread(pairs, embeddings, most)
 
     def _pair(self, at: int, label: Preference, confidence_: float) -> ReviewPair:
         triplet = self.triplets[at]

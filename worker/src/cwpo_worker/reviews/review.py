@@ -50,6 +50,10 @@ class Review(BaseModel):
     below: float
     most: int
     answers_per_row: int
+    spread: bool = Field(
+        description="whether its rows are unlike each other by the annotator's embeddings; they "
+        "are drawn at random where it has none"
+    )
     created_at: datetime
     progress: ReviewProgress
 

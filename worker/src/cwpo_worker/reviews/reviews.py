@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pyarrow.compute as pc
 import redis
+from numpy.typing import ArrayLike
 from pydantic import BaseModel, TypeAdapter
 
 from cwpo.reviews.pairs import ReviewAnswer, ReviewPair
@@ -61,6 +62,8 @@ class ReviewRecord(BaseModel):
     most: int
     answers_per_row: int
     rows: int
+    # Reviews of earlier versions were spread by words.
+    spread: bool = True
     created_at: datetime
 
 
@@ -92,22 +95,41 @@ class Reviews:
         self._open: OrderedDict[str, _OpenReview] = OrderedDict()
         self._lock = Lock()
 
-    def create(self, request: ReviewRequest, *, owner: str | None) -> Review:
-        """Select rows of a job's dataset.
+    def uncertain(self, request: ReviewRequest, *, owner: str | None) -> list[ReviewPair]:
+        """Uncertain rows of a job's dataset, more than are wanted, to select from.
 
         Raises: as Ledger.dataset does; NoUncertainRowError.
         """
         dataset = self._ledger.dataset(request.job_id, owner=owner)
-        uncertain = _uncertain(dataset, request.below)
-        rows = spread(sampled(uncertain, pool_size(request.most)), request.most)
+        rows = sampled(_uncertain(dataset, request.below), pool_size(request.most))
         if not rows:
             raise NoUncertainRowError(
                 f"no row of job {request.job_id} has a confidence below {request.below:g}"
             )
+        return rows
+
+    def create(
+        self,
+        request: ReviewRequest,
+        uncertain: Sequence[ReviewPair],
+        embeddings: Sequence[ArrayLike | None] | None,
+        *,
+        owner: str | None,
+    ) -> Review:
+        """Begin a review of some of the uncertain rows.
+
+        Args:
+            embeddings: of these rows, which are spread by them; None draws at random.
+        """
+        if embeddings is None:
+            rows = sampled(uncertain, request.most)
+        else:
+            rows = spread(uncertain, embeddings, request.most)
         record = ReviewRecord(
             id=ids.make("review", owner, None),
             owner=owner,
             rows=len(rows),
+            spread=embeddings is not None,
             created_at=now(),
             **request.model_dump(),
         )

@@ -102,29 +102,19 @@ class InProcessBackend(ABC):
 
     def score_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
         """Values of shape (n, 2); see Backend."""
-        return self._memory.score(pairs, self._score_pairs)
+        return self._memory.score(pairs, self._score_pairs, (2,))
 
     def score_texts(self, texts: Sequence[EncodedText]) -> Scores:
         """Values of shape (n,); see Backend."""
-        return self._memory.score(texts, self._score_texts)
+        return self._memory.score(texts, self._score_texts, ())
 
-    def embed_texts(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32] | None:
-        """The mean of the model's last hidden states over the tokens of each text.
+    def embed_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
+        """The mean over both texts of the mean of the model's last hidden states over their tokens.
 
-        Args:
-            texts: token ids, at least one text.
-        Returns: shape (n, width); None if the longest text does not fit into memory.
+        Returns: values of shape (n, width).
         """
-        lengths = [len(ids) for ids in texts]
-
-        @torch.inference_mode()
-        def embed(rows: list[int]) -> _Read:
-            ids, mask = padded([texts[row] for row in rows], 0, self.device)
-            output = self._reader(input_ids=ids, attention_mask=mask)
-            hidden = output.last_hidden_state.float() * mask[..., None]
-            return rows, hidden.sum(1) / mask.sum(1, keepdim=True)
-
-        return self._memory.fit(lambda: self._each_batch(embed, lengths), at_least=max(lengths))
+        width = self._reader.config.get_text_config().hidden_size
+        return self._memory.score(pairs, self._embed_pairs, (width,))
 
     def rows(self, texts: Sequence[Sequence[int]]) -> Iterator[Row]:
         """The rows in which a model that shares prompts reads these texts."""
@@ -150,6 +140,20 @@ class InProcessBackend(ABC):
 
     def _score_texts(self, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         return self._score([text.ids for text in texts], [text.start for text in texts])
+
+    def _embed_pairs(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float32]:
+        texts = [ids for pair in pairs for ids in (pair.a, pair.b)]
+
+        @torch.inference_mode()
+        def embed(rows: list[int]) -> _Read:
+            ids, mask = padded([texts[row] for row in rows], 0, self.device)
+            output = self._reader(input_ids=ids, attention_mask=mask)
+            hidden = output.last_hidden_state.float() * mask[..., None]
+            return rows, hidden.sum(1) / mask.sum(1, keepdim=True)
+
+        of_texts = self._each_batch(embed, [len(ids) for ids in texts])
+        means: NDArray[np.float32] = of_texts.reshape(len(pairs), 2, -1).mean(axis=1)
+        return means
 
     def _score(self, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> NDArray[np.float32]:
         if self.shares_prompts:

@@ -57,6 +57,7 @@ async function list() {
 
 function item(review) {
   const { rows, rows_done } = review.progress;
+  const drawn = review.spread ? "" : ", drawn at random: the annotator has no embeddings";
   return element(
     "li",
     {},
@@ -65,7 +66,7 @@ function item(review) {
       { href: `#review/${review.id}` },
       element("span", { class: "pill" }, percent(rows ? rows_done / rows : 1)),
       element("span", { class: "when" }, moment(review.created_at)),
-      element("span", { class: "hint" }, `${plural(rows, "row")} below ${review.below}`),
+      element("span", { class: "hint" }, `${plural(rows, "row")} below ${review.below}${drawn}`),
     ),
   );
 }

@@ -30,22 +30,22 @@ class MemoryBudget:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def score(self, items: Sequence[Item], score: Score[Item]) -> Scores:
+    def score(self, items: Sequence[Item], score: Score[Item], shape: tuple[int, ...]) -> Scores:
         """The result of `score(items)`, with smaller passes after the device has run out of memory.
 
         Args:
             score: returns one row of values per item, in passes of at most `self.tokens` tokens.
+            shape: that of the values of an item.
         """
         at_least = max(map(_length, items), default=0)
         values = self.fit(lambda: score(items), at_least=at_least)
         if values is not None:
             return Scores(values)
         if len(items) > 1:
-            return self._longest_alone(items, score)
+            return self._longest_alone(items, score, shape)
         [item] = items
         logger.error("out of memory: an item of %d tokens does not fit even alone", item.tokens)
-        shape = (1, 2) if isinstance(item, EncodedPair) else (1,)
-        return Scores(np.full(shape, np.nan, np.float32), np.ones(1, np.bool_))
+        return Scores(np.full((1, *shape), np.nan, np.float32), np.ones(1, np.bool_))
 
     def fit(self, compute: Callable[[], T], *, at_least: int) -> T | None:
         """What `compute` returns, called again with half the budget whenever memory runs out.
@@ -66,17 +66,19 @@ class MemoryBudget:
         )
         self.tokens = half
 
-    def _longest_alone(self, items: Sequence[Item], score: Score[Item]) -> Scores:
+    def _longest_alone(
+        self, items: Sequence[Item], score: Score[Item], shape: tuple[int, ...]
+    ) -> Scores:
         """Score the longest items alone, down to one that fits; the others together."""
         order = sorted(range(len(items)), key=lambda at: _length(items[at]), reverse=True)
         parts = []
         for at in order:
-            parts.append(self.score([items[at]], score))
+            parts.append(self.score([items[at]], score, shape))
             if not parts[-1].too_large[0]:
                 break
         rest = order[len(parts) :]
         if rest:
-            parts.append(self.score([items[at] for at in rest], score))
+            parts.append(self.score([items[at] for at in rest], score, shape))
         # Item order[i] is at place i of the parts.
         return Scores.concatenate(parts)[np.argsort(order)]
 
