@@ -12,7 +12,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand
 from cwpo.cli import AsJson, Command, settings_in
 from cwpo.commands.service_command import ServiceCommand
 from cwpo.errors import CwpoError
-from cwpo_trainer.run import heap
+from cwpo_trainer.run import environment
 from cwpo_trainer.settings.annotator_training import AnnotatorTraining
 from cwpo_trainer.settings.data_preparation import Drawing, Mixing, Poisoning, Splitting
 from cwpo_trainer.settings.evaluation import AnnotatorEvaluation, PolicyEvaluation
@@ -42,7 +42,7 @@ class TrainAnnotator(AnnotatorTraining, Command):
 
     def cli_cmd(self) -> None:
         """Train."""
-        heap.take_memory_again(self.config)
+        environment.start_anew(self.config)
         from cwpo_trainer.annotators.pipeline import train_annotator
 
         train_annotator(self)
@@ -61,7 +61,7 @@ class Sft(FineTuning, Command):
 
     def cli_cmd(self) -> None:
         """Train."""
-        heap.take_memory_again(self.config)
+        environment.start_anew(self.config)
         from cwpo_trainer.policy.fine_tuning import fine_tune
 
         fine_tune(self)
@@ -79,7 +79,7 @@ class Align(Alignment, Command):
 
     def cli_cmd(self) -> None:
         """Train."""
-        heap.take_memory_again(self.config)
+        environment.start_anew(self.config)
         from cwpo_trainer.policy.alignment import align
 
         align(self)
@@ -103,7 +103,7 @@ class Online(OnlineAlignment, ServiceCommand):
 
     def cli_cmd(self) -> None:
         """Train."""
-        heap.take_memory_again(self.config)
+        environment.start_anew(self.config)
         if self.update == "immediate":
             from cwpo_trainer.policy.immediate_updates import online
         else:
@@ -138,7 +138,7 @@ class EvaluateAnnotator(AnnotatorEvaluation, Command):
 
     def cli_cmd(self) -> None:
         """Measure."""
-        heap.take_memory_again()
+        environment.start_anew()
         from cwpo_trainer.evaluation.assessment import evaluate_annotator
         from cwpo_trainer.report.page import write_report
 
@@ -178,7 +178,7 @@ class EvaluatePolicy(PolicyEvaluation, Command):
 
     def cli_cmd(self) -> None:
         """Measure."""
-        heap.take_memory_again()
+        environment.start_anew()
         from cwpo_trainer.evaluation.policies import evaluate_policies
         from cwpo_trainer.report.page import write_report
 
