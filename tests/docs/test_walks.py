@@ -29,7 +29,7 @@ from cwpo import Annotation, AsyncClient, Client, Triplet
 from cwpo_annotator import Annotator
 from harness import House, furnished, serving
 
-from ..trainer.samples import pairs
+from ..trainer.samples import pairs, weighted
 
 pytestmark = pytest.mark.slow
 DOCS = Path(__file__).parents[2] / "docs"
@@ -176,10 +176,13 @@ def _rows(found: Any) -> int:
     return len(found)
 
 
-def test_rankings_are_read_as_the_page_on_the_service_says(house, place):
-    (block,) = blocks("service.md", "python")
+def test_embeddings_and_rankings_are_read_as_the_page_on_the_service_says(house, place):
+    embedding, ranking = blocks("service.md", "python")
     names: dict[str, Any] = {}
-    python(block.replace("[...]", '["Water it.", "No idea.", "Light."]'), names, "service.md")
+    python(embedding, names, "service.md")
+    (embedded,) = names["answer"].embeddings
+    assert len(embedded.embedding) > 4
+    python(ranking.replace("[...]", '["Water it.", "No idea.", "Light."]'), names, "service.md")
     (ranking,) = names["answer"].rankings
     assert sorted(ranking.order) == [0, 1, 2]
     assert len(ranking.confidence) == 2
@@ -283,6 +286,51 @@ def test_the_steps_of_the_page_on_training_lead_to_an_evaluated_policy(models):
     (block,) = blocks("training.md", "sh", having="# labels -> annotator")
     walk(block)
     assert (models / "runs" / "evaluation" / "report.html").is_file()
+
+
+SHORT = "lora: true\nlora_rank: 2\nbatch_size: 2\nmax_steps: 2\nwarmup_steps: 0\ndtype: float32\n"
+
+
+def test_a_policy_is_aligned_online_as_the_page_on_training_says(models, tiny_annotator):
+    for name, folder in (("annotator", tiny_annotator), ("sft", models / "models" / "smollm2")):
+        (models / "runs").mkdir(exist_ok=True)
+        (models / "runs" / name).symlink_to(folder)
+    write(models / "prompts.jsonl", [{"prompt": f"What is {at}?"} for at in range(8)])
+    (models / "align.yaml").write_text(SHORT)
+    (block,) = blocks("training.md", "sh", having="--update immediate")
+    few = " --max-new-tokens 8"
+    walk(
+        block.replace("-o runs/rounds", "-o runs/rounds" + few).replace(
+            "-o runs/online", "-o runs/online" + few
+        )
+    )
+    for policy in ("rounds/round-3/policy", "online"):
+        assert (models / "runs" / policy / "model.safetensors").is_file()
+
+
+def test_processes_train_together_as_the_page_on_clusters_says(models):
+    (models / "runs").mkdir()
+    (models / "runs" / "sft").symlink_to(models / "models" / "smollm2")
+    write(models / "weighted.jsonl", weighted(16))
+    places = "model: runs/sft\ndata: weighted.jsonl\n"
+    ddp, sharded = blocks("cluster.md", "sh")[0].replace("\\\n", " ").splitlines()
+    for name, command in (("ddp", ddp), ("sharded", sharded)):
+        (models / "align.yaml").write_text(f"{SHORT}{places}output: runs/{name}\n")
+        shell(re.sub(r"(--nproc-per-node|--world-size) \d", r"\1 2", command))
+        run = json.loads((models / "runs" / name / "run.json").read_text())
+        assert run["settings"]["world_size"] == 2
+
+
+def test_the_recipes_lead_from_labels_to_a_policy_as_their_page_says(models):
+    """With few steps, an optimiser that CPUs have, and a file in the place of the Hub's data."""
+    (models / "trainer").symlink_to(DOCS.parent / "trainer")
+    write(models / "pairs.jsonl", pairs(80))
+    block = blocks("../trainer/recipes/README.md", "sh")[0]
+    annotator, *others = block.splitlines()
+    short = "--optimizer adamw --max-steps 1 --batch-size 2 --gradient-accumulation 1"
+    lines = [f"{annotator} --data pairs.jsonl --epochs 1", *others]
+    walk("\n".join(f"{line} {short}" if "/qwen2.5-7b/" in line else line for line in lines))
+    assert (models / "runs" / "qwen2.5-7b" / "cw-dpo" / "model.safetensors").is_file()
 
 
 def test_certified_labels_are_trained_on_as_the_page_says(models, tiny_annotator):
