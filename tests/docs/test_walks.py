@@ -26,6 +26,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from cwpo import Annotation, AsyncClient, Client, Triplet
+from cwpo.errors import UnauthorizedError
 from cwpo_annotator import Annotator
 from harness import House, furnished, serving
 
@@ -288,15 +289,55 @@ def test_the_steps_of_the_page_on_training_lead_to_an_evaluated_policy(models):
     assert (models / "runs" / "evaluation" / "report.html").is_file()
 
 
-SHORT = "lora: true\nlora_rank: 2\nbatch_size: 2\nmax_steps: 2\nwarmup_steps: 0\ndtype: float32\n"
+SHORT = "lora: true\nbatch_size: 2\nmax_steps: 2\nwarmup_steps: 0\ndtype: float32\n"
 
 
-def test_a_policy_is_aligned_online_as_the_page_on_training_says(models, tiny_annotator):
-    for name, folder in (("annotator", tiny_annotator), ("sft", models / "models" / "smollm2")):
-        (models / "runs").mkdir(exist_ok=True)
-        (models / "runs" / name).symlink_to(folder)
-    write(models / "prompts.jsonl", [{"prompt": f"What is {at}?"} for at in range(8)])
-    (models / "align.yaml").write_text(SHORT)
+@pytest.fixture
+def folders(models) -> Path:
+    """What the steps before leave: an SFT model, a weighted dataset, held-out pairs, settings."""
+    (models / "runs" / "demo").mkdir(parents=True)
+    for start in ("sft", "demo/sft"):
+        (models / "runs" / start).symlink_to(models / "models" / "smollm2")
+    write(models / "weighted.jsonl", weighted(16))
+    write(models / "held_out.jsonl", pairs(8, seed=2))
+    places = "model: runs/sft\ndata: weighted.jsonl\noutput: runs/aligned\n"
+    (models / "align.yaml").write_text(SHORT + places)
+    return models
+
+
+def test_adapters_settings_and_plans_are_as_the_page_on_training_says(folders):
+    (folders / "runs" / "sft").unlink()
+    (adapters,) = blocks("training.md", "sh", having="--adapter-only --output")
+    shell(
+        adapters.replace("weighted.parquet", "weighted.jsonl").replace(
+            "--adapter-only", "--adapter-only --max-steps 1 --dtype float32"
+        )
+    )
+    assert (folders / "runs" / "cw-dpo" / "adapter_config.json").is_file()
+    assert (folders / "runs" / "evaluation" / "report.html").is_file()
+    (set_,) = blocks("training.md", "sh", having="--set adam_beta2")
+    shell(set_)
+    run = json.loads((folders / "runs" / "aligned" / "run.json").read_text())
+    assert run["settings"]["set"]["adam_beta2"] == 0.95
+    (plan,) = blocks("training.md", "sh", having="align.yaml --dry-run")
+    assert "steps" in shell(plan)
+
+
+def test_a_second_run_reads_the_references_as_the_page_on_training_says(folders):
+    (block,) = blocks("training.md", "sh", having="--reference-cache runs/cache")
+    block = block.replace("weighted.parquet", "weighted.jsonl")
+    write(folders / "runs" / "demo" / "weighted.jsonl", weighted(16))
+    shell(block)
+    kept = sorted((folders / "runs" / "cache").rglob("*"))
+    shell(block.replace("runs/first", "runs/second"))
+    assert kept == sorted((folders / "runs" / "cache").rglob("*"))
+    first, second = (folders / "runs" / name / "model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_policy_is_aligned_online_as_the_page_on_training_says(folders, tiny_annotator):
+    (folders / "runs" / "annotator").symlink_to(tiny_annotator)
+    write(folders / "prompts.jsonl", [{"prompt": f"What is {at}?"} for at in range(8)])
     (block,) = blocks("training.md", "sh", having="--update immediate")
     few = " --max-new-tokens 8"
     walk(
@@ -305,20 +346,15 @@ def test_a_policy_is_aligned_online_as_the_page_on_training_says(models, tiny_an
         )
     )
     for policy in ("rounds/round-3/policy", "online"):
-        assert (models / "runs" / policy / "model.safetensors").is_file()
+        assert (folders / "runs" / policy / "model.safetensors").is_file()
 
 
-def test_processes_train_together_as_the_page_on_clusters_says(models):
-    (models / "runs").mkdir()
-    (models / "runs" / "sft").symlink_to(models / "models" / "smollm2")
-    write(models / "weighted.jsonl", weighted(16))
-    places = "model: runs/sft\ndata: weighted.jsonl\n"
-    ddp, sharded = blocks("cluster.md", "sh")[0].replace("\\\n", " ").splitlines()
-    for name, command in (("ddp", ddp), ("sharded", sharded)):
-        (models / "align.yaml").write_text(f"{SHORT}{places}output: runs/{name}\n")
-        shell(re.sub(r"(--nproc-per-node|--world-size) \d", r"\1 2", command))
-        run = json.loads((models / "runs" / name / "run.json").read_text())
-        assert run["settings"]["world_size"] == 2
+def test_processes_train_together_as_the_page_on_clusters_says(folders):
+    """Without sharding, which needs GPUs."""
+    command = blocks("cluster.md", "sh")[0].splitlines()[0]
+    shell(re.sub(r"(--nproc-per-node|--world-size) \d", r"\1 2", command))
+    run = json.loads((folders / "runs" / "aligned" / "run.json").read_text())
+    assert run["settings"]["world_size"] == 2
 
 
 def test_the_recipes_lead_from_labels_to_a_policy_as_their_page_says(models):
@@ -331,6 +367,9 @@ def test_the_recipes_lead_from_labels_to_a_policy_as_their_page_says(models):
     lines = [f"{annotator} --data pairs.jsonl --epochs 1", *others]
     walk("\n".join(f"{line} {short}" if "/qwen2.5-7b/" in line else line for line in lines))
     assert (models / "runs" / "qwen2.5-7b" / "cw-dpo" / "model.safetensors").is_file()
+    (converted,) = blocks("../trainer/recipes/README.md", "sh", having="save_pretrained")
+    shell(converted.replace("facebook/opt-1.3b", "Qwen/Qwen2.5-7B"))
+    assert (models / "models" / "opt-1.3b" / "model.safetensors").is_file()
 
 
 def test_certified_labels_are_trained_on_as_the_page_says(models, tiny_annotator):
@@ -353,6 +392,45 @@ def test_certified_labels_are_trained_on_as_the_page_says(models, tiny_annotator
 
 def unlabelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: row[name] for name in row if name != "preferred"} for row in rows]
+
+
+def test_keys_are_made_as_the_pages_on_deployment_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deploy").mkdir()
+    (single,) = blocks("deployment.md", "sh", having='echo "alice')
+    (again,) = blocks("runbook.md", "sh", having="openssl")
+    (composed,) = blocks("deployment.md", "sh", having="cat > deploy/.env")
+    composed = composed.partition("docker compose")[0]
+    tell = 'printf "%s\\n" '
+    keys = [
+        shell(f'{single}{tell}"$key"').split()[-1],
+        shell(f'{again.replace("alice", "bob").rstrip()} >> keys\n{tell}"$key"').split()[-1],
+        *shell(f'{composed}cat deploy/keys >> keys\n{tell}"$worker_key" "$my_key"').split(),
+    ]
+    told = dict(line.split("=", 1) for line in Path("deploy/.env").read_text().splitlines())
+    assert told["CWPO_WORKER_API_KEY"] == keys[2]
+    triplet = Triplet(prompt="p", response_a="a", response_b="b")
+    with serving(api_keys_file=tmp_path / "keys") as service:
+        for key in keys:
+            assert Client(service.url, key).annotate([triplet]).annotations
+        with pytest.raises(UnauthorizedError):
+            Client(service.url, "another").annotate([triplet])
+
+
+def test_the_command_is_checked_and_completed_as_its_page_says(place, house, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    house.reconcile()
+    checked, completed, *_ = blocks("command.md", "sh")
+    here = f"{checked.splitlines()[0]} --url {house.url} --redis-url {house.valkey.url}"
+    assert "cwpo" in shell(f"{here} --store-url {house.store_url}")
+    for folder in (
+        ".local/share/bash-completion/completions",
+        ".zfunc",
+        ".config/fish/completions",
+    ):
+        (place / folder).mkdir(parents=True)
+    shell(completed)
+    assert "cwpo" in (place / ".zfunc" / "_cwpo").read_text()
 
 
 def test_what_needs_no_model_prints_what_its_page_says(place, monkeypatch):
