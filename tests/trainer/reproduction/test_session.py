@@ -133,6 +133,8 @@ def test_a_policy_from_labels_to_its_figure(place, capsys):
     assert one.value == 100 * policy["win_share"]
     assert one.low <= one.value <= one.high
     assert record.results["prompts"] == 4
+    # What the reference model made of the pairs is there for the next policy.
+    assert any((place / "out" / "steps" / "references").iterdir())
     out = capsys.readouterr().out
     assert "72.9" in out
     assert "<svg" in (folder / "figure.svg").read_text()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cwpo_trainer.reproduction.scale import DataSet, Scale
-from cwpo_trainer.reproduction.step import Output, SettingsFile, Step
+from cwpo_trainer.reproduction.step import Output, SettingsFile, SharedFolder, Step
 
 # The paper's share of labels.
 LABELLED = 0.3
@@ -15,6 +15,8 @@ LABELLED = 0.3
 _MEASURED, _TESTED, _JUDGES = 0.3, 0.15, 0.4
 BOTH = ("Harmless", "Helpful")
 _ALL = 1_000_000_000
+# Policies of one start and the same pairs read them once with the reference model.
+_REFERENCES = SharedFolder("references")
 
 Place = Output | str
 Flags = Mapping[str, Any]
@@ -181,7 +183,7 @@ def aligned(
     **flags: Any,
 ) -> Output:
     """Step (iii), second half: the policy on the preferences."""
-    settings = {"model": start, "data": pairs, **scale.align}
+    settings = {"model": start, "data": pairs, **scale.align, "reference_cache": _REFERENCES}
     if flags.get("loss") == "ipo":
         settings["tau"] = settings.pop("beta")
     return Step("align", label, {**settings, **_labels(human, max_length, seed), **flags}).made

@@ -10,6 +10,7 @@ from typing import Any
 from cwpo.datasets.triplets import is_triplet_file
 from cwpo.errors import ConfigError
 from cwpo_trainer.reproduction.step import LocalPath
+from cwpo_trainer.run.process import use_bfloat16
 from cwpo_trainer.settings.reproduction import Reproduction, ScaleName
 
 Flags = Mapping[str, Any]
@@ -173,8 +174,10 @@ def small(settings: Reproduction) -> Scale:
         align={**_SMALL_POLICY, **threads, "max_steps": 40, "gradient_accumulation": 2}
         | {"learning_rate": 1e-4, "beta": 0.5},
         online={"max_new_tokens": 48, "temperature": 0.9, "batch_size": 16},
-        # All prompts that are held out, which are fewer.
-        evaluation={"prompts": 500, "max_new_tokens": 64, "temperature": 0.7, **threads},
+        # All prompts that are held out, which are fewer. Adapters lose nothing in bfloat16: it is
+        # the sum with the weights that would.
+        evaluation={"prompts": 500, "max_new_tokens": 64, "temperature": 0.7, **threads}
+        | ({"dtype": "bfloat16"} if use_bfloat16("auto") else {}),
         llm_judge=_llm_judge(settings),
         minutes=SMALL_MINUTES,
         layers={"0.5B": 1, "1.5B": 2, "3B": 4, "7B": 6},

@@ -60,7 +60,7 @@ KINDS: Mapping[str, Kind] = {
 # Where a service listens that a step needs, in commands that are shown; free ports are used to run.
 SHOWN_PORT = 8000
 # Settings that change nothing of what a step makes.
-_NO_EFFECT = {"threads", "save_steps", "job_above"}
+_NO_EFFECT = {"threads", "save_steps", "job_above", "reference_cache"}
 
 
 class LocalPath(str):
@@ -86,6 +86,13 @@ class Output:
 
     def __truediv__(self, file: str) -> Output:
         return Output(self.step, file)
+
+
+@dataclass(frozen=True)
+class SharedFolder:
+    """A folder beside the outputs, in which steps find what others have kept there."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,8 @@ def _resolved(settings: Mapping[str, Any], root: Path, step: Step) -> dict[str, 
             return str(value.step.path(root) / value.file)
         if isinstance(value, SettingsFile):
             return str(_file_path(root, step, name))
+        if isinstance(value, SharedFolder):
+            return str(root / value.name)
         if isinstance(value, Mapping):
             return {str(resolve(name, key)): each for key, each in value.items()}
         if isinstance(value, tuple):
