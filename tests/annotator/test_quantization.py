@@ -143,6 +143,11 @@ def test_a_sample_that_is_too_small_and_a_folder_that_exists_are_refused(
 ):
     with pytest.raises(QuantizationError, match=r"99 of its triplets .* at least 100"):
         quantize(clear_cut, calibration, tmp_path / "out", 99)
+    bad = tmp_path / "bad.jsonl"
+    row = {"prompt": "p", "response_a": "a", "response_b": "b", "confidence": 0.1}
+    bad.write_text(json.dumps(row) + "\n")
+    with pytest.raises(QuantizationError, match=r"only 0 .* the column name 'confidence'"):
+        quantize(clear_cut, bad, tmp_path / "out", 1000)
     with pytest.raises(QuantizationError, match="exists already"):
         quantize(clear_cut, calibration, tmp_path, 1000)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cwpo.datasets.triplets import NumberedTriplet, file_format, read_triplets
+from cwpo.datasets.triplets import RejectedRow, file_format, read_triplets
 from cwpo.errors import CwpoError, DatasetError
 from cwpo.progress import Progress
-from cwpo.types import Triplet
+from cwpo.types import ItemError, Triplet
 from cwpo_annotator import checkpoint
 from cwpo_annotator.annotator import Annotator
 from cwpo_annotator.backends.base import Backend
@@ -51,13 +50,15 @@ def quantize(annotator: str | Path, calibration: Path, output: Path, pairs: int)
         raise QuantizationError(
             f"{annotator}: int8 is for annotators of the objective bt, not {card.objective}"
         )
-    triplets = _sample(calibration, pairs)
+    triplets, problems = _sample(calibration, pairs)
     encoded = loaded.encode(triplets)
     kept = [item for item in encoded if isinstance(item, EncodedPair)]
     if len(kept) < FEWEST_PAIRS:
+        problems += [item for item in encoded if isinstance(item, ItemError)]
+        why = f"; the first that cannot: {problems[0].detail}" if problems else ""
         raise QuantizationError(
             f"--calibration {calibration}: only {len(kept)} of its triplets can be annotated, and "
-            f"the comparison needs at least {FEWEST_PAIRS}"
+            f"the comparison needs at least {FEWEST_PAIRS}{why}"
         )
     rounded = ScalarHeadBackend(
         folder, pad_token_id=encoder.pad_token_id, dtype="int8", device="cpu"
@@ -79,12 +80,20 @@ def quantize(annotator: str | Path, calibration: Path, output: Path, pairs: int)
     return check
 
 
-def _sample(path: Path, pairs: int) -> list[Triplet]:
+def _sample(path: Path, pairs: int) -> tuple[list[Triplet], list[ItemError]]:
+    """The first triplets of the file, and what is wrong with rows among them."""
+    triplets: list[Triplet] = []
+    problems: list[ItemError] = []
     try:
         with path.open("rb") as stream:
-            rows = read_triplets(stream, file_format(path))
-            good = (row.triplet for row in rows if isinstance(row, NumberedTriplet))
-            return list(islice(good, pairs))
+            for row in read_triplets(stream, file_format(path)):
+                if isinstance(row, RejectedRow):
+                    problems.append(row.error)
+                    continue
+                triplets.append(row.triplet)
+                if len(triplets) == pairs:
+                    break
+        return triplets, problems
     except OSError as error:
         raise DatasetError(f"--calibration {path}: {error.strerror}") from error
 

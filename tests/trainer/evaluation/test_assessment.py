@@ -13,6 +13,7 @@ from cwpo.commands.review import Review
 from cwpo.types import Triplet
 from cwpo_annotator import Annotator
 from cwpo_annotator.checkpoint import read_card, revisions
+from cwpo_annotator.commands import Quantize
 from cwpo_trainer.commands import Evaluate
 from cwpo_trainer.data.labelled import LabelledPair, read_pairs
 from cwpo_trainer.data.labelled_prompts import LabelledPrompts
@@ -68,6 +69,25 @@ def test_the_certificate_is_kept_and_changes_no_revision(folder, trusted, comman
     said = capsys.readouterr().out
     assert f"Usable: of the labels with a confidence above {kept['threshold']:.4g}" in said
     assert "It holds for data exchangeable with these pairs" in said
+
+
+def test_an_int8_copy_is_certified_by_its_own_confidences(
+    annotated, folder, trusted, tmp_path, command
+):
+    copy = tmp_path / "int8"
+    names = ("prompt", "response_a", "response_b")
+    surest = [{name: row[name] for name in names} for row in annotated[:200]]
+    sample = write_lines(tmp_path / "sample.jsonl", surest)
+    command(Quantize, "--annotator", folder, "--calibration", sample, "--output", copy)
+    evaluate(command, folder, trusted, "--certify")
+    command(Evaluate, "annotator", copy, "--data", trusted, "--dtype", "int8", "--certify")
+    (ours,), (exact,) = (read_card(place).certificates for place in (copy, folder))
+    rounded = Annotator.load(copy, dtype="int8").annotate(
+        [pair.triplet for pair in read_pairs(str(trusted))]
+    )
+    confidences = [label.confidence for label in rounded]
+    assert ours.threshold != exact.threshold
+    assert min(abs(each - ours.threshold) for each in confidences) < 1e-6
 
 
 def test_a_certificate_takes_the_place_of_one_that_promises_the_same(folder, trusted, command):
