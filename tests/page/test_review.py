@@ -116,6 +116,13 @@ def test_the_answers_are_downloaded(house, review):
     assert json.loads(line)["reviewer"] == "Ada"
 
 
+def test_the_list_says_how_rows_were_chosen(review):
+    page = review()
+    page.get_by_role("link", name="All reviews").click()
+    newest = page.locator("#review-list li").first
+    expect(newest).to_contain_text("10 rows below 0.9, drawn at random: the annotator has no")
+
+
 def test_texts_are_never_html(review):
     page = review()
     expect(page.locator(".question")).to_contain_text(HOSTILE)
