@@ -89,18 +89,40 @@ def test_a_killed_recipe_goes_on_with_the_next_row(place, failure, capsys):
 
 
 @pytest.mark.slow
-def test_a_command_that_runs_saves_its_checkpoint_first(place):
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_commands_that_run_save_their_checkpoints_first(place, parallel):
     write_lines(place / "data" / "hh_harmless.jsonl", pairs(4000))
-    words = [str(word) for word in ("reproduce", "table-12", *flags(place))]
-    running = subprocess.Popen([sys.executable, "-m", "cwpo", *words], start_new_session=True)
+    words = ("reproduce", "table-12", *flags(place), "--parallel", parallel)
+    command = [sys.executable, "-m", "cwpo", *map(str, words)]
+    running = subprocess.Popen(command, start_new_session=True)
     steps = place / "out" / "steps"
-    while not [*steps.glob(".*.partial/training.jsonl")]:
+    while len([*steps.glob(".*.partial/training.jsonl")]) < parallel:
         assert running.poll() is None
         time.sleep(0.05)
     running.terminate()
     assert running.wait() == 128 + signal.SIGTERM
-    (partial,) = steps.glob(".*.partial")
-    assert last_checkpoint(partial) is not None
+    partial = [*steps.glob(".*.partial")]
+    assert len(partial) == parallel
+    assert all(last_checkpoint(each) is not None for each in partial)
+
+
+@pytest.mark.slow
+def test_commands_side_by_side_give_what_they_give_alone(place, failure):
+    write_lines(place / "data" / "hh_harmless.jsonl", pairs(60))
+    found = []
+    for parallel in (1, 2):
+        words = (*flags(place), "--output", place / f"out{parallel}", "--parallel", parallel)
+        # The tiny model has two layers, of the four columns' 1, 2, 4 and 6.
+        assert "2 rows have failed" in failure(Reproduce, "table-12", *words)
+        rows = read_results(place / f"out{parallel}" / "table-12-small").rows
+        found.append([row.measured for row in rows if row.measured])
+    assert found[0] == found[1]
+    assert len(found[0]) == 2
+
+
+def test_commands_of_the_papers_scale_do_not_share_its_gpus(failure, place):
+    words = (*flags(place), "--scale", "paper", "--parallel", 2)
+    assert "--parallel is for --scale small" in failure(Reproduce, "table-12", *words)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 from cwpo.datasets.triplets import is_triplet_file
 from cwpo.errors import ConfigError
 from cwpo_trainer.reproduction.step import LocalPath
-from cwpo_trainer.run.process import use_bfloat16
+from cwpo_trainer.run.process import threads_each, use_bfloat16
 from cwpo_trainer.settings.reproduction import Reproduction, ScaleName
 
 Flags = Mapping[str, Any]
@@ -148,7 +148,9 @@ def small(settings: Reproduction) -> Scale:
         return DataSet(found, missing=f"--data has no {name}", **more)
 
     both = f"mix of {_HARMLESS} and {_HELPFUL}"
-    threads = {} if settings.threads is None else {"threads": settings.threads}
+    threads: Flags = {} if settings.threads is None else {"threads": settings.threads}
+    if not threads and settings.parallel > 1:
+        threads = {"threads": threads_each(settings.parallel)}
     return Scale(
         "small",
         weak={"OPT-125M": minilm, "Qwen2.5-0.5B": minilm},

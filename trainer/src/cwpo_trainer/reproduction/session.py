@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,12 +17,13 @@ from cwpo_trainer.report.figures import by_column
 from cwpo_trainer.reproduction.catalogue import RECIPES, recipe_named
 from cwpo_trainer.reproduction.execution import (
     STEPS,
+    Runner,
     StepError,
     ending_with_sigterm,
-    run_steps,
     shown,
 )
 from cwpo_trainer.reproduction.layout import notes, table_of
+from cwpo_trainer.reproduction.readings import Reading
 from cwpo_trainer.reproduction.recipe import Recipe, Row
 from cwpo_trainer.reproduction.results import (
     Measured,
@@ -165,12 +168,17 @@ def run_rows(recipe: Recipe, rows: Sequence[Row], settings: Reproduction) -> Non
 
     Raises: CwpoError at the end if a row has failed; what is done is kept.
     """
-    folder = _folder(recipe, settings)
+    folder, root = _folder(recipe, settings), settings.output / STEPS
     results = _started(recipe, rows, settings, read_results(folder))
-    for seed in range(settings.seeds):
-        for row in rows:
-            if row.readings is not None:
-                _measure(row, results.row(row), seed, settings.output / STEPS)
+    left = _unmeasured(rows, results, settings.seeds)
+    outcome: dict[str, StepError | None] = {}
+    steps = in_order([reading.step for each in left for reading in each.readings])
+    with closing(Runner(root, at_once=settings.parallel).run(steps)) as ended:
+        for step, error in ended:
+            outcome[step.name] = error
+            for each in [each for each in left if outcome.keys() >= set(made_by(each.readings))]:
+                left.remove(each)
+                _measure(each, results.row(each.row), outcome, root)
                 results.write(folder)
     _show(recipe, results, folder)
     failed = sum(len(row.failed) for row in results.rows)
@@ -213,21 +221,37 @@ def _started(
     return results
 
 
-def _measure(row: Row, result: RowResult, seed: int, root: Path) -> None:
-    """Run a row with one seed, unless it has been; what fails is noted, and others go on."""
-    if row.readings is None or seed in {one.seed for one in result.measured}:
+@dataclass(frozen=True)
+class _Unmeasured:
+    """A row that has no figure of a seed yet, and what that is read from."""
+
+    row: Row
+    seed: int
+    readings: Sequence[Reading]
+
+
+def _unmeasured(rows: Sequence[Row], results: Results, seeds: int) -> list[_Unmeasured]:
+    return [
+        _Unmeasured(row, seed, row.readings(seed))
+        for seed in range(seeds)
+        for row in rows
+        if row.readings is not None and seed not in {one.seed for one in results.row(row).measured}
+    ]
+
+
+def _measure(
+    one: _Unmeasured, result: RowResult, outcome: Mapping[str, StepError | None], root: Path
+) -> None:
+    """Read a figure whose steps have ended; what has failed is noted, and others go on."""
+    name = f"{one.row.name}, seed {one.seed}"
+    error = next((outcome[each] for each in made_by(one.readings) if outcome[each]), None)
+    if error is not None:
+        result.failed[one.seed] = str(error)
+        print(f"{name} has failed: {error}", flush=True)
         return
-    readings = row.readings(seed)
-    print(f"{row.name}, seed {seed}", flush=True)
-    try:
-        run_steps([reading.step for reading in readings], root)
-    except StepError as error:
-        result.failed[seed] = str(error)
-        print(f"  failed: {error}", flush=True)
-        return
-    measured = read_all(readings, seed, root)
-    result.measured = sorted([*result.measured, measured], key=lambda one: one.seed)
-    print(f"  {_told(measured)}", flush=True)
+    measured = read_all(one.readings, one.seed, root)
+    result.measured = sorted([*result.measured, measured], key=lambda each: each.seed)
+    print(f"{name}: {_told(measured)}", flush=True)
 
 
 def _told(measured: Measured) -> str:

@@ -50,6 +50,12 @@ def expect_world_size(expected: int | None) -> None:
         )
 
 
+def threads_each(processes: int) -> int:
+    """The cores of this machine for each of so many processes, one at least."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cpus or 1) // processes)
+
+
 def prepare(*, seed: int, threads: int | None) -> None:
     """Seed all random numbers, set the CPU threads, and silence output of no use to users.
 
@@ -62,8 +68,7 @@ def prepare(*, seed: int, threads: int | None) -> None:
     from transformers.utils import logging
 
     siblings = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or max(1, (cpus or 1) // siblings))
+    torch.set_num_threads(threads or threads_each(siblings))
     set_seed(seed)
     disable_progress_bars()
     # They announce what a later TRL or transformers will rename; the versions are pinned.

@@ -47,6 +47,12 @@ class Reproduction(Compute):
         Path("models"), description="Folder of the models minilm and smollm2 (`--scale small`)."
     )
     seeds: int = Field(3, ge=1, description="Number of seeds, from 0 on, to run each row with.")
+    parallel: int = Field(
+        1,
+        ge=1,
+        description="Commands that run at the same time, each with its share of the cores; two "
+        "are done earlier so than one after the other. --scale paper has one at a time.",
+    )
     output: Path = Field(
         Path("runs/reproduction"),
         description="Folder of everything that is made; recipes share what they have in common.",
@@ -74,6 +80,8 @@ class Reproduction(Compute):
     def _something_is_wanted(self) -> Self:
         if self.name is None and not self.list:
             raise ValueError("name a recipe, or see all with --list")
+        if self.parallel > 1 and self.scale == "paper":
+            raise ValueError("--parallel is for --scale small: commands would share the GPUs")
         if (self.llm_judge is None) != (self.llm_judge_model is None):
             raise ValueError("--llm-judge and --llm-judge-model need each other")
         return self
