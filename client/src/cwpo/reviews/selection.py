@@ -12,6 +12,9 @@ from cwpo.reviews.pairs import ReviewPair
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    # Of rows, each of the same width; None for a row without one.
+    Embeddings = Sequence[ArrayLike | None]
+
 _POOL = 10
 # Pairs to embed: half a minute of a small annotator on two CPU cores.
 _MOST_POOLED = 2000
@@ -31,9 +34,7 @@ def sampled(pairs: Iterable[ReviewPair], size: int) -> list[ReviewPair]:
     return [pair for _, _, pair in sorted(kept, key=lambda item: item[1])]
 
 
-def spread(
-    pairs: Sequence[ReviewPair], embeddings: Sequence[ArrayLike | None], most: int
-) -> list[ReviewPair]:
+def spread(pairs: Sequence[ReviewPair], embeddings: Embeddings, most: int) -> list[ReviewPair]:
     """Up to `most` pairs that are unlike each other, the most unlike ones first.
 
     Farthest-first traversal: it begins with the least confident pair, and goes on with the one

@@ -8,7 +8,6 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
-from cwpo_annotator.annotator import DType as AnnotatorDType
 from cwpo_trainer.settings.mixins import AnswerSampling, BadRows, Compute, DType, Settings
 from cwpo_trainer.settings.unused_flags import refuse_if_set
 
@@ -59,7 +58,7 @@ class AnnotatorEvaluation(BadRows, Compute):
         "ones, spread over the data. They are written to OUTPUT/to_label.csv, which `cwpo review "
         "import` takes back.",
     )
-    dtype: AnnotatorDType = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="Number format of the annotator; `auto` picks bfloat16 on a GPU that has it, "
         "else float32. `int8` is for copies that `cwpo quantize` has written.",

@@ -14,11 +14,10 @@ from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from threading import Lock
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow.compute as pc
 import redis
-from numpy.typing import ArrayLike
 from pydantic import BaseModel, TypeAdapter
 
 from cwpo.reviews.pairs import ReviewAnswer, ReviewPair
@@ -43,6 +42,9 @@ from cwpo_worker.reviews.review import (
     ReviewStep,
 )
 from cwpo_worker.storage.store import BlobStore
+
+if TYPE_CHECKING:
+    from cwpo.reviews.selection import Embeddings
 
 HELD_SECONDS = 600
 # Of a larger dataset, parts that are spread evenly over it.
@@ -112,7 +114,7 @@ class Reviews:
         self,
         request: ReviewRequest,
         uncertain: Sequence[ReviewPair],
-        embeddings: Sequence[ArrayLike | None] | None,
+        embeddings: Embeddings | None,
         *,
         owner: str | None,
     ) -> Review:
