@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from cwpo_trainer.reproduction.scale import (
     small,
 )
 from cwpo_trainer.reproduction.step import in_order
+from cwpo_trainer.run.folder import RunRecord
 from cwpo_trainer.settings.reproduction import Reproduction
 
 from ..samples import pairs, write_lines
@@ -198,6 +200,25 @@ def test_every_use_of_the_confidence_has_the_same_labels_start_and_steps(scales)
     assert len(set(uses)) == 6
     triplets = {step.settings["data"].step.settings["input"].step.name for step in policies}
     assert len(triplets) == 1
+
+
+def test_answers_without_a_score_are_a_share_of_all(scales):
+    row = next(
+        row
+        for row in RECIPES["contest"].rows(scales["small"])
+        if row.name.endswith("answers without a score / weight")
+    )
+    (reading,) = row.readings(0)
+    (name,) = (
+        policy.step.name
+        for policy in reading.step.settings["policy"]
+        if policy.step.label == "weight"
+    )
+    results = {"prompts": 8, "policies": {name: {"scored": 6}}}
+    record = RunRecord(
+        kind="evaluate-policy", settings={}, results=results, seconds=1, started_at=datetime.now()
+    )
+    assert reading.read(record).value == 25
 
 
 def test_policies_of_one_start_are_evaluated_together(scales):

@@ -215,7 +215,7 @@ def test_recipes_are_listed_without_data(command, capsys, monkeypatch):
     monkeypatch.delenv("CWPO_DATA_DIR", raising=False)
     command(Reproduce, "--list")
     (contest,) = (line for line in capsys.readouterr().out.splitlines() if "contest" in line)
-    assert "16 of 18" in contest
+    assert "22 of 24" in contest
 
 
 def test_what_cannot_be_run_is_refused(place, failure, tmp_path):

@@ -25,6 +25,7 @@ from cwpo_trainer.reproduction.readings import (
     accuracy_gain,
     gold_reward_accuracy,
     reward_gap,
+    unscored,
 )
 from cwpo_trainer.reproduction.recipe import Readings, Recipe, Row, rows_of
 from cwpo_trainer.reproduction.scale import Scale
@@ -43,12 +44,15 @@ _USES: Mapping[str, Mapping[str, Any]] = {
     _CERTIFIED: {"weight": "certified"},
 }
 _USE = "Use of the confidence"
-# What is read of a policy, by line: GRA, and what is gained over not using the confidence.
+# What is read of a policy, by line: GRA, the answers that cannot be scored, and what is gained over
+# not using the confidence.
 _MEASURES: Mapping[str, Callable[[Step, Output], Reading]] = {
     "GRA": gold_reward_accuracy,
+    "answers without a score": unscored,
     "GRA over not at all": accuracy_gain,
     "reward over not at all": reward_gap,
 }
+_COMPARED = {"GRA over not at all", "reward over not at all"}
 # The share of wrong labels that a certificate allows: annotators of few labels get no stricter one.
 _MAX_ERROR = {"small": 0.3, "paper": 0.2}
 _CERTIFIED_ON = 0.2
@@ -92,7 +96,7 @@ def contest(scale: Scale) -> list[Row]:
             )
             return (_MEASURES[line[1]](evaluation, used(column)),)
 
-        is_baseline = column == _UNUSED and line[1] != "GRA"
+        is_baseline = column == _UNUSED and line[1] in _COMPARED
         return "is what it is compared with" if is_baseline else read
 
     lines = {(_USE, name): (None,) * len(_USES) for name in _MEASURES}

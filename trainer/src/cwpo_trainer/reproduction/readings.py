@@ -108,6 +108,14 @@ def reward_gap(evaluation: Step, policy: Output) -> Reading:
     return Reading(evaluation, partial(_reward_gap, name=policy.step.name))
 
 
+def unscored(evaluation: Step, policy: Output) -> Reading:
+    """Share of the answers that the judge cannot score, such as empty ones, in per cent.
+
+    They lose, and the rewards that are compared are without them.
+    """
+    return Reading(evaluation, partial(_unscored, name=policy.step.name))
+
+
 def win_rate(evaluation: Step, policy: Output) -> Reading:
     """How often an LLM prefers the policy's answer to the chosen response, in per cent."""
     return Reading(evaluation, partial(_win_rate, name=policy.step.name))
@@ -134,6 +142,11 @@ def _gain(record: RunRecord, name: str) -> Figure:
 def _reward_gap(record: RunRecord, name: str) -> Figure:
     found = _of_policy(record, name)["comparison"]["reward_gap"]
     return Figure(found["value"], found["low"], found["high"])
+
+
+def _unscored(record: RunRecord, name: str) -> Figure:
+    results: Any = record.results
+    return Figure(_PERCENT * (1 - _of_policy(record, name)["scored"] / results["prompts"]))
 
 
 def _win_rate(record: RunRecord, name: str) -> Figure:
