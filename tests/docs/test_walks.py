@@ -438,8 +438,8 @@ def test_what_needs_no_model_prints_what_its_page_says(place, monkeypatch):
     (block,) = blocks("evidence.md", "sh", having="reproduce --list")
     assert "contest" in shell(block.splitlines()[0])
     results = DOCS.parent / "benchmarks" / "results" / "reproduction"
-    (shown,) = blocks("evidence.md", "sh", having="--show")
-    table = shell(shown.replace("benchmarks/results/reproduction", str(results)))
-    assert "Labels of the most confident pairs" in table
+    titles = ("Labels of the most confident pairs", "Uses of the confidence")
+    for shown, title in zip(blocks("evidence.md", "sh", having="--show"), titles, strict=True):
+        assert title in shell(shown.replace("benchmarks/results/reproduction", str(results)))
     (block,) = blocks("capacity.md", "sh", having="cwpo plan")
     assert "triplets" in shell(block)
