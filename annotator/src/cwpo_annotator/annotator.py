@@ -340,20 +340,21 @@ class Annotator:
         return isinstance(self.backend, EmbeddingBackend)
 
     def check_embeds(self) -> None:
-        """Raises: NoEmbeddingsError for an annotator without embeddings."""
-        if not self.embeds:
-            raise NoEmbeddingsError(self.backend.name)
+        """Raises: NoEmbeddingsError where `embeds` is False."""
+        self._embedder()
 
     def embed_pairs(self, pairs: Sequence[EncodedPair]) -> Scores:
         """The embedding of each pair, the mean over its texts: values of shape (n, width).
 
         Raises: NoEmbeddingsError where `embeds` is False.
         """
+        embedder = self._embedder()
+        return embedder.embed_pairs(pairs) if pairs else Scores(np.empty((0, 0), np.float32))
+
+    def _embedder(self) -> EmbeddingBackend:
         if not isinstance(self.backend, EmbeddingBackend):
             raise NoEmbeddingsError(self.backend.name)
-        if not pairs:
-            return Scores(np.empty((0, 0), np.float32))
-        return self.backend.embed_pairs(pairs)
+        return self.backend
 
     def label(
         self,

@@ -235,8 +235,9 @@ def _pairs(
 def _pairs_to_embed(
     annotator: Annotator, request: AnnotateRequest
 ) -> tuple[Sequence[EncodedPair | ItemError], Entry]:
-    encoded, entry = _pairs(annotator, request)
-    return encoded, Entry(entry.items, annotator.embed_pairs)
+    encoded = annotator.encode(request.triplets, request.truncation)
+    pairs = [item for item in encoded if isinstance(item, EncodedPair)]
+    return encoded, Entry(pairs, annotator.embed_pairs)
 
 
 def _found(
